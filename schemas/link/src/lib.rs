@@ -1,0 +1,1 @@
+//! How the contract is spoken: NATS, object store, telemetry, typed client.

@@ -1,0 +1,1 @@
+//! Read, decode, resize, augment, sample.

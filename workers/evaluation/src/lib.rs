@@ -1,0 +1,1 @@
+//! Query sets, retrieval metrics, the gate, reports.

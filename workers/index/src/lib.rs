@@ -1,0 +1,1 @@
+//! Gallery shards: files, scan, exact top-K.

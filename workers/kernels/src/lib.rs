@@ -1,0 +1,1 @@
+//! Fast CPU operations behind candle custom ops.

@@ -1,0 +1,1 @@
+//! Towers, losses, optimizers and checkpoints.
