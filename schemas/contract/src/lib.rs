@@ -1,1 +1,8 @@
-//! Messages, keys, table schemas and the ranking order: the contract between the parts.
+//! The contract between the parts of Likeness: ids, messages, codecs, subjects, object keys, table schemas,
+//! manifests and the ranking order.
+//!
+//! Pure on purpose: no clock, no I/O, no tokio, no tensors. Whatever two processes must agree on is here;
+//! how it is spoken over NATS and object storage is in `likeness-link`.
+
+pub mod ids;
+pub mod settings;

@@ -1,0 +1,247 @@
+//! Settings of models, training and evaluation, as they stand in a job's spec and in `model.json`.
+//!
+//! All of them are fully resolved when a job is accepted: nothing here is an `Option` that a worker would
+//! have to fill in by itself, so that a task computes the same wherever and whenever it runs.
+
+use serde::{Deserialize, Serialize};
+
+/// The ordered attribute names. Position `i` is attribute `i` of every vector.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Vocabulary {
+    /// Names in order, no duplicates.
+    pub names: Vec<String>,
+}
+
+impl Vocabulary {
+    /// Number of attributes, A.
+    pub fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Whether there is no attribute.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// Position of an attribute; `_`, `-` and blanks are the same and case does not matter.
+    pub fn position(&self, name: &str) -> Option<usize> {
+        let wanted = fold(name);
+        self.names.iter().position(|n| n == name).or_else(|| self.names.iter().position(|n| fold(n) == wanted))
+    }
+}
+
+fn fold(name: &str) -> String {
+    name.chars().map(|c| if c == '-' || c == ' ' { '_' } else { c.to_ascii_lowercase() }).collect()
+}
+
+/// The network that turns an image into features.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Architecture {
+    /// ResNet-18 of base width 32, for small images (64 px by default).
+    #[serde(rename = "cnn-s")]
+    CnnS,
+    /// ResNet-18 as torchvision.
+    #[serde(rename = "resnet18")]
+    ResNet18,
+    /// ResNet-50 v1.5 as torchvision.
+    #[serde(rename = "resnet50")]
+    ResNet50,
+}
+
+impl Architecture {
+    /// Every architecture with its name.
+    pub const ALL: [(&'static str, Architecture); 3] =
+        [("cnn-s", Architecture::CnnS), ("resnet18", Architecture::ResNet18), ("resnet50", Architecture::ResNet50)];
+
+    /// The name users write.
+    pub fn name(self) -> &'static str {
+        Self::ALL[self as usize].0
+    }
+
+    /// Usual side of the input in pixels.
+    pub fn default_input_px(self) -> u32 {
+        match self {
+            Self::CnnS => 64,
+            Self::ResNet18 | Self::ResNet50 => 224,
+        }
+    }
+}
+
+/// How an attribute query becomes the input of the attribute tower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QueryEncoding {
+    /// `+1` has, `-1` has not, `0` not said; masked at random in training.
+    ThreeState,
+    /// The article's own: `1` has, `0` has not or not said; never masked.
+    MultiHot,
+}
+
+/// Which part of an image is looked at before it is resized to a square.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Crop {
+    /// The largest centred square.
+    CenterSquare,
+    /// The whole image, stretched to a square.
+    Stretch,
+}
+
+/// How an image becomes the `(3, input_px, input_px)` input.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Preprocessing {
+    /// Which part is kept.
+    pub crop: Crop,
+    /// Side of the square input, pixels.
+    pub input_px: u32,
+    /// Subtracted per channel (R, G, B), after scaling to 0–1.
+    pub mean: [f32; 3],
+    /// Divided by per channel.
+    pub std: [f32; 3],
+}
+
+impl Preprocessing {
+    /// Centre square with ImageNet's mean and standard deviation.
+    pub fn imagenet(input_px: u32) -> Self {
+        Self { crop: Crop::CenterSquare, input_px, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] }
+    }
+}
+
+/// Everything that decides a model's shape and how it is used. Part of `model.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelSettings {
+    /// The image tower's backbone.
+    pub architecture: Architecture,
+    /// D, length of the embedding.
+    pub embedding_dim: u32,
+    /// Input of the attribute tower.
+    pub encoding: QueryEncoding,
+    /// Input of the image tower.
+    pub preprocessing: Preprocessing,
+}
+
+/// Shares of the three ways to choose a negative; they sum to 1.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct NegativeMix {
+    /// A random multi-hot vector: mostly easy and implausible, kept to show that.
+    pub random: f32,
+    /// The vector of another training image, different from the positive.
+    pub other: f32,
+    /// The positive with 1–3 attributes flipped; at most 1/3.
+    pub flipped: f32,
+}
+
+impl NegativeMix {
+    /// The article's mix: two of another image to one flipped.
+    pub const ARTICLE: Self = Self { random: 0.0, other: 2.0 / 3.0, flipped: 1.0 / 3.0 };
+}
+
+/// AdamW as in PyTorch (decoupled weight decay).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct AdamWSettings {
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled decay per step, times the learning rate.
+    pub weight_decay: f64,
+}
+
+/// Everything that decides a training run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainSettings {
+    /// Passes over the training split.
+    pub epochs: u32,
+    /// Triplets per step, B.
+    pub batch_size: u32,
+    /// H, optimizer steps of one round.
+    pub inner_steps: u32,
+    /// Margin m of the triplet loss.
+    pub margin: f32,
+    /// How negatives are chosen.
+    pub negatives: NegativeMix,
+    /// Share of training queries that keep only a random few of their attributes (three-state only).
+    pub masked_share: f32,
+    /// The optimizer.
+    pub optimizer: AdamWSettings,
+    /// Share of all steps in which the learning rate rises linearly from 0.
+    pub warmup_share: f32,
+    /// Mirror at random.
+    pub mirror: bool,
+    /// Crop at random: largest shift as a share of the side (0 = off).
+    pub random_crop: f32,
+    /// Evaluate the loss on the validation split after every so many rounds.
+    pub validate_every: u32,
+    /// Seed of weights, order, augmentation and negatives.
+    pub seed: u64,
+}
+
+impl Default for TrainSettings {
+    fn default() -> Self {
+        Self {
+            epochs: 15,
+            batch_size: 128,
+            inner_steps: 50,
+            margin: 0.1,
+            negatives: NegativeMix::ARTICLE,
+            masked_share: 0.9,
+            optimizer: AdamWSettings { lr: 2e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 },
+            warmup_share: 0.1,
+            mirror: true,
+            random_crop: 0.1,
+            validate_every: 1,
+            seed: 0,
+        }
+    }
+}
+
+/// Which queries an evaluation asks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvaluateSettings {
+    /// Pairs of attributes, signs at random.
+    pub pairs: u32,
+    /// Triples of attributes, signs at random.
+    pub triples: u32,
+    /// Fewest relevant items of a query.
+    pub min_relevant: u32,
+    /// Seed of the query sets and of the bootstrap.
+    pub seed: u64,
+    /// Queries per task.
+    pub queries_per_task: u32,
+}
+
+impl Default for EvaluateSettings {
+    fn default() -> Self {
+        Self { pairs: 300, triples: 300, min_relevant: 5, seed: 0, queries_per_task: 170 }
+    }
+}
+
+/// Which rows of a dataset are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Split {
+    /// For training.
+    Train,
+    /// For choosing between models.
+    Validation,
+    /// For the report.
+    Test,
+    /// All of them.
+    All,
+}
+
+impl Split {
+    /// Whether a row whose split column says `code` (0 train, 1 validation, 2 test) is meant.
+    pub fn contains(self, code: u8) -> bool {
+        match self {
+            Self::Train => code == 0,
+            Self::Validation => code == 1,
+            Self::Test => code == 2,
+            Self::All => code <= 2,
+        }
+    }
+}
