@@ -1,0 +1,349 @@
+//! Embed: images of a dataset become a gallery's shards, and the shards a generation.
+//!
+//! Images are decoded on all cores ahead of the device, which never waits for more than one batch. The same
+//! rows, model and kind of device give the same bytes: batches are cut by row number alone.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use candle_core::{Device, Tensor};
+use likeness_contract::documents::{DatasetManifest, GenerationManifest, PartEntry, ShardEntry, Skipped};
+use likeness_contract::ids::JobId;
+use likeness_contract::jobs::{EmbedStage, GenerationRef, JobSpec, JobWork, TaskOutput, task_ids};
+use likeness_contract::keys;
+use likeness_contract::settings::Split;
+use likeness_data::{Loader, Part};
+use likeness_index::{ShardRows, encode_shard};
+use tokio::sync::mpsc;
+
+use crate::cache::LoadedModel;
+use crate::error::TaskError;
+use crate::runtime::context::TaskContext;
+
+/// Images per forward pass: large enough for a full matrix product, small enough to stay in cache at 64 px.
+const BATCH_ROWS: usize = 64;
+/// Decoded batches that may wait for the device.
+const BATCHES_AHEAD: usize = 2;
+/// Largest distance of an embedding's norm from 1.
+const NORM_TOLERANCE: f64 = 1e-3;
+
+/// Embeds the rows `from..from + rows` of the selected rows of the dataset and writes them as one shard.
+pub async fn shard(
+    cx: &TaskContext,
+    model: &JobId,
+    target: &GenerationRef,
+    shard: u32,
+    from: u64,
+    rows: u32,
+) -> Result<TaskOutput, TaskError> {
+    let stage = embed_stage(cx.spec())?;
+    let dataset = cx.cache.dataset(&stage.dataset).await?;
+    let loaded = cx.cache.model(model, cx.device.device()).await?;
+    check_vocabulary(&loaded, &dataset)?;
+    let selected = select(cx, &dataset, stage.rows, from, rows).await?;
+    let (embedded, skipped) = embed(cx, &loaded, selected).await?;
+    let rows = embedded.item_ids.len();
+    if rows == 0 {
+        return Ok(TaskOutput::Shard { object: None, rows: 0, skipped });
+    }
+    let (dim, attributes) = (loaded.manifest.settings.embedding_dim as usize, dataset.vocabulary.len());
+    check_unit_rows(&embedded.embeddings, rows, dim)?;
+    let encode = move || encode_shard(&embedded, dim, attributes);
+    let bytes = tokio::task::spawn_blocking(encode).await.map_err(TaskError::transient)??;
+    let key = |digest: &_| keys::shard(&target.gallery, &target.generation, shard, digest);
+    let object = cx.create_object(key, bytes).await?;
+    Ok(TaskOutput::Shard { object: Some(object), rows: rows as u64, skipped })
+}
+
+/// Writes the generation's manifest, once every shard has its record.
+pub async fn finish(cx: &TaskContext, model: &JobId, target: &GenerationRef) -> Result<TaskOutput, TaskError> {
+    let stage = embed_stage(cx.spec())?;
+    let dataset = cx.cache.dataset(&stage.dataset).await?;
+    let loaded = cx.cache.model(model, cx.device.device()).await?;
+    let (mut shards, mut skipped) = (Vec::new(), Vec::new());
+    let planned = shard_count(stage)?;
+    for number in 0..planned {
+        let record = cx.record(&task_ids::shard(cx.job(), &target.generation, number)).await?;
+        let TaskOutput::Shard { object, rows, skipped: left_out } = record.output else {
+            return Err(TaskError::invalid(format!("the record of `{}` is not of a shard", record.task)));
+        };
+        shards.extend(object.map(|object| ShardEntry { shard: number, object, rows }));
+        skipped.extend(left_out);
+        cx.progress(u64::from(number) + 1, u64::from(planned), "shards");
+    }
+    if shards.is_empty() {
+        let total = stage.gallery_rows;
+        return Err(TaskError::invalid(format!("gallery `{}` is empty: none of {total} rows is left", stage.gallery)));
+    }
+    let manifest = GenerationManifest {
+        generation: target.clone(),
+        model: model.clone(),
+        weights: loaded.manifest.weights.digest,
+        dataset: stage.dataset.clone(),
+        rows: stage.rows,
+        embedding_dim: loaded.manifest.settings.embedding_dim,
+        vocabulary: dataset.vocabulary.clone(),
+        shards,
+        skipped,
+    };
+    let key = keys::generation_manifest(&target.gallery, &target.generation);
+    cx.ensure_leased()?;
+    cx.store.create_document(&key, &manifest).await?;
+    Ok(TaskOutput::Manifest { key })
+}
+
+fn embed_stage(spec: &JobSpec) -> Result<&EmbedStage, TaskError> {
+    match &spec.work {
+        JobWork::Embed { embed, .. } | JobWork::Pipeline { embed, .. } => Ok(embed),
+        other => Err(TaskError::invalid(format!("a job of kind `{}` embeds nothing", other.kind()))),
+    }
+}
+
+fn shard_count(stage: &EmbedStage) -> Result<u32, TaskError> {
+    let count = stage.gallery_rows.div_ceil(u64::from(stage.shard_rows.max(1)));
+    u32::try_from(count).map_err(|_| TaskError::invalid(format!("{count} shards are too many")))
+}
+
+/// Queries and labels speak of attributes by position, so model and gallery must number them alike.
+fn check_vocabulary(loaded: &LoadedModel, dataset: &DatasetManifest) -> Result<(), TaskError> {
+    if loaded.manifest.vocabulary == dataset.vocabulary {
+        return Ok(());
+    }
+    Err(TaskError::invalid(format!(
+        "model `{}` knows {} attributes that are not those of dataset `{}` version `{}` ({}): embed a dataset with the \
+         model's vocabulary",
+        loaded.manifest.model,
+        loaded.manifest.vocabulary.len(),
+        dataset.dataset.dataset,
+        dataset.dataset.version,
+        dataset.vocabulary.len(),
+    )))
+}
+
+/// A row that is to be embedded.
+struct Selected {
+    part: Arc<Part>,
+    part_number: u32,
+    row: u32,
+}
+
+/// Some of the selected rows of one part.
+#[derive(Debug, PartialEq, Eq)]
+struct Slice {
+    part: usize,
+    skip: usize,
+    take: usize,
+}
+
+/// Where the rows `from..from + rows` of a split lie. Rows past the end are not there.
+fn slices(parts: &[PartEntry], split: Split, from: u64, rows: u32) -> Vec<Slice> {
+    let end = from + u64::from(rows);
+    let mut first = 0;
+    let mut slices = Vec::new();
+    for (part, entry) in parts.iter().enumerate() {
+        let next = first + entry.rows_of(split);
+        let (start, stop) = (from.max(first), end.min(next));
+        if start < stop {
+            slices.push(Slice { part, skip: (start - first) as usize, take: (stop - start) as usize });
+        }
+        first = next;
+    }
+    slices
+}
+
+async fn select(
+    cx: &TaskContext,
+    dataset: &DatasetManifest,
+    split: Split,
+    from: u64,
+    rows: u32,
+) -> Result<Vec<Selected>, TaskError> {
+    let mut selected = Vec::with_capacity(rows as usize);
+    for Slice { part: number, skip, take } in slices(&dataset.parts, split, from, rows) {
+        let part = cx.cache.part(&dataset.parts[number], dataset.vocabulary.len()).await?;
+        let matching = (0..part.rows()).filter(|row| split.contains(part.split(*row)));
+        let before = selected.len();
+        for row in matching.skip(skip).take(take) {
+            selected.push(Selected { part: Arc::clone(&part), part_number: number as u32, row: row as u32 });
+        }
+        if selected.len() - before != take {
+            let key = &dataset.parts[number].object.key;
+            return Err(TaskError::invalid(format!("`{key}` has fewer rows of the split than its manifest says")));
+        }
+    }
+    if selected.len() != rows as usize {
+        let have = dataset.rows(split);
+        return Err(TaskError::invalid(format!("rows {from}+{rows} are asked of a gallery of {have} rows")));
+    }
+    Ok(selected)
+}
+
+/// Decoded images of consecutive selected rows.
+struct Batch {
+    /// Positions in the selection of the images that could be decoded.
+    kept: Vec<usize>,
+    /// `(kept, 3, px, px)`.
+    pixels: Vec<f32>,
+    skipped: Vec<Skipped>,
+}
+
+async fn embed(
+    cx: &TaskContext,
+    loaded: &Arc<LoadedModel>,
+    selected: Vec<Selected>,
+) -> Result<(ShardRows, Vec<Skipped>), TaskError> {
+    let preprocessing = loaded.manifest.settings.preprocessing.clone();
+    let px = preprocessing.input_px as usize;
+    let selected = Arc::new(selected);
+    let (sender, mut batches) = mpsc::channel(BATCHES_AHEAD);
+    let source = Arc::clone(&selected);
+    let decoder = tokio::task::spawn_blocking(move || decode_all(&Loader::new(&preprocessing), px, &source, &sender));
+
+    let started = Instant::now();
+    let (mut rows, mut skipped, mut done) = (empty_rows(), Vec::new(), 0);
+    while let Some(Batch { kept, pixels, skipped: left_out }) = batches.recv().await {
+        done += kept.len() + left_out.len();
+        skipped.extend(left_out);
+        if !kept.is_empty() {
+            let (model, count) = (Arc::clone(loaded), kept.len());
+            let embed = move |device: &Device| embed_batch(&model, pixels, count, px, device);
+            rows.embeddings.extend(cx.device.run(embed).await?);
+            kept.iter().for_each(|position| push_row(&mut rows, &selected[*position]));
+        }
+        let rate = done as f64 / started.elapsed().as_secs_f64().max(1e-9);
+        cx.progress(done as u64, selected.len() as u64, format!("{rate:.0} images/s"));
+    }
+    // The channel also closes when the decoder panics; its rows must not go missing in silence.
+    decoder.await.map_err(TaskError::transient)?;
+    Ok((rows, skipped))
+}
+
+/// Sends every batch, in order; ends early when nobody listens any more.
+fn decode_all(loader: &Loader, px: usize, selected: &[Selected], sender: &mpsc::Sender<Batch>) {
+    for (number, rows) in selected.chunks(BATCH_ROWS).enumerate() {
+        let batch = decode_batch(loader, px, rows, number * BATCH_ROWS);
+        if sender.blocking_send(batch).is_err() {
+            return;
+        }
+    }
+}
+
+fn decode_batch(loader: &Loader, px: usize, rows: &[Selected], first: usize) -> Batch {
+    let image_len = 3 * px * px;
+    let images: Vec<&[u8]> = rows.iter().map(|row| row.part.image(row.row as usize)).collect();
+    let mut pixels = vec![0f32; rows.len() * image_len];
+    let results = loader.load_batch(&images, &mut pixels);
+    let (mut kept, mut skipped) = (Vec::with_capacity(rows.len()), Vec::new());
+    for (position, (result, row)) in results.into_iter().zip(rows).enumerate() {
+        match result {
+            Ok(()) => {
+                pixels.copy_within(position * image_len..(position + 1) * image_len, kept.len() * image_len);
+                kept.push(first + position);
+            }
+            Err(error) => {
+                let item = row.part.item(row.row as usize).to_string();
+                skipped.push(Skipped { item, reason: error.to_string() });
+            }
+        }
+    }
+    pixels.truncate(kept.len() * image_len);
+    Batch { kept, pixels, skipped }
+}
+
+/// Pixels `(B, 3, px, px)` → embeddings `(B, D)`, row by row.
+fn embed_batch(
+    loaded: &LoadedModel,
+    pixels: Vec<f32>,
+    count: usize,
+    px: usize,
+    device: &Device,
+) -> Result<Vec<f32>, TaskError> {
+    let images = Tensor::from_vec(pixels, (count, 3, px, px), device)?;
+    let embeddings = loaded.model.embed_images(&images)?;
+    Ok(embeddings.flatten_all()?.to_vec1::<f32>()?)
+}
+
+fn empty_rows() -> ShardRows {
+    ShardRows {
+        item_ids: Vec::new(),
+        embeddings: Vec::new(),
+        labels: Vec::new(),
+        split: Vec::new(),
+        source_part: Vec::new(),
+        source_row: Vec::new(),
+        image_digest: Vec::new(),
+    }
+}
+
+/// Everything about a row but its embedding.
+fn push_row(rows: &mut ShardRows, selected: &Selected) {
+    let (part, row) = (&selected.part, selected.row as usize);
+    rows.item_ids.push(part.item(row).to_string());
+    rows.labels.extend_from_slice(part.attributes(row));
+    rows.split.push(part.split(row));
+    rows.source_part.push(selected.part_number);
+    rows.source_row.push(selected.row);
+    rows.image_digest.push(part.image_digest(row));
+}
+
+/// The worker's check of its own result: what is wrong here is the device's doing, not the input's.
+fn check_unit_rows(embeddings: &[f32], rows: usize, dim: usize) -> Result<(), TaskError> {
+    if embeddings.len() != rows * dim {
+        let text = format!("{} values were computed for {rows} embeddings of {dim}", embeddings.len());
+        return Err(TaskError::transient(text));
+    }
+    for (row, embedding) in embeddings.chunks_exact(dim).enumerate() {
+        let norm = embedding.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        // Written so that NaN fails too.
+        if !((norm - 1.0).abs() <= NORM_TOLERANCE) {
+            return Err(TaskError::transient(format!("the embedding of row {row} has norm {norm} instead of 1")));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use likeness_contract::documents::ObjectRef;
+    use likeness_contract::ids::Digest;
+
+    use super::*;
+
+    fn parts(split_rows: &[[u64; 3]]) -> Vec<PartEntry> {
+        let object = ObjectRef { key: "k".into(), digest: Digest::of(b""), bytes: 0 };
+        let entry = |rows: &[u64; 3]| PartEntry { object: object.clone(), rows: rows.iter().sum(), split_rows: *rows };
+        split_rows.iter().map(entry).collect()
+    }
+
+    #[test]
+    fn rows_of_a_split_are_found_across_parts() {
+        let parts = parts(&[[10, 0, 2], [0, 5, 0], [1, 0, 9]]);
+        let slice = |part, skip, take| Slice { part, skip, take };
+        assert_eq!(slices(&parts, Split::All, 0, 27), [slice(0, 0, 12), slice(1, 0, 5), slice(2, 0, 10)]);
+        assert_eq!(slices(&parts, Split::All, 11, 7), [slice(0, 11, 1), slice(1, 0, 5), slice(2, 0, 1)]);
+        assert_eq!(slices(&parts, Split::Test, 1, 4), [slice(0, 1, 1), slice(2, 0, 3)]);
+        assert_eq!(slices(&parts, Split::Test, 11, 4), []);
+    }
+
+    #[test]
+    fn consecutive_tasks_take_every_row_once() {
+        let parts = parts(&[[3, 1, 2], [0, 0, 0], [5, 5, 1], [0, 4, 0]]);
+        let total: u64 = parts.iter().map(|part| part.rows).sum();
+        let taken = (0..total.div_ceil(4)).flat_map(|task| {
+            let rows = 4.min(total - task * 4) as u32;
+            slices(&parts, Split::All, task * 4, rows)
+        });
+        let rows = taken.flat_map(|Slice { part, skip, take }| (skip..skip + take).map(move |row| (part, row)));
+        let every = parts.iter().enumerate().flat_map(|(part, entry)| (0..entry.rows as usize).map(move |r| (part, r)));
+        assert!(rows.eq(every));
+    }
+
+    #[test]
+    fn a_result_that_is_not_finite_or_not_unit_is_refused() {
+        assert!(check_unit_rows(&[0.6, 0.8, 1.0, 0.0], 2, 2).is_ok());
+        for bad in [[f32::NAN, 0.0], [f32::INFINITY, 0.0], [0.6, 0.7], [0.0, 0.0]] {
+            assert!(check_unit_rows(&bad, 1, 2).is_err(), "{bad:?}");
+        }
+        assert!(check_unit_rows(&[1.0, 0.0, 1.0], 2, 2).is_err());
+    }
+}
