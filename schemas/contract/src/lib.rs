@@ -4,5 +4,15 @@
 //! Pure on purpose: no clock, no I/O, no tokio, no tensors. Whatever two processes must agree on is here;
 //! how it is spoken over NATS and object storage is in `likeness-link`.
 
+pub mod codec;
+pub mod documents;
 pub mod ids;
+pub mod jobs;
+pub mod keys;
+pub mod messages;
+pub mod names;
+pub mod ranking;
+pub mod search;
 pub mod settings;
+pub mod subjects;
+pub mod tables;

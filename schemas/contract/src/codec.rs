@@ -1,0 +1,245 @@
+//! How a message becomes bytes: an envelope with type and version around bincode 2 or JSON.
+//!
+//! Inside the system messages travel as bincode; every public request, reply and every stored document can
+//! be JSON. So no shared type may use what bincode cannot carry (`flatten`, `untagged`, internally tagged
+//! enums, `skip_serializing_if`). A version rises when a field is added or changed; every past version
+//! decodes for ever (`Message::upgrade`, golden files under `schemas/golden`).
+//!
+//! Bincode form: the four bytes `LKN1`, the header (name, version), the body, nothing after it.
+//! JSON form: `{"message": name, "version": n, "body": …}`.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+/// Most bytes that are decoded as one message: the broker's default payload limit.
+pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
+/// Most bytes that are decoded as one stored JSON document.
+pub const MAX_DOCUMENT_BYTES: usize = 256 << 20;
+const MAGIC: &[u8; 4] = b"LKN1";
+
+/// Something that travels or is stored inside an envelope.
+pub trait Message: Serialize + DeserializeOwned {
+    /// Name in the envelope.
+    const NAME: &'static str;
+    /// Newest version that this program writes and reads.
+    const VERSION: u16;
+
+    /// Reads a body of an older version; `decode` calls it for `version < VERSION` only.
+    fn upgrade(version: u16, _body: OldBody<'_>) -> Result<Self, CodecError> {
+        Err(CodecError::Malformed { message: Self::NAME, detail: format!("version {version} was never written") })
+    }
+}
+
+/// The undecoded body of a message of an older version.
+#[derive(Debug)]
+pub enum OldBody<'a> {
+    /// Bincode bytes after the header.
+    Bincode(&'a [u8]),
+    /// The `body` of the JSON envelope.
+    Json(serde_json::Value),
+}
+
+/// One of the two forms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    /// Compact; between our own processes.
+    Bincode,
+    /// For other programs and for stored documents.
+    Json,
+}
+
+impl Encoding {
+    /// Value of the `content-type` header.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Bincode => "application/x-likeness",
+            Self::Json => "application/json",
+        }
+    }
+
+    /// The form that a `content-type` header names; bincode without one, unless the bytes start with `{`.
+    pub fn detect(content_type: Option<&str>, bytes: &[u8]) -> Self {
+        match content_type {
+            Some(value) if value.starts_with("application/json") => Self::Json,
+            None if bytes.first() == Some(&b'{') => Self::Json,
+            _ => Self::Bincode,
+        }
+    }
+}
+
+/// Why bytes are no message. Kinds differ in what the receiver does.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CodecError {
+    /// The bytes will never decode: drop them.
+    #[error("malformed `{message}`: {detail}")]
+    Malformed {
+        /// Message that was expected.
+        message: &'static str,
+        /// What is wrong.
+        detail: String,
+    },
+    /// A newer program wrote it: give it back for an upgraded receiver.
+    #[error("`{message}` has version {found}, this program knows up to {known}: upgrade it")]
+    Newer {
+        /// Message that was expected.
+        message: &'static str,
+        /// Version in the envelope.
+        found: u16,
+        /// Newest version known here.
+        known: u16,
+    },
+    /// Over the limit for one message.
+    #[error("`{message}` of {bytes} bytes is over the limit of {limit}")]
+    TooLarge {
+        /// Message concerned.
+        message: &'static str,
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    name: String,
+    version: u16,
+}
+
+#[derive(Serialize)]
+struct JsonEnvelope<'a, T> {
+    message: &'a str,
+    version: u16,
+    body: &'a T,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct JsonEnvelopeIn {
+    message: String,
+    version: u16,
+    body: serde_json::Value,
+}
+
+fn bincode_config() -> bincode::config::Configuration<
+    bincode::config::LittleEndian,
+    bincode::config::Varint,
+    bincode::config::Limit<MAX_MESSAGE_BYTES>,
+> {
+    bincode::config::standard().with_limit::<MAX_MESSAGE_BYTES>()
+}
+
+/// Message → bytes. Fails with `TooLarge` over [`MAX_MESSAGE_BYTES`].
+pub fn encode<M: Message>(message: &M, encoding: Encoding) -> Result<Vec<u8>, CodecError> {
+    let malformed = |detail: String| CodecError::Malformed { message: M::NAME, detail };
+    let bytes = match encoding {
+        Encoding::Bincode => {
+            let header = Header { name: M::NAME.into(), version: M::VERSION };
+            let config = bincode::config::standard();
+            let mut bytes = MAGIC.to_vec();
+            bytes.extend(bincode::serde::encode_to_vec(&header, config).map_err(|e| malformed(e.to_string()))?);
+            bytes.extend(bincode::serde::encode_to_vec(message, config).map_err(|e| malformed(e.to_string()))?);
+            bytes
+        }
+        Encoding::Json => {
+            let envelope = JsonEnvelope { message: M::NAME, version: M::VERSION, body: message };
+            serde_json::to_vec(&envelope).map_err(|e| malformed(e.to_string()))?
+        }
+    };
+    within_limit::<M>(&bytes, MAX_MESSAGE_BYTES)?;
+    Ok(bytes)
+}
+
+/// Bytes → message. Memory is bounded by [`MAX_MESSAGE_BYTES`] whatever the bytes say.
+pub fn decode<M: Message>(bytes: &[u8], encoding: Encoding) -> Result<M, CodecError> {
+    within_limit::<M>(bytes, MAX_MESSAGE_BYTES)?;
+    match encoding {
+        Encoding::Bincode => decode_bincode(bytes),
+        Encoding::Json => decode_json(bytes),
+    }
+}
+
+/// Message → indented JSON for an object in the store; ends with a newline. No size limit.
+pub fn encode_document<M: Message>(message: &M) -> Vec<u8> {
+    let envelope = JsonEnvelope { message: M::NAME, version: M::VERSION, body: message };
+    let mut bytes = serde_json::to_vec_pretty(&envelope).expect("contract types serialise to JSON");
+    bytes.push(b'\n');
+    bytes
+}
+
+/// Reads what [`encode_document`] wrote; at most [`MAX_DOCUMENT_BYTES`].
+pub fn decode_document<M: Message>(bytes: &[u8]) -> Result<M, CodecError> {
+    within_limit::<M>(bytes, MAX_DOCUMENT_BYTES)?;
+    decode_json(bytes)
+}
+
+fn within_limit<M: Message>(bytes: &[u8], limit: usize) -> Result<(), CodecError> {
+    if bytes.len() <= limit {
+        return Ok(());
+    }
+    Err(CodecError::TooLarge { message: M::NAME, bytes: bytes.len(), limit })
+}
+
+fn check_header<M: Message>(name: &str, version: u16) -> Result<(), CodecError> {
+    if name != M::NAME {
+        let detail = format!("the envelope says `{}`", name.chars().take(60).collect::<String>());
+        return Err(CodecError::Malformed { message: M::NAME, detail });
+    }
+    if version > M::VERSION {
+        return Err(CodecError::Newer { message: M::NAME, found: version, known: M::VERSION });
+    }
+    Ok(())
+}
+
+fn decode_bincode<M: Message>(bytes: &[u8]) -> Result<M, CodecError> {
+    let malformed = |detail: String| CodecError::Malformed { message: M::NAME, detail };
+    let rest = bytes.strip_prefix(MAGIC).ok_or_else(|| malformed("no `LKN1` at its start".into()))?;
+    let (header, used): (Header, usize) =
+        bincode::serde::decode_from_slice(rest, bincode_config()).map_err(|e| malformed(e.to_string()))?;
+    check_header::<M>(&header.name, header.version)?;
+    let body = &rest[used..];
+    if header.version < M::VERSION {
+        return M::upgrade(header.version, OldBody::Bincode(body));
+    }
+    let (message, used): (M, usize) =
+        bincode::serde::decode_from_slice(body, bincode_config()).map_err(|e| malformed(e.to_string()))?;
+    if used != body.len() {
+        return Err(malformed(format!("{} bytes after its end", body.len() - used)));
+    }
+    Ok(message)
+}
+
+fn decode_json<M: Message>(bytes: &[u8]) -> Result<M, CodecError> {
+    let malformed = |e: serde_json::Error| CodecError::Malformed { message: M::NAME, detail: e.to_string() };
+    let envelope: JsonEnvelopeIn = serde_json::from_slice(bytes).map_err(malformed)?;
+    check_header::<M>(&envelope.message, envelope.version)?;
+    if envelope.version < M::VERSION {
+        return M::upgrade(envelope.version, OldBody::Json(envelope.body));
+    }
+    serde_json::from_value(envelope.body).map_err(malformed)
+}
+
+/// Serde form of raw bytes: base64 in JSON, as they are in bincode.
+pub mod raw_bytes {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+    /// Writes the bytes.
+    pub fn serialize<S: Serializer>(bytes: &Vec<u8>, serializer: S) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            serializer.serialize_str(&STANDARD.encode(bytes))
+        } else {
+            bytes.serialize(serializer)
+        }
+    }
+
+    /// Reads the bytes.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        if deserializer.is_human_readable() {
+            let text = String::deserialize(deserializer)?;
+            STANDARD.decode(text.as_bytes()).map_err(|e| D::Error::custom(format!("not base64: {e}")))
+        } else {
+            Vec::deserialize(deserializer)
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Manifests and releases: JSON documents that make data complete and visible.
+
+use serde::{Deserialize, Serialize};
+
+use crate::codec::Message;
+use crate::ids::{Digest, JobId, Name};
+use crate::jobs::{DatasetRef, GenerationRef};
+use crate::settings::{EvaluateSettings, ModelSettings, Split, TrainSettings, Vocabulary};
+
+/// An object with the digest of its content; readers check it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectRef {
+    /// Its key.
+    pub key: String,
+    /// SHA-256 of its bytes.
+    pub digest: Digest,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// A row that was left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// Its item id.
+    pub item: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// `datasets/<dataset>/<version>/manifest.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DatasetManifest {
+    /// Name and version.
+    pub dataset: DatasetRef,
+    /// Attributes.
+    pub vocabulary: Vocabulary,
+    /// Parts in order; a row's number in the dataset counts through them.
+    pub parts: Vec<PartEntry>,
+    /// Rows left out, with reasons.
+    pub skipped: Vec<Skipped>,
+    /// Things the user should know.
+    pub warnings: Vec<String>,
+}
+
+impl Message for DatasetManifest {
+    const NAME: &'static str = "dataset-manifest";
+    const VERSION: u16 = 1;
+}
+
+impl DatasetManifest {
+    /// Rows of a split.
+    pub fn rows(&self, split: Split) -> u64 {
+        self.parts.iter().map(|part| part.rows_of(split)).sum()
+    }
+}
+
+/// A part of a dataset.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartEntry {
+    /// The file.
+    pub object: ObjectRef,
+    /// Rows in it.
+    pub rows: u64,
+    /// Rows per split: train, validation, test.
+    pub split_rows: [u64; 3],
+}
+
+impl PartEntry {
+    /// Rows of a split.
+    pub fn rows_of(&self, split: Split) -> u64 {
+        (0u8..3).filter(|code| split.contains(*code)).map(|code| self.split_rows[usize::from(code)]).sum()
+    }
+}
+
+/// `models/<model>/model.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelManifest {
+    /// The training job.
+    pub model: JobId,
+    /// Shape and input.
+    pub settings: ModelSettings,
+    /// How it was trained.
+    pub train: TrainSettings,
+    /// Attributes that the query tower knows.
+    pub vocabulary: Vocabulary,
+    /// What it was trained on.
+    pub dataset: DatasetRef,
+    /// Weights and batch-norm statistics, safetensors.
+    pub weights: ObjectRef,
+    /// The last checkpoint, with optimizer state.
+    pub checkpoint: ObjectRef,
+    /// Distance that the model was trained with and that ranks: always `euclidean`.
+    pub distance: String,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Loss on the validation split at the end.
+    pub validation_loss: Option<f64>,
+    /// Figures of all steps.
+    pub training: ObjectRef,
+    /// The same for TensorBoard.
+    pub tensorboard: ObjectRef,
+}
+
+impl Message for ModelManifest {
+    const NAME: &'static str = "model";
+    const VERSION: u16 = 1;
+}
+
+/// `galleries/<gallery>/<generation>/manifest.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GenerationManifest {
+    /// Gallery and generation.
+    pub generation: GenerationRef,
+    /// The model that embedded it.
+    pub model: JobId,
+    /// Digest of its weights.
+    pub weights: Digest,
+    /// The images.
+    pub dataset: DatasetRef,
+    /// Rows of the dataset that are in the gallery.
+    pub rows: Split,
+    /// D.
+    pub embedding_dim: u32,
+    /// Attributes of the stored labels.
+    pub vocabulary: Vocabulary,
+    /// Shards in order.
+    pub shards: Vec<ShardEntry>,
+    /// Rows left out.
+    pub skipped: Vec<Skipped>,
+}
+
+impl Message for GenerationManifest {
+    const NAME: &'static str = "generation";
+    const VERSION: u16 = 1;
+}
+
+impl GenerationManifest {
+    /// Rows of all shards.
+    pub fn total_rows(&self) -> u64 {
+        self.shards.iter().map(|shard| shard.rows).sum()
+    }
+}
+
+/// A shard of a generation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardEntry {
+    /// Its number.
+    pub shard: u32,
+    /// The file.
+    pub object: ObjectRef,
+    /// Rows in it.
+    pub rows: u64,
+}
+
+/// `reports/<report>/manifest.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReportManifest {
+    /// The job that made it.
+    pub report: JobId,
+    /// What was evaluated.
+    pub generation: GenerationRef,
+    /// Its model.
+    pub model: JobId,
+    /// Items that were searched.
+    pub rows: Split,
+    /// How many.
+    pub items: u64,
+    /// Query sets.
+    pub settings: EvaluateSettings,
+    /// The figures.
+    pub json: ObjectRef,
+    /// Per query.
+    pub queries: ObjectRef,
+    /// For people.
+    pub html: ObjectRef,
+    /// The headline table.
+    pub headline: Vec<HeadlineRow>,
+}
+
+impl Message for ReportManifest {
+    const NAME: &'static str = "report-manifest";
+    const VERSION: u16 = 1;
+}
+
+/// Means over a query set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HeadlineRow {
+    /// `singles`, `pairs`, `triples`.
+    pub set: String,
+    /// Queries in it.
+    pub queries: u32,
+    /// Mean average precision.
+    pub map: f64,
+    /// Mean of the share of relevant items: what a random order would reach in the mean.
+    pub chance: f64,
+    /// Mean P@1, P@5, P@10, P@100.
+    pub p_at: [f64; 4],
+}
+
+/// `releases/<alias>/NNNNNNNN.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Release {
+    /// The alias.
+    pub alias: Name,
+    /// From 1, without gaps.
+    pub number: u64,
+    /// The job that made it; none for one made by hand.
+    pub job: Option<JobId>,
+    /// The release that it was compared with and replaced.
+    pub replaces: Option<u64>,
+    /// The older release that it brings back.
+    pub rolls_back_to: Option<u64>,
+    /// Embeds the queries.
+    pub model: JobId,
+    /// Answers them.
+    pub generation: GenerationRef,
+    /// The report.
+    pub report: Option<JobId>,
+    /// What the gate said.
+    pub gate: Option<GateDecision>,
+    /// When, milliseconds since 1970.
+    pub created_ms: u64,
+    /// For instance that no searcher was running.
+    pub warnings: Vec<String>,
+}
+
+impl Message for Release {
+    const NAME: &'static str = "release";
+    const VERSION: u16 = 1;
+}
+
+/// What the gate decided, with its numbers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GateDecision {
+    /// Whether the release may be promoted.
+    pub passed: bool,
+    /// The release compared with; none: compared with chance.
+    pub baseline: Option<u64>,
+    /// Mean AP of the new generation over the pooled queries.
+    pub candidate_map: f64,
+    /// Mean AP of the baseline, or mean chance.
+    pub baseline_map: f64,
+    /// Mean paired difference.
+    pub difference: f64,
+    /// Its 95 % bootstrap interval.
+    pub interval: [f64; 2],
+    /// Pooled queries.
+    pub queries: u32,
+}

@@ -1,0 +1,128 @@
+//! Object keys: where every durable thing lies in the store.
+//!
+//! Fixed keys (specs, plans, runs, records, manifests, outcomes, releases) are created once by whoever comes
+//! first. All other keys carry the digest of their content, so that two attempts never overwrite each other.
+
+use crate::ids::{Digest, JobId, Name, RunNumber, TaskId};
+
+/// `jobs/`: every job lies below it.
+pub const JOBS: &str = "jobs";
+/// `datasets/`: every dataset lies below it.
+pub const DATASETS: &str = "datasets";
+/// `releases/`: every alias lies below it.
+pub const RELEASES: &str = "releases";
+
+/// The job's resolved spec.
+pub fn job_spec(job: &JobId) -> String {
+    format!("jobs/{job}/spec.json")
+}
+
+/// The job's plan.
+pub fn job_plan(job: &JobId) -> String {
+    format!("jobs/{job}/plan.json")
+}
+
+/// One run of a job: its existence opens the run.
+pub fn job_run(job: &JobId, run: RunNumber) -> String {
+    format!("jobs/{job}/runs/{:05}.json", run.0)
+}
+
+/// All runs of a job lie below it.
+pub fn job_runs(job: &JobId) -> String {
+    format!("jobs/{job}/runs")
+}
+
+/// The record of a task: its existence means success.
+pub fn task_record(job: &JobId, task: &TaskId) -> String {
+    format!("jobs/{job}/tasks/{task}.json")
+}
+
+/// All records of a job lie below it.
+pub fn task_records(job: &JobId) -> String {
+    format!("jobs/{job}/tasks")
+}
+
+/// The outcome of a run: its existence closes the run.
+pub fn job_outcome(job: &JobId, run: RunNumber) -> String {
+    format!("jobs/{job}/outcomes/{:05}.json", run.0)
+}
+
+/// All outcomes of a job lie below it.
+pub fn job_outcomes(job: &JobId) -> String {
+    format!("jobs/{job}/outcomes")
+}
+
+/// Data that tasks of a job hand to later tasks: `what` names it.
+pub fn job_data(job: &JobId, what: &str, digest: &Digest, extension: &str) -> String {
+    format!("jobs/{job}/data/{what}-{}.{extension}", digest.short())
+}
+
+/// One part of a dataset version.
+pub fn dataset_part(dataset: &Name, version: &JobId, part: u32, digest: &Digest) -> String {
+    format!("datasets/{dataset}/{version}/part-{part:05}-{}.parquet", digest.short())
+}
+
+/// The manifest of a dataset version.
+pub fn dataset_manifest(dataset: &Name, version: &JobId) -> String {
+    format!("datasets/{dataset}/{version}/manifest.json")
+}
+
+/// One checkpoint: `round` rounds are behind it.
+pub fn checkpoint(model: &JobId, round: u32, digest: &Digest) -> String {
+    format!("models/{model}/rounds/{round:05}-{}.safetensors", digest.short())
+}
+
+/// The weights of a finished model, without optimizer state.
+pub fn weights(model: &JobId, digest: &Digest) -> String {
+    format!("models/{model}/weights-{}.safetensors", digest.short())
+}
+
+/// The training figures of all steps.
+pub fn training_metrics(model: &JobId, digest: &Digest) -> String {
+    format!("models/{model}/training-{}.parquet", digest.short())
+}
+
+/// The same figures for TensorBoard; the name is one that TensorBoard recognises.
+pub fn tensorboard_events(model: &JobId, digest: &Digest) -> String {
+    format!("models/{model}/events.out.tfevents.{}", digest.short())
+}
+
+/// The description of a finished model.
+pub fn model_manifest(model: &JobId) -> String {
+    format!("models/{model}/model.json")
+}
+
+/// One gallery shard.
+pub fn shard(gallery: &Name, generation: &JobId, shard: u32, digest: &Digest) -> String {
+    format!("galleries/{gallery}/{generation}/shard-{shard:05}-{}.parquet", digest.short())
+}
+
+/// The manifest of a generation.
+pub fn generation_manifest(gallery: &Name, generation: &JobId) -> String {
+    format!("galleries/{gallery}/{generation}/manifest.json")
+}
+
+/// A file of a report: `report-<digest>.json`, `queries-<digest>.parquet`, `report-<digest>.html`.
+pub fn report_file(report: &JobId, what: &str, digest: &Digest, extension: &str) -> String {
+    format!("reports/{report}/{what}-{}.{extension}", digest.short())
+}
+
+/// The manifest of a report.
+pub fn report_manifest(report: &JobId) -> String {
+    format!("reports/{report}/manifest.json")
+}
+
+/// One release of an alias.
+pub fn release(alias: &Name, number: u64) -> String {
+    format!("releases/{alias}/{number:08}.json")
+}
+
+/// All releases of an alias lie below it.
+pub fn releases(alias: &Name) -> String {
+    format!("releases/{alias}")
+}
+
+/// The number in the last part of a fixed key such as `…/runs/00002.json`.
+pub fn number_of(key: &str) -> Option<u64> {
+    key.rsplit('/').next()?.strip_suffix(".json")?.parse().ok()
+}

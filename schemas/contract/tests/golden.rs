@@ -1,0 +1,539 @@
+//! Every message as it is written today equals its golden file, and every golden file ever written decodes.
+//!
+//! `schemas/golden/<message>/v<version>-<case>.{json,bin}`. After a version was raised, `LIKENESS_GOLDEN=write
+//! cargo test -p likeness-contract --test golden` adds the new version's files; it never touches one that exists.
+
+use std::fmt::Debug;
+use std::path::{Path, PathBuf};
+
+use likeness_contract::codec::{Encoding, Message, decode, decode_document, encode, encode_document};
+use likeness_contract::documents::*;
+use likeness_contract::ids::*;
+use likeness_contract::jobs::*;
+use likeness_contract::messages::*;
+use likeness_contract::ranking::Candidate;
+use likeness_contract::search::*;
+use likeness_contract::settings::*;
+use likeness_contract::tables;
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../golden")
+}
+
+fn writing() -> bool {
+    std::env::var("LIKENESS_GOLDEN").is_ok_and(|v| v == "write")
+}
+
+/// Compares `bytes` with the file, or writes the file if asked and not there.
+fn compare(path: &Path, bytes: &[u8]) {
+    if writing() && !path.exists() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+    let golden = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    assert!(
+        golden == bytes,
+        "{} differs from what is written today: raise the version and keep the old form readable\n{}",
+        path.display(),
+        String::from_utf8_lossy(bytes)
+    );
+}
+
+fn check<M: Message + Debug + PartialEq>(case: &str, message: &M) {
+    let stem = folder().join(M::NAME).join(format!("v{}-{case}", M::VERSION));
+    let json = encode_document(message);
+    compare(&stem.with_extension("json"), &json);
+    assert_eq!(&decode_document::<M>(&json).unwrap(), message);
+    let compact = encode(message, Encoding::Json).unwrap();
+    assert_eq!(&decode::<M>(&compact, Encoding::Json).unwrap(), message);
+    let binary = encode(message, Encoding::Bincode).unwrap();
+    compare(&stem.with_extension("bin"), &binary);
+    assert_eq!(&decode::<M>(&binary, Encoding::Bincode).unwrap(), message);
+    every_past_version_decodes::<M>();
+}
+
+fn every_past_version_decodes<M: Message>() {
+    for entry in std::fs::read_dir(folder().join(M::NAME)).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = std::fs::read(&path).unwrap();
+        let result = match path.extension().and_then(|e| e.to_str()) {
+            Some("json") => decode_document::<M>(&bytes).map(drop),
+            Some("bin") => decode::<M>(&bytes, Encoding::Bincode).map(drop),
+            _ => panic!("{}: neither .json nor .bin", path.display()),
+        };
+        result.unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    }
+}
+
+fn job(id: &str) -> JobId {
+    JobId::new(id).unwrap()
+}
+
+fn name(text: &str) -> Name {
+    Name::new(text).unwrap()
+}
+
+fn worker() -> WorkerId {
+    WorkerId::new("worker-1").unwrap()
+}
+
+fn task(id: &str) -> TaskId {
+    TaskId::new(id).unwrap()
+}
+
+fn object(key: &str) -> ObjectRef {
+    ObjectRef { key: key.into(), digest: Digest::of(key.as_bytes()), bytes: 123_456 }
+}
+
+fn vocabulary() -> Vocabulary {
+    Vocabulary { names: vec!["Smiling".into(), "Male".into()] }
+}
+
+fn dataset() -> DatasetRef {
+    DatasetRef { dataset: name("celeba"), version: job("ingest-1") }
+}
+
+fn generation() -> GenerationRef {
+    GenerationRef { gallery: name("faces"), generation: job("pipeline-1") }
+}
+
+fn model() -> ModelSettings {
+    ModelSettings {
+        architecture: Architecture::CnnS,
+        embedding_dim: 300,
+        encoding: QueryEncoding::ThreeState,
+        preprocessing: Preprocessing::imagenet(64),
+    }
+}
+
+fn train_stage() -> TrainStage {
+    TrainStage {
+        dataset: dataset(),
+        vocabulary: vocabulary(),
+        model: model(),
+        train: TrainSettings::default(),
+        train_rows: 7_338,
+        validation_rows: 879,
+    }
+}
+
+fn embed_stage() -> EmbedStage {
+    EmbedStage { gallery: name("faces"), dataset: dataset(), rows: Split::All, gallery_rows: 9_032, shard_rows: 2_048 }
+}
+
+fn evaluate_stage() -> EvaluateStage {
+    EvaluateStage { rows: Split::Test, settings: EvaluateSettings::default() }
+}
+
+fn pipeline(baseline: Option<Baseline>) -> JobSpec {
+    let work = JobWork::Pipeline {
+        train: train_stage(),
+        embed: embed_stage(),
+        evaluate: evaluate_stage(),
+        alias: name("main"),
+        baseline,
+    };
+    JobSpec { work, device: DeviceClass::Cuda, priority: Priority::Lo }
+}
+
+fn gate(passed: bool) -> GateDecision {
+    GateDecision {
+        passed,
+        baseline: passed.then_some(3),
+        candidate_map: 0.6125,
+        baseline_map: 0.6,
+        difference: 0.0125,
+        interval: [0.004, 0.02],
+        queries: 680,
+    }
+}
+
+fn headline() -> Vec<HeadlineRow> {
+    vec![HeadlineRow { set: "singles".into(), queries: 80, map: 0.66, chance: 0.5, p_at: [1.0, 0.9, 0.85, 0.7] }]
+}
+
+fn skipped() -> Vec<Skipped> {
+    vec![Skipped { item: "000007.jpg".into(), reason: "truncated".into() }]
+}
+
+fn failure() -> TaskFailure {
+    TaskFailure { task: task("shard-00002"), error: "weights `…` are gone".into(), reported: 5, silent: 1 }
+}
+
+#[test]
+fn specs_and_plans() {
+    let baseline = Baseline { release: 3, model: job("pipeline-0"), generation: generation(), embed: true };
+    check("pipeline", &pipeline(Some(baseline)));
+    check("first-pipeline", &pipeline(None));
+    let source = IngestSource::Celeba { dir: "/data/celeba".into() };
+    let ingest = JobWork::Ingest { dataset: name("celeba"), source, part_rows: 4_096 };
+    check("ingest", &JobSpec { work: ingest, device: DeviceClass::Any, priority: Priority::Hi });
+    let source = IngestSource::Parquet { files: vec!["a.parquet".into()] };
+    let ingest = JobWork::Ingest { dataset: name("celeba"), source, part_rows: 4_096 };
+    check("ingest-parquet", &JobSpec { work: ingest, device: DeviceClass::Any, priority: Priority::Hi });
+    let work = JobWork::Train(train_stage());
+    check("train", &JobSpec { work, device: DeviceClass::Cpu, priority: Priority::Lo });
+    let work = JobWork::Embed { model: job("train-1"), embed: embed_stage() };
+    check("embed", &JobSpec { work, device: DeviceClass::Metal, priority: Priority::Lo });
+    let work = JobWork::Evaluate { generation: generation(), evaluate: evaluate_stage() };
+    check("evaluate", &JobSpec { work, device: DeviceClass::Any, priority: Priority::Lo });
+
+    let planned = |id: TaskId, work| PlannedTask { id, work };
+    let scan = planned(task_ids::scan(), TaskWork::IngestScan);
+    let stages = vec![
+        Stage { name: "scan".into(), after: vec![], tasks: vec![scan], expands: None },
+        Stage { name: "parts".into(), after: vec![0], tasks: vec![], expands: Some(task_ids::scan()) },
+    ];
+    check("ingest", &Plan { stages });
+}
+
+#[test]
+fn task_messages() {
+    let target = generation();
+    let works = [
+        ("scan", TaskWork::IngestScan),
+        ("part", TaskWork::IngestPart { part: 1, from: 4_096, rows: 4_096 }),
+        ("dataset", TaskWork::IngestFinish),
+        ("init", TaskWork::TrainInit),
+        ("slot", TaskWork::TrainSlot { round: 3, slot: 0, first_step: 150, steps: 50 }),
+        ("outer", TaskWork::TrainOuter { round: 3 }),
+        ("model", TaskWork::TrainFinish),
+        ("shard", TaskWork::EmbedShard { model: job("m"), target: target.clone(), shard: 2, from: 4_096, rows: 10 }),
+        ("generation", TaskWork::EmbedFinish { model: job("m"), target: target.clone() }),
+        ("queries", TaskWork::EvaluateQueries { generation: target.clone() }),
+        ("range", TaskWork::EvaluateRange { generation: target.clone(), from: 170, queries: 170 }),
+        ("report", TaskWork::EvaluateFinish { generation: target }),
+        ("gate", TaskWork::Gate),
+    ];
+    for (case, work) in works {
+        check(case, &TaskMessage { job: job("pipeline-1"), run: RunNumber(2), task: task(case), work });
+    }
+}
+
+#[test]
+fn records_runs_and_outcomes() {
+    let outputs = [
+        (
+            "scan",
+            TaskOutput::Scan {
+                rows_object: object("jobs/i/data/rows-0.parquet"),
+                rows: 9_032,
+                vocabulary: vocabulary(),
+                warnings: vec!["column `x` is no label".into()],
+            },
+        ),
+        (
+            "part",
+            TaskOutput::Part {
+                object: Some(object("datasets/d/v/part-00000-0.parquet")),
+                rows: 4_095,
+                split_rows: [3_000, 595, 500],
+                skipped: skipped(),
+            },
+        ),
+        (
+            "checkpoint",
+            TaskOutput::Checkpoint {
+                step: 200,
+                object: object("models/m/rounds/00004-0.safetensors"),
+                metrics: Some(object("models/m/rounds/figures-0.parquet")),
+                loss: Some(0.081),
+                validation_loss: None,
+                images_per_second: Some(412.5),
+                wait_share: Some(0.01),
+            },
+        ),
+        ("manifest", TaskOutput::Manifest { key: "datasets/d/v/manifest.json".into() }),
+        (
+            "shard",
+            TaskOutput::Shard { object: Some(object("galleries/g/n/shard-0.parquet")), rows: 9, skipped: vec![] },
+        ),
+        ("queries", TaskOutput::Queries { object: object("jobs/e/data/queries-0.json"), queries: 680 }),
+        ("scores", TaskOutput::Scores { object: object("jobs/e/data/scores-0.parquet"), from: 0, queries: 170 }),
+        ("report", TaskOutput::Report { key: "reports/r/manifest.json".into(), headline: headline() }),
+        ("gate", TaskOutput::Gate(gate(true))),
+    ];
+    for (case, output) in outputs {
+        let record = TaskRecord {
+            job: job("j"),
+            run: RunNumber(1),
+            task: task(case),
+            worker: worker(),
+            attempt: 2,
+            started_ms: 1_700_000_000_000,
+            finished_ms: 1_700_000_060_000,
+            device_ms: 55_000,
+            output,
+        };
+        check(case, &record);
+    }
+    check("first", &Run { job: job("j"), run: RunNumber(1), opened_ms: 1_700_000_000_000 });
+    let results = [
+        ("done", RunResult::Done { gate: None, release: None }),
+        ("promoted", RunResult::Done { gate: Some(gate(true)), release: Some(4) }),
+        ("refused", RunResult::Done { gate: Some(gate(false)), release: None }),
+        ("failed", RunResult::Failed { failures: vec![failure()] }),
+        ("cancelled", RunResult::Cancelled),
+    ];
+    for (case, result) in results {
+        check(case, &Outcome { job: job("j"), run: RunNumber(1), closed_ms: 1_700_000_100_000, result });
+    }
+}
+
+#[test]
+fn events_and_dead_letters() {
+    let news = [
+        TaskNews::Started,
+        TaskNews::Progress { done: 12, of: 50, note: "loss 0.093".into() },
+        TaskNews::Done { adopted: false, device_ms: 55_000 },
+        TaskNews::Failed { error: "no space left".into(), retryable: true },
+        TaskNews::Released,
+    ];
+    for what in news {
+        let case = what.name();
+        let event = TaskEvent {
+            job: job("j"),
+            run: RunNumber(1),
+            task: task("init"),
+            worker: worker(),
+            attempt: "worker-1-17".into(),
+            at_ms: 1_700_000_000_000,
+            what,
+        };
+        check(case, &event);
+    }
+    for what in [JobNews::Submitted, JobNews::Closed(RunResult::Cancelled)] {
+        check(what.name(), &JobEvent { job: job("j"), run: RunNumber(1), at_ms: 5, what: what.clone() });
+    }
+    check("failed", &DeadLetter { job: job("j"), run: RunNumber(1), failure: failure(), at_ms: 5 });
+}
+
+#[test]
+fn coordinator_api() {
+    let selector = DatasetSelector { dataset: name("celeba"), version: None };
+    let work = RequestedWork::Pipeline {
+        train: TrainRequest { dataset: selector.clone(), model: model(), train: TrainSettings::default() },
+        embed: EmbedRequest { gallery: name("faces"), dataset: selector, rows: Split::All, shard_rows: 2_048 },
+        evaluate: evaluate_stage(),
+        alias: name("main"),
+    };
+    let submit = JobRequest { id: Some(job("nightly-7")), work, device: DeviceClass::Any, priority: Priority::Hi };
+    check("submit", &ApiRequest::Submit(submit));
+    check("cancel", &ApiRequest::Cancel { job: job("j") });
+    check("rollback", &ApiRequest::Rollback { alias: name("main"), to: Some(2) });
+    check("promote", &ApiRequest::Promote { alias: name("main"), generation: generation(), report: None });
+    check("status", &ApiRequest::Status);
+
+    let summary = JobSummary {
+        job: job("j"),
+        kind: "pipeline".into(),
+        state: JobState::Running,
+        run: RunNumber(1),
+        done: 7,
+        tasks: 40,
+        opened_ms: 1_700_000_000_000,
+        closed_ms: None,
+    };
+    check("job", &ApiReply::Job(summary.clone()));
+    let detail = JobDetail {
+        summary,
+        spec: pipeline(None),
+        stages: vec![StageProgress { name: "embed".into(), done: 3, tasks: 5 }],
+        active: vec![ActiveTask { task: task("shard-00003"), worker: worker(), progress: 5, of: 9, note: "x".into() }],
+        troubles: vec![failure()],
+        device_ms: 1_234,
+        result: None,
+        gate: None,
+    };
+    check("detail", &ApiReply::JobDetail(Box::new(detail)));
+    let status = Status {
+        leader: worker(),
+        workers: vec![presence()],
+        queues: vec![Queue {
+            kind: TaskKind::Embed,
+            device: DeviceClass::Any,
+            priority: Priority::Lo,
+            waiting: 9,
+            running: 2,
+        }],
+        placement: vec![placement()],
+        open_jobs: 1,
+    };
+    check("status", &ApiReply::Status(status));
+    let error = ApiError { kind: ApiErrorKind::NotFound, message: "no job `x`".into(), nearest: vec!["y".into()] };
+    check("error", &ApiReply::Error(error));
+}
+
+fn presence() -> Presence {
+    Presence {
+        worker: worker(),
+        roles: TaskKind::ALL.to_vec(),
+        searches: true,
+        device: "cuda:0".into(),
+        device_class: DeviceClass::Cuda,
+        host: "host-a".into(),
+        version: "0.1.0".into(),
+        task: Some("j/init".into()),
+        draining: false,
+    }
+}
+
+fn placement() -> Placement {
+    let held = HeldShards { generation: generation(), shards: vec![0, 2], model_ready: true };
+    Placement { worker: worker(), held: vec![held], troubles: vec!["shard 1: digest differs".into()] }
+}
+
+#[test]
+fn presence_placement_and_aliases() {
+    check("worker", &presence());
+    check("searcher", &placement());
+    let served = |release| Served { release, model: job("pipeline-1"), generation: generation() };
+    check("switching", &AliasState { serving: Some(served(3)), loading: Some(served(4)) });
+}
+
+#[test]
+fn manifests_and_releases() {
+    let part = PartEntry { object: object("datasets/d/v/part-0.parquet"), rows: 4_095, split_rows: [3_000, 595, 500] };
+    let manifest = DatasetManifest {
+        dataset: dataset(),
+        vocabulary: vocabulary(),
+        parts: vec![part],
+        skipped: skipped(),
+        warnings: vec![],
+    };
+    check("celeba", &manifest);
+    let manifest = ModelManifest {
+        model: job("train-1"),
+        settings: model(),
+        train: TrainSettings::default(),
+        vocabulary: vocabulary(),
+        dataset: dataset(),
+        weights: object("models/m/weights-0.safetensors"),
+        checkpoint: object("models/m/rounds/00017-0.safetensors"),
+        distance: "euclidean".into(),
+        steps: 855,
+        validation_loss: Some(0.08),
+        training: object("models/m/training-0.parquet"),
+        tensorboard: object("models/m/events.out.tfevents.0"),
+    };
+    check("trained", &manifest);
+    let manifest = GenerationManifest {
+        generation: generation(),
+        model: job("train-1"),
+        weights: Digest::of(b"weights"),
+        dataset: dataset(),
+        rows: Split::All,
+        embedding_dim: 300,
+        vocabulary: vocabulary(),
+        shards: vec![ShardEntry { shard: 0, object: object("galleries/g/n/shard-0.parquet"), rows: 2_048 }],
+        skipped: skipped(),
+    };
+    check("embedded", &manifest);
+    let manifest = ReportManifest {
+        report: job("evaluate-1"),
+        generation: generation(),
+        model: job("train-1"),
+        rows: Split::Test,
+        items: 815,
+        settings: EvaluateSettings::default(),
+        json: object("reports/r/report-0.json"),
+        queries: object("reports/r/queries-0.parquet"),
+        html: object("reports/r/report-0.html"),
+        headline: headline(),
+    };
+    check("evaluated", &manifest);
+    let release = Release {
+        alias: name("main"),
+        number: 4,
+        job: Some(job("pipeline-1")),
+        replaces: Some(3),
+        rolls_back_to: None,
+        model: job("pipeline-1"),
+        generation: generation(),
+        report: Some(job("pipeline-1")),
+        gate: Some(gate(true)),
+        created_ms: 1_700_000_000_000,
+        warnings: vec!["no searcher was running".into()],
+    };
+    check("promoted", &release);
+}
+
+#[test]
+fn searches() {
+    let terms = vec![
+        Term::Attributes { with: vec!["Smiling".into()], without: vec!["Male".into()] },
+        Term::Image { bytes: vec![0xff, 0xd8, 0xff] },
+        Term::Item { item: "000001.jpg".into() },
+        Term::Vector { values: vec![0.5, -0.25] },
+    ];
+    let request = SearchRequest {
+        alias: name("main"),
+        terms: terms.into_iter().map(|term| WeightedTerm { weight: 1.0, term }).collect(),
+        k: 20,
+        min_coverage: 0.5,
+        deadline_ms: 2_000,
+    };
+    check("mixed", &request);
+    let results = SearchResults {
+        release: 4,
+        generation: generation(),
+        hits: vec![Hit {
+            item: "000001.jpg".into(),
+            distance: 0.1 + 0.2,
+            labels: vec![1, -1],
+            image: ImageRef { part: "datasets/d/v/part-0.parquet".into(), row: 17 },
+        }],
+        coverage: Coverage {
+            rows: 5,
+            total_rows: 9,
+            shards: 1,
+            total_shards: 2,
+            reasons: vec!["shard 1: nobody holds it".into()],
+        },
+        vocabulary: vocabulary().names,
+        timings_ms: vec![("total".into(), 3.25)],
+    };
+    check("found", &SearchReply::Found(Box::new(results)));
+    let error = SearchError { kind: SearchErrorKind::Coverage, message: "half is missing".into(), nearest: vec![] };
+    check("error", &SearchReply::Error(error));
+
+    let asks = [
+        ("top-k", LeafAsk::TopK { shards: vec![0, 2], query: vec![0.6, 0.8], k: 20 }),
+        ("details", LeafAsk::Details { rows: vec![(0, 17)] }),
+        ("embedding", LeafAsk::Embedding { shards: vec![0], item: "000001.jpg".into() }),
+    ];
+    for (case, ask) in asks {
+        check(case, &LeafRequest { generation: generation(), deadline_ms: 900, ask });
+    }
+    let candidate = Candidate { d2: 0.3, item: "000001.jpg".into(), shard: 0, row: 17 };
+    let answers = [
+        (
+            "top-k",
+            LeafAnswer::TopK {
+                candidates: vec![candidate],
+                searched: vec![(0, 2_048)],
+                missing: vec![(2, "not held".into())],
+            },
+        ),
+        ("details", LeafAnswer::Details(vec![Detail { labels: vec![1, 0], source_part: 0, source_row: 5 }])),
+        ("embedding", LeafAnswer::Embedding(Some(vec![0.6, 0.8]))),
+        ("refused", LeafAnswer::Refused("generation `x` is not loaded".into())),
+    ];
+    for (case, answer) in answers {
+        check(case, &LeafReply { worker: worker(), answer });
+    }
+}
+
+#[test]
+fn table_schemas() {
+    let schemas = [
+        ("dataset-part", tables::dataset_part_schema(2)),
+        ("shard", tables::shard_schema(3, 2)),
+        ("training", tables::training_schema()),
+        ("query-report", tables::query_report_schema()),
+    ];
+    for (name, schema) in schemas {
+        let lines: Vec<String> = schema.fields().iter().map(|f| format!("{}: {}\n", f.name(), f.data_type())).collect();
+        compare(&folder().join("tables").join(format!("{name}-v1.txt")), lines.concat().as_bytes());
+    }
+}
