@@ -12,10 +12,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::Device;
 use likeness_contract::documents::{DatasetManifest, GenerationManifest, ModelManifest, PartEntry, ShardEntry};
 use likeness_contract::ids::JobId;
-use likeness_contract::jobs::{DatasetRef, GenerationRef};
+use likeness_contract::jobs::{DatasetRef, GenerationRef, JobSpec};
 use likeness_contract::keys;
 use likeness_data::Part;
-use likeness_index::{Shard, decode_shard};
+use likeness_index::Shard;
 use likeness_link::store::Store;
 use likeness_model::Model;
 
@@ -25,6 +25,9 @@ use crate::error::TaskError;
 const MODELS: u64 = 2;
 /// Manifests kept of each kind.
 const MANIFESTS: u64 = 16;
+
+/// The distance that ranks, as `model.json` names it.
+const DISTANCE: &str = "euclidean";
 
 /// A model in memory, with its manifest.
 pub struct LoadedModel {
@@ -52,6 +55,7 @@ pub struct Cache {
     datasets: Mutex<Recent<String, Arc<DatasetManifest>>>,
     generations: Mutex<Recent<GenerationRef, Arc<GenerationManifest>>>,
     models: Mutex<Recent<JobId, Arc<LoadedModel>>>,
+    specs: Mutex<Recent<JobId, Arc<JobSpec>>>,
     blocks: Mutex<Recent<String, Block>>,
 }
 
@@ -69,8 +73,19 @@ impl Cache {
             datasets: Mutex::new(Recent::new(MANIFESTS)),
             generations: Mutex::new(Recent::new(MANIFESTS)),
             models: Mutex::new(Recent::new(MODELS)),
+            specs: Mutex::new(Recent::new(MANIFESTS)),
             blocks: Mutex::new(Recent::new(capacity_bytes)),
         }
+    }
+
+    /// The spec of a job.
+    pub async fn spec(&self, job: &JobId) -> Result<Arc<JobSpec>, TaskError> {
+        if let Some(spec) = lock(&self.specs).get(job) {
+            return Ok(spec);
+        }
+        let spec: Arc<JobSpec> = Arc::new(self.store.require(&keys::job_spec(job)).await?);
+        lock(&self.specs).put(job.clone(), Arc::clone(&spec), 1);
+        Ok(spec)
     }
 
     /// The manifest of a dataset version.
@@ -115,8 +130,7 @@ impl Cache {
         }
         let bytes = self.store.read(&entry.object).await?;
         let (number, dim, attributes) = (entry.shard, manifest.embedding_dim as usize, manifest.vocabulary.len());
-        let decode = move || Shard::new(number, decode_shard(bytes, dim, attributes)?, dim, attributes);
-        let shard = Arc::new(blocking(decode).await?);
+        let shard = Arc::new(blocking(move || Shard::decode(number, bytes, dim, attributes)).await?);
         lock(&self.blocks).put(key.clone(), Block::Shard(Arc::clone(&shard)), entry.object.bytes);
         Ok(shard)
     }
@@ -127,6 +141,7 @@ impl Cache {
             return Ok(loaded);
         }
         let manifest: ModelManifest = self.store.require(&keys::model_manifest(model)).await?;
+        check_distance(&manifest)?;
         let weights = self.store.read(&manifest.weights).await?;
         let device = device.clone();
         let load = move || {
@@ -137,6 +152,15 @@ impl Cache {
         lock(&self.models).put(model.clone(), Arc::clone(&loaded), 1);
         Ok(loaded)
     }
+}
+
+/// Retrieval uses the distance that the model was trained with; this program knows one.
+fn check_distance(manifest: &ModelManifest) -> Result<(), TaskError> {
+    if manifest.distance == DISTANCE {
+        return Ok(());
+    }
+    let ModelManifest { model, distance, .. } = manifest;
+    Err(TaskError::invalid(format!("model `{model}` was trained with distance `{distance}`, known is `{DISTANCE}`")))
 }
 
 /// Decodes away from tokio's own threads.

@@ -60,14 +60,14 @@ pub(crate) struct Shared {
 impl TaskContext {
     pub(crate) fn new(
         shared: &Shared,
-        message: TaskMessage,
-        spec: JobSpec,
+        message: Arc<TaskMessage>,
+        spec: Arc<JobSpec>,
         lease: Arc<Lease>,
         progress: watch::Sender<Option<Progress>>,
     ) -> Self {
         let Shared { store, device, cache, worker } = shared.clone();
         let device = device.metered();
-        Self { store, device, cache, worker, message: Arc::new(message), spec: Arc::new(spec), lease, progress }
+        Self { store, device, cache, worker, message, spec, lease, progress }
     }
 
     /// The message that is being worked on.

@@ -15,6 +15,7 @@ use candle_core::{DType, Device, Tensor};
 use likeness_contract::jobs::DeviceClass;
 use tokio::sync::oneshot;
 
+use crate::args::DeviceName;
 use crate::error::TaskError;
 
 type Closure = Box<dyn FnOnce(&Device) + Send>;
@@ -92,6 +93,19 @@ pub fn panicked(panic: &(dyn Any + Send)) -> TaskError {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     TaskError::transient(format!("panicked: {}", text.unwrap_or("without a message")))
+}
+
+/// Opens a device by its name.
+///
+/// # Errors
+/// When this build or this machine does not have it.
+pub fn open(name: DeviceName) -> Result<Device, TaskError> {
+    let device = match name {
+        DeviceName::Cpu => return Ok(Device::Cpu),
+        DeviceName::Cuda(number) => Device::new_cuda(number),
+        DeviceName::Metal => Device::new_metal(0),
+    };
+    device.map_err(|error| TaskError::transient(format!("device `{name}` cannot be opened: {error}")))
 }
 
 /// The class of a device.
