@@ -16,10 +16,12 @@ use likeness_contract::jobs::{DatasetRef, GenerationRef, JobSpec};
 use likeness_contract::keys;
 use likeness_data::Part;
 use likeness_index::Shard;
-use likeness_link::store::Store;
+use likeness_link::Store;
 use likeness_model::Model;
 
 use crate::error::TaskError;
+use crate::job::train::training_set::LastTrainingSet;
+use crate::job::train::training_set::LastTrainingSet;
 
 /// Models kept: the one of the task at hand and the one that it is compared with.
 const MODELS: u64 = 2;
@@ -51,12 +53,16 @@ enum Block {
 
 /// See the module.
 pub struct Cache {
+    /// The decoded images of the training at hand: its next round wants them again.
+    pub training_set: LastTrainingSet,
     store: Store,
     datasets: Mutex<Recent<String, Arc<DatasetManifest>>>,
     generations: Mutex<Recent<GenerationRef, Arc<GenerationManifest>>>,
     models: Mutex<Recent<JobId, Arc<LoadedModel>>>,
     specs: Mutex<Recent<JobId, Arc<JobSpec>>>,
     blocks: Mutex<Recent<String, Block>>,
+    /// Images of the training at hand.
+    pub(crate) training_set: LastTrainingSet,
 }
 
 impl fmt::Debug for Cache {
@@ -69,12 +75,14 @@ impl Cache {
     /// A cache that keeps parts and shards of at most `capacity_bytes` (their size in the store).
     pub fn new(store: Store, capacity_bytes: u64) -> Self {
         Self {
+            training_set: LastTrainingSet::default(),
             store,
             datasets: Mutex::new(Recent::new(MANIFESTS)),
             generations: Mutex::new(Recent::new(MANIFESTS)),
             models: Mutex::new(Recent::new(MODELS)),
             specs: Mutex::new(Recent::new(MANIFESTS)),
             blocks: Mutex::new(Recent::new(capacity_bytes)),
+            training_set: LastTrainingSet::default(),
         }
     }
 

@@ -8,8 +8,8 @@ use likeness_contract::documents::ObjectRef;
 use likeness_contract::ids::{Digest, JobId, TaskId, WorkerId};
 use likeness_contract::jobs::{JobSpec, TaskMessage, TaskRecord};
 use likeness_contract::keys;
-use likeness_link::bus::Bus;
-use likeness_link::store::Store;
+use likeness_link::Bus;
+use likeness_link::Store;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 

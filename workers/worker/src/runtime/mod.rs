@@ -14,6 +14,8 @@ mod pull;
 mod renew;
 mod report;
 pub mod shutdown;
+#[cfg(test)]
+mod tests;
 mod verdict;
 
 use std::sync::Arc;
@@ -22,8 +24,8 @@ use std::time::Duration;
 use candle_core::Device;
 use likeness_contract::jobs::DeviceClass;
 use likeness_contract::messages::Presence;
-use likeness_link::bus::Bus;
-use likeness_link::store::Store;
+use likeness_link::Bus;
+use likeness_link::Store;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use likeness_contract::messages::Presence;
 use likeness_contract::subjects::PRESENCE_BUCKET;
-use likeness_link::bus::Bus;
+use likeness_link::Bus;
+use likeness_link::Kv;
 use likeness_link::error::{Result, chain};
-use likeness_link::kv::Kv;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;

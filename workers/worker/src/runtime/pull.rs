@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use likeness_contract::jobs::{DeviceClass, Priority, TaskKind};
-use likeness_link::bus::{Bus, Delivery, Pull};
-use likeness_link::error::{Error, chain};
+use likeness_link::error::chain;
+use likeness_link::{Bus, Delivery, Error, Pull};
 
 /// Pause after a consumer could not be asked: the broker may be restarting.
 const RETRY_AFTER: Duration = Duration::from_secs(1);

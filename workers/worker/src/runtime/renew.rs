@@ -5,10 +5,8 @@ use std::time::{Duration, Instant};
 
 use likeness_contract::jobs::{Outcome, TaskMessage};
 use likeness_contract::keys;
-use likeness_link::bus::Delivery;
 use likeness_link::error::chain;
-use likeness_link::settings::Timings;
-use likeness_link::store::Store;
+use likeness_link::{Delivery, Store, Timings};
 use tokio::time::{sleep, timeout_at};
 
 use super::lease::{Interrupt, Lease};

@@ -7,7 +7,7 @@ use likeness_contract::ids::WorkerId;
 use likeness_contract::jobs::TaskMessage;
 use likeness_contract::messages::{TaskEvent, TaskNews};
 use likeness_contract::subjects;
-use likeness_link::bus::Bus;
+use likeness_link::Bus;
 use likeness_link::error::chain;
 use tokio::sync::watch;
 
