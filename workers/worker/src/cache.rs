@@ -21,7 +21,6 @@ use likeness_model::Model;
 
 use crate::error::TaskError;
 use crate::job::train::training_set::LastTrainingSet;
-use crate::job::train::training_set::LastTrainingSet;
 
 /// Models kept: the one of the task at hand and the one that it is compared with.
 const MODELS: u64 = 2;
@@ -61,8 +60,6 @@ pub struct Cache {
     models: Mutex<Recent<JobId, Arc<LoadedModel>>>,
     specs: Mutex<Recent<JobId, Arc<JobSpec>>>,
     blocks: Mutex<Recent<String, Block>>,
-    /// Images of the training at hand.
-    pub(crate) training_set: LastTrainingSet,
 }
 
 impl fmt::Debug for Cache {
@@ -75,7 +72,6 @@ impl Cache {
     /// A cache that keeps parts and shards of at most `capacity_bytes` (their size in the store).
     pub fn new(store: Store, capacity_bytes: u64) -> Self {
         Self {
-            training_set: LastTrainingSet::default(),
             store,
             datasets: Mutex::new(Recent::new(MANIFESTS)),
             generations: Mutex::new(Recent::new(MANIFESTS)),

@@ -110,7 +110,7 @@ impl Pulls {
     }
 
     /// Gives back what open requests bring while a task is at hand; never ends.
-    pub async fn give_back(&mut self) {
+    pub async fn give_back<T>(&mut self) -> T {
         while let Some((lane, pull, result)) = self.open.next().await {
             self.idle[lane] = Some(pull);
             if let Ok(Some(delivery)) = result {
@@ -126,7 +126,7 @@ impl Pulls {
     async fn look_through(&mut self) -> Result<Option<Delivery>, Error> {
         for lane in self.turns.0.clone() {
             let Some(pull) = &mut self.idle[lane] else { continue };
-            if let Some(delivery) = pull.ready().await? {
+            if let Some(delivery) = pull.try_next().await? {
                 return self.taken(lane, Some(delivery));
             }
         }
