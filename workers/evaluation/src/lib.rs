@@ -1,1 +1,29 @@
-//! Query sets, retrieval metrics, the gate, reports.
+//! Evaluation of a gallery: which queries are asked, how well the ranking answers them, whether a new
+//! generation may replace the old one, and the report that says all this to people and to programs.
+//!
+//! Pure: no clock, no I/O, no tensors. The worker's evaluate job loads shards and embeds queries; whatever
+//! decides a number is here, so that another tool can reproduce it.
+//!
+//! What always holds: a figure is a function of (labels, embeddings, settings). It does not depend on the
+//! number of threads, on how the gallery is cut into blocks, or on the order in which blocks come.
+
+pub mod bootstrap;
+pub mod error;
+pub mod gallery;
+pub mod gate;
+pub mod headline;
+pub mod metrics;
+pub mod queries;
+pub mod report;
+pub mod score;
+pub mod scores;
+pub mod sheets;
+pub mod training;
+
+pub use error::{Error, ErrorKind, Result};
+pub use gallery::{Block, PlainBlock};
+pub use gate::gate;
+pub use headline::headline;
+pub use queries::{DrawnQueries, Query, QuerySet, Term, draw_queries};
+pub use score::{Progress, score};
+pub use scores::{QueryScore, decode_scores, encode_scores};

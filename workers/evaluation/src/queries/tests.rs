@@ -1,0 +1,124 @@
+use std::collections::HashSet;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::bootstrap::{below, stream};
+use crate::gallery::{Judgement, judge};
+
+fn vocabulary(attributes: usize) -> Vocabulary {
+    Vocabulary { names: (0..attributes).map(|i| format!("A{i}")).collect() }
+}
+
+fn random_labels(items: usize, attributes: usize, unknown: bool, seed: u64) -> Vec<i8> {
+    let mut rng = stream(seed, 0);
+    let levels = if unknown { 3 } else { 2 };
+    (0..items * attributes).map(|_| [1, -1, 0][below(&mut rng, levels) as usize]).collect()
+}
+
+fn settings(pairs: u32, triples: u32) -> EvaluateSettings {
+    EvaluateSettings { pairs, triples, ..EvaluateSettings::default() }
+}
+
+fn counts(query: &Query, labels: &[i8], attributes: usize) -> (u64, u64) {
+    let judged: Vec<Judgement> = labels.chunks_exact(attributes).map(|row| judge(&query.terms, row)).collect();
+    let count = |wanted: Judgement| judged.iter().filter(|j| **j == wanted).count() as u64;
+    (count(Judgement::Relevant), count(Judgement::Relevant) + count(Judgement::NotRelevant))
+}
+
+#[test]
+fn sets_have_the_wanted_sizes_and_no_duplicates() {
+    let labels = random_labels(500, 12, false, 1);
+    let drawn = draw_queries(&vocabulary(12), &labels, &settings(100, 150)).unwrap();
+    let sizes: Vec<(u32, u32)> = drawn.sets.iter().map(|set| (set.wanted, set.drawn)).collect();
+    assert_eq!(sizes, [(24, 24), (100, 100), (150, 150)]);
+    let distinct: HashSet<&Vec<Term>> = drawn.queries.iter().map(|query| &query.terms).collect();
+    assert_eq!(distinct.len(), 274);
+    assert!(drawn.queries.iter().enumerate().all(|(i, query)| query.number as usize == i));
+}
+
+#[test]
+fn the_same_seed_draws_the_same_queries_and_another_seed_others() {
+    let labels = random_labels(300, 10, true, 2);
+    let draw =
+        |seed| draw_queries(&vocabulary(10), &labels, &EvaluateSettings { seed, ..settings(50, 50) }).unwrap().encode();
+    assert_eq!(draw(5), draw(5));
+    assert_ne!(draw(5), draw(6));
+}
+
+#[test]
+fn signs_and_attributes_are_spread_evenly() {
+    let labels = random_labels(2_000, 20, false, 3);
+    let drawn = draw_queries(&vocabulary(20), &labels, &settings(0, 1_000)).unwrap();
+    let terms: Vec<Term> =
+        drawn.queries.iter().filter(|q| q.set == QuerySet::Triples).flat_map(|q| q.terms.clone()).collect();
+    let positive = terms.iter().filter(|term| term.positive).count();
+    assert!((1_350..1_650).contains(&positive), "{positive} of 3000 are positive");
+    for attribute in 0..20 {
+        let count = terms.iter().filter(|term| term.attribute == attribute).count();
+        assert!((100..200).contains(&count), "attribute {attribute}: {count} of 3000");
+    }
+}
+
+#[test]
+fn fewer_queries_are_drawn_when_the_data_has_no_more() {
+    // Two attributes, always equal: of the four signed pairs only two have relevant items, each half of all.
+    let labels: Vec<i8> = (0..40).flat_map(|item| [if item % 2 == 0 { 1 } else { -1 }; 2]).collect();
+    let drawn = draw_queries(&vocabulary(2), &labels, &settings(300, 300)).unwrap();
+    let texts: Vec<&str> = drawn.queries.iter().skip(4).map(|query| query.text.as_str()).collect();
+    assert_eq!(drawn.sets[1], SetCount { set: QuerySet::Pairs, wanted: 300, drawn: 2 });
+    assert_eq!(drawn.sets[2].drawn, 0);
+    assert!(texts.contains(&"+A0 +A1") && texts.contains(&"−A0 −A1"));
+}
+
+#[test]
+fn rare_attributes_and_empty_galleries_are_left_out_or_refused() {
+    let labels: Vec<i8> = (0..20).flat_map(|item| [if item < 4 { 1 } else { -1 }]).collect();
+    let drawn = draw_queries(&vocabulary(1), &labels, &settings(300, 300)).unwrap();
+    assert_eq!(drawn.queries.iter().map(|query| query.text.as_str()).collect::<Vec<_>>(), ["−A0"]);
+    assert!(draw_queries(&vocabulary(1), &[], &settings(1, 1)).is_err());
+    assert!(draw_queries(&vocabulary(0), &[], &settings(1, 1)).is_err());
+    assert!(draw_queries(&vocabulary(2), &[1, 1, 1], &settings(1, 1)).is_err());
+}
+
+#[test]
+fn a_thousand_attributes_are_drawn_from_without_listing_all_triples() {
+    let labels = random_labels(64, 1_000, false, 4);
+    let drawn = draw_queries(&vocabulary(1_000), &labels, &settings(300, 300)).unwrap();
+    assert_eq!(drawn.sets.iter().map(|set| set.drawn).collect::<Vec<_>>()[1..], [300, 300]);
+}
+
+#[test]
+fn stored_queries_are_checked_when_they_are_read() {
+    let labels = random_labels(100, 4, false, 1);
+    let drawn = draw_queries(&vocabulary(4), &labels, &settings(5, 5)).unwrap();
+    assert_eq!(DrawnQueries::decode(&drawn.encode()).unwrap(), drawn);
+    let text = String::from_utf8(drawn.encode()).unwrap();
+    for (from, to) in [
+        ("\"attribute\": 3", "\"attribute\": 4"),
+        ("likeness-queries-1", "likeness-queries-9"),
+        ("\"number\": 2,", "\"number\": 7,"),
+        ("+A1", "+A2"),
+        ("\"singles\"", "\"quadruples\""),
+        ("\"items\"", "\"things\""),
+    ] {
+        assert!(text.contains(from), "{from}");
+        assert!(DrawnQueries::decode(text.replace(from, to).as_bytes()).is_err(), "{from} → {to}");
+    }
+    assert!(DrawnQueries::decode(&text.as_bytes()[..text.len() / 2]).is_err());
+}
+
+proptest! {
+    #[test]
+    fn every_drawn_query_is_admissible(items in 1usize..90, attributes in 1usize..6, seed in 0u64..50, min in 0u32..8) {
+        let labels = random_labels(items, attributes, seed % 2 == 0, seed);
+        let settings = EvaluateSettings { min_relevant: min, seed, ..settings(40, 40) };
+        let drawn = draw_queries(&vocabulary(attributes), &labels, &settings).unwrap();
+        for query in &drawn.queries {
+            let (relevant, judged) = counts(query, &labels, attributes);
+            prop_assert!(relevant >= u64::from(min.max(1)));
+            prop_assert!(query.set == QuerySet::Singles || 2 * relevant <= judged);
+        }
+        prop_assert_eq!(DrawnQueries::decode(&drawn.encode()).unwrap(), drawn);
+    }
+}

@@ -1,0 +1,285 @@
+//! `report.html`: the page for people.
+
+use super::page::{document, escape, paragraph, section, table};
+use super::{AttributeFigures, Figure, Report, SetFigures, SingleFigures, plots};
+use crate::queries::QuerySet;
+use crate::scores::QueryScore;
+use crate::sheets::gain;
+use crate::training::TrainingCurve;
+use base64::Engine as _;
+
+/// Most bytes of one thumbnail; a larger one is left out, so that the page stays small.
+const MAX_THUMBNAIL_BYTES: usize = 16 << 10;
+
+/// What one query found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sheet {
+    /// `best`, `middle`, `worst`.
+    pub why: &'static str,
+    /// Number of the query.
+    pub query: u32,
+    /// Best first.
+    pub found: Vec<Thumbnail>,
+}
+
+/// A picture on a sheet.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Thumbnail {
+    /// Item id.
+    pub item: String,
+    /// Euclidean distance to the query.
+    pub distance: f64,
+    /// Whether it fulfils the query.
+    pub relevant: bool,
+    /// JPEG, at most 96 px and 16 KiB; none when the picture can't be shown.
+    pub jpeg: Option<Vec<u8>>,
+}
+
+/// The page. `curve` is shown when given; `sheets` as given.
+pub fn report_html(report: &Report, scores: &[QueryScore], curve: Option<&TrainingCurve>, sheets: &[Sheet]) -> String {
+    let mut body = head(report);
+    body += &section("Headline", &headline(report));
+    body += &section("How the queries are answered", &distributions(report, scores));
+    if let Some(curve) = curve {
+        body += &section("Training", &training(report, curve));
+    }
+    body += &section("Result sheets", &result_sheets(sheets, scores));
+    body += &section("Attributes", &attributes(report));
+    body += &section("Best and worst queries", &extremes(report, scores));
+    body += &section("How it was measured", &method(report));
+    document(&format!("Report {}", report.subject.report), &body)
+}
+
+fn head(report: &Report) -> String {
+    let subject = &report.subject;
+    let model = &subject.model_settings;
+    let rows = format!("{:?}", subject.rows).to_lowercase();
+    let facts = [
+        ("report", subject.report.to_string()),
+        ("gallery", format!("{}, generation {}", subject.generation.gallery, subject.generation.generation)),
+        (
+            "model",
+            format!(
+                "{} ({}, {} dimensions, {} px)",
+                subject.model,
+                model.architecture.name(),
+                model.embedding_dim,
+                model.preprocessing.input_px
+            ),
+        ),
+        ("dataset", format!("{}, version {}", subject.dataset.dataset, subject.dataset.version)),
+        ("searched", format!("{} items ({rows} rows)", subject.items)),
+        ("queries", format!("{} from seed {}", report.pooled.queries, report.settings.seed)),
+    ];
+    let facts: String =
+        facts.iter().map(|(name, value)| format!("<dt>{name}</dt><dd>{}</dd>\n", escape(value))).collect();
+    let title = format!("<h1>{} — retrieval by attributes</h1>\n", escape(subject.generation.gallery.as_str()));
+    format!("{title}<dl class=\"facts\">\n{facts}</dl>\n")
+}
+
+fn headline(report: &Report) -> String {
+    let head = ["set", "queries", "mAP", "chance", "mAP / chance", "P@1", "P@5", "P@10", "P@100"];
+    let rows: Vec<Vec<String>> = report.sets.iter().filter(|set| set.queries > 0).map(headline_row).collect();
+    let (ours, random) = (report.pooled.map, report.pooled.random_map);
+    let verdict = if ours.interval[0] > random {
+        format!(
+            "Over all {} queries mAP is {:.3}, where a random order reaches {random:.3}.",
+            report.pooled.queries, ours.mean
+        )
+    } else {
+        format!(
+            "Over all {} queries mAP is {:.3}, which is not clearly above the {random:.3} of a random order.",
+            report.pooled.queries, ours.mean
+        )
+    };
+    let reading = "mAP is the mean average precision; 1 means that every item that fulfils a query comes before every one \
+                   that does not. Chance is the mean share of items that fulfil the query: what a random order finds. Small \
+                   figures are 95 % bootstrap intervals over the queries.";
+    format!("<div class=\"headline\">{}</div>{}{}", table(&head, &rows), paragraph(&verdict), paragraph(reading))
+}
+
+fn headline_row(set: &SetFigures) -> Vec<String> {
+    let mut row = vec![
+        set.set.name().to_string(),
+        set.queries.to_string(),
+        format!("<b>{:.3}</b> {}", set.map.mean, range(&set.map)),
+        format!("{:.3}", set.chance),
+        format!("{:.1}×", set.map.mean / set.chance.max(1e-9)),
+    ];
+    row.extend(set.p_at.iter().map(|at| format!("{:.3}", at.precision.mean)));
+    row
+}
+
+fn range(figure: &Figure) -> String {
+    format!("<span class=\"range\">{:.3}–{:.3}</span>", figure.interval[0], figure.interval[1])
+}
+
+fn distributions(report: &Report, scores: &[QueryScore]) -> String {
+    let key = "<div class=\"key\"><i class=\"set0\"></i>singles<i class=\"set1\"></i>pairs<i class=\"set2\"></i>triples\
+               <i class=\"mean\"></i>mean<i class=\"chance\"></i>a random order</div>\n";
+    let spread: String = QuerySet::ALL
+        .iter()
+        .filter_map(|set| report.set(*set))
+        .map(|set| plots::ap_distribution(set, scores))
+        .collect();
+    format!("{key}<div class=\"row\">{spread}{}</div>\n", plots::precision(report))
+}
+
+fn training(report: &Report, curve: &TrainingCurve) -> String {
+    let train = &report.subject.train_settings;
+    let text = format!(
+        "{} epochs of batches of {}, margin {}. Blue: training batches, averaged over neighbouring steps; orange: validation. \
+         At the start about half of the triplets are correct by chance.",
+        train.epochs, train.batch_size, train.margin
+    );
+    format!("{}<div class=\"row\">{}</div>\n", paragraph(&text), plots::training(curve))
+}
+
+fn result_sheets(sheets: &[Sheet], scores: &[QueryScore]) -> String {
+    let text = "The nearest items of some queries: those furthest above chance, in the middle and least above it. A green \
+                frame means that the item fulfils the query, a red one that it does not.";
+    let sheets: String = sheets.iter().filter_map(|sheet| Some(one_sheet(sheet, find(scores, sheet.query)?))).collect();
+    paragraph(text) + &sheets
+}
+
+fn one_sheet(sheet: &Sheet, score: &QueryScore) -> String {
+    let QueryScore { average_precision, chance, relevant, judged, .. } = score;
+    let figures =
+        format!("{}: AP {average_precision:.3}, chance {chance:.3}, {relevant} of {judged} items fulfil it", sheet.why);
+    let hits: String = sheet.found.iter().map(hit).collect();
+    let text = escape(&score.text);
+    format!("<div class=\"sheet\"><h3>{text} <span>— {figures}</span></h3><div class=\"hits\">\n{hits}</div></div>\n")
+}
+
+fn hit(found: &Thumbnail) -> String {
+    let item = escape(&found.item);
+    let picture = match &found.jpeg {
+        Some(jpeg) if jpeg.len() <= MAX_THUMBNAIL_BYTES => {
+            let data = base64::engine::general_purpose::STANDARD.encode(jpeg);
+            format!("<img alt=\"{item}\" src=\"data:image/jpeg;base64,{data}\">")
+        }
+        _ => "no picture".into(),
+    };
+    let (class, mark) = if found.relevant { ("yes", "✓") } else { ("no", "✗") };
+    format!(
+        "<figure class=\"hit {class}\"><div class=\"frame\">{picture}</div><figcaption title=\"{item}\">{mark} {:.3} {item}</figcaption></figure>\n",
+        found.distance
+    )
+}
+
+fn attributes(report: &Report) -> String {
+    let mut sorted: Vec<&AttributeFigures> = report.attributes.iter().collect();
+    sorted.sort_by(|a, b| attribute_gain(b).total_cmp(&attribute_gain(a)).then(a.attribute.cmp(&b.attribute)));
+    let head = [
+        "attribute",
+        "share",
+        "AP +",
+        "chance",
+        "P@10 +",
+        "AP −",
+        "chance",
+        "P@10 −",
+        "mAP in pairs, triples",
+        "queries",
+    ];
+    let rows: Vec<Vec<String>> = sorted.iter().map(|figures| attribute_row(figures)).collect();
+    let text = "Bars: AP of the query for the attribute alone; orange: chance. Sorted by the distance between the two.";
+    format!("{}{}{}", paragraph(text), plots::attributes(&sorted), table(&head, &rows))
+}
+
+fn attribute_gain(figures: &AttributeFigures) -> f64 {
+    figures.with.map_or(f64::NEG_INFINITY, |single| single.average_precision - single.chance)
+}
+
+fn attribute_row(figures: &AttributeFigures) -> Vec<String> {
+    let known = (figures.has + figures.has_not).max(1) as f64;
+    let mut row = vec![escape(&figures.attribute), format!("{:.1} %", 100.0 * figures.has as f64 / known)];
+    row.extend(single_cells(figures.with));
+    row.extend(single_cells(figures.without));
+    row.push(figures.combined_map.map_or("–".into(), |map| format!("{map:.3}")));
+    row.push(figures.combined_queries.to_string());
+    row
+}
+
+fn single_cells(single: Option<SingleFigures>) -> Vec<String> {
+    let Some(SingleFigures { average_precision, chance, p_at_10, .. }) = single else {
+        return vec!["–".into(); 3];
+    };
+    let ap = if average_precision < chance * 1.05 && chance < 0.9 {
+        format!("<span class=\"low\">{average_precision:.3}</span>")
+    } else {
+        format!("{average_precision:.3}")
+    };
+    vec![ap, format!("{chance:.3}"), format!("{p_at_10:.2}")]
+}
+
+fn extremes(report: &Report, scores: &[QueryScore]) -> String {
+    let head = ["query", "set", "relevant", "AP", "chance", "AP − chance", "P@10"];
+    let list = |numbers: &[u32]| {
+        let rows: Vec<Vec<String>> = numbers.iter().filter_map(|query| find(scores, *query)).map(query_row).collect();
+        table(&head, &rows)
+    };
+    format!(
+        "<div class=\"row\"><div><h3>Furthest above chance</h3>{}</div><div><h3>Least above chance</h3>{}</div></div>\n",
+        list(&report.best),
+        list(&report.worst)
+    )
+}
+
+fn query_row(score: &QueryScore) -> Vec<String> {
+    vec![
+        escape(&score.text),
+        score.set.name().into(),
+        format!("{} / {}", score.relevant, score.judged),
+        format!("{:.3}", score.average_precision),
+        format!("{:.3}", score.chance),
+        format!("{:+.3}", gain(score)),
+        format!("{:.2}", score.p_at[2]),
+    ]
+}
+
+fn find(scores: &[QueryScore], query: u32) -> Option<&QueryScore> {
+    scores.get(query as usize).filter(|score| score.query == query)
+}
+
+fn method(report: &Report) -> String {
+    let settings = &report.settings;
+    let mut body = paragraph(&format!(
+        "An item is relevant to a query when it has every + attribute and no − attribute; an item whose label is not known \
+         for an attribute of a query is left out of that query. P@K divides by K even where fewer items are there. Average \
+         precision is the mean, over all relevant items, of the share of relevant items up to each one's rank. Ranking is by \
+         Euclidean distance, ties by item id. Queries need at least {} relevant items; pairs and triples at most half of the \
+         items, signs at random. A random order reaches a mean average precision a little above the share of relevant items: \
+         its exact expectation is given beside it.",
+        settings.min_relevant
+    ));
+    let head = [
+        "set",
+        "wanted",
+        "asked",
+        "left out",
+        "share of relevant",
+        "mAP of a random order",
+        "queries with items left out",
+        "items left out in all",
+    ];
+    let rows: Vec<Vec<String>> = report
+        .sets
+        .iter()
+        .map(|set| {
+            vec![
+                set.set.name().into(),
+                set.wanted.to_string(),
+                set.queries.to_string(),
+                set.left_out.to_string(),
+                format!("{:.4}", set.chance),
+                format!("{:.4}", set.random_map),
+                set.queries_with_unjudged.to_string(),
+                set.unjudged.to_string(),
+            ]
+        })
+        .collect();
+    body += &table(&head, &rows);
+    let made = format!("weights {}, made by {}", report.subject.weights, report.software);
+    body + &format!("<p><code>{}</code></p>\n", escape(&made))
+}
