@@ -1,1 +1,47 @@
-//! Towers, losses, optimizers and checkpoints.
+//! The siamese network: an image tower and an attribute tower into one embedding space, its loss, its optimizer
+//! and its checkpoints.
+//!
+//! ```text
+//! images (B, 3, H, W) ─ backbone ─ (B, F) ─ fc ─ (B, D) ─ L2 ─┐
+//!                                                             ├─ triplet loss
+//! positives, negatives (B, A) ─ linear1 ─ bn1 ─ ReLU ─ linear2 ─ (B, D) ─ L2 ─┘
+//! ```
+//!
+//! [`Model`] is what serves: both towers in inference mode. [`Trainer`] is what learns: a model with the
+//! optimizer's moments and the number of steps behind it, written to and read from a checkpoint.
+//!
+//! What always holds:
+//! * everything is `f32`; tensors have the names that PyTorch gives them (`image.` + torchvision's ResNet with D
+//!   outputs; `attributes.` + the attribute tower);
+//! * a trainer is a pure function of its checkpoint and the batches: the same bytes whatever the number of
+//!   threads, and whether or not it was saved and read back in between;
+//! * what is not finite is an error and is never written.
+//!
+//! Absent on purpose: tokio, NATS, files, clocks, and any reading of images.
+
+mod backbone;
+mod checkpoint;
+mod error;
+mod init;
+mod layers;
+mod loss;
+mod model;
+mod optimizer;
+#[cfg(test)]
+mod pytorch_tests;
+mod query;
+mod resnet;
+mod schedule;
+mod tensors;
+mod towers;
+mod trainer;
+
+pub use backbone::{Backbone, Mode};
+pub use error::{Error, ErrorKind, Result};
+pub use layers::BatchStatistics;
+pub use loss::{StepFigures, Triplets};
+pub use model::Model;
+pub use query::encode_query;
+pub use resnet::ResNet;
+pub use schedule::learning_rate;
+pub use trainer::Trainer;

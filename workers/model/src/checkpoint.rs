@@ -1,0 +1,164 @@
+//! Weights and checkpoints as safetensors.
+//!
+//! A file of weights holds every tensor of the model under its PyTorch name. A checkpoint holds the same, and per
+//! parameter the moments `adamw.first.<name>` and `adamw.second.<name>`, and `step` (one U64): how many optimizer
+//! steps are behind it. The bytes are a function of the values alone: tensors are sorted, the only metadata is
+//! `format: pt`, and reading and writing again gives the same bytes.
+
+use std::collections::HashMap;
+
+use candle_core::{Device, Tensor, Var};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+
+use likeness_kernels::Moments;
+
+use crate::error::{Error, Result};
+use crate::optimizer::AdamW;
+use crate::tensors::{Stored, StoredTensor, Tensors};
+
+const STEP: &str = "step";
+const FIRST: &str = "adamw.first.";
+const SECOND: &str = "adamw.second.";
+
+/// What a file holds.
+#[derive(Debug)]
+pub(crate) struct Contents {
+    /// Its `f32` tensors.
+    pub tensors: Stored,
+    /// Optimizer steps behind it; none of a file of weights.
+    pub step: Option<u64>,
+}
+
+/// Bytes of a file of weights.
+pub(crate) fn write_weights(tensors: &Tensors) -> Result<Vec<u8>> {
+    let mut file = File::default();
+    tensors.iter().try_for_each(|(name, tensor)| file.add(name.to_owned(), tensor))?;
+    file.write()
+}
+
+/// Bytes of a checkpoint.
+pub(crate) fn write_checkpoint(tensors: &Tensors, optimizer: &AdamW, step: u64) -> Result<Vec<u8>> {
+    let mut file = File::default();
+    tensors.iter().try_for_each(|(name, tensor)| file.add(name.to_owned(), tensor))?;
+    for ((name, _), moments) in tensors.parameters.iter().zip(optimizer.moments()) {
+        let [first, second] = moments.to_tensors()?;
+        file.add(format!("{FIRST}{name}"), &first)?;
+        file.add(format!("{SECOND}{name}"), &second)?;
+    }
+    file.entries.push(Entry {
+        name: STEP.into(),
+        dtype: Dtype::U64,
+        shape: Vec::new(),
+        bytes: step.to_le_bytes().to_vec(),
+    });
+    file.write()
+}
+
+/// Reads what either of them wrote, or PyTorch.
+///
+/// # Errors
+/// `Corrupt` for what is no safetensors, is cut short or holds other than `f32`; `NotFinite` names the tensor.
+pub(crate) fn read(bytes: &[u8]) -> Result<Contents> {
+    let corrupt = |e| Error::corrupt("the weights are no intact safetensors").because(e);
+    let file = SafeTensors::deserialize(bytes).map_err(corrupt)?;
+    let mut contents = Contents { tensors: Stored::new(), step: None };
+    for (name, view) in file.tensors() {
+        match view.dtype() {
+            Dtype::F32 => {
+                contents.tensors.insert(name.clone(), stored(&name, &view)?);
+            }
+            Dtype::U64 if name == STEP => contents.step = Some(step(&view)?),
+            Dtype::I64 if name.ends_with("num_batches_tracked") => {}
+            other => return Err(Error::corrupt(format!("tensor `{name}` is {other:?} instead of F32"))),
+        }
+    }
+    Ok(contents)
+}
+
+fn stored(name: &str, view: &TensorView<'_>) -> Result<StoredTensor> {
+    let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    check_finite(name, &values)?;
+    Ok(StoredTensor { shape: view.shape().to_vec(), values })
+}
+
+fn step(view: &TensorView<'_>) -> Result<u64> {
+    let bytes = view.data().try_into().map_err(|_| Error::corrupt(format!("`{STEP}` is not one number")))?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+fn check_finite(name: &str, values: &Vec<f32>) -> Result<()> {
+    match values.iter().find(|v| !v.is_finite()) {
+        Some(value) => Err(Error::not_finite(format!("tensor `{name}` holds {value}"))),
+        None => Ok(()),
+    }
+}
+
+/// Takes the moments out of a checkpoint's tensors; what remains are the model's own.
+pub(crate) fn take_moments(stored: &mut Stored, parameters: &[(String, Var)], device: &Device) -> Result<Vec<Moments>> {
+    let mut missing = Vec::new();
+    let mut moments = Vec::new();
+    for (name, parameter) in parameters {
+        let mut take = |prefix: &str| stored.remove(&format!("{prefix}{name}")).filter(|t| t.shape == parameter.dims());
+        let (Some(first), Some(second)) = (take(FIRST), take(SECOND)) else {
+            missing.push(format!("`{name}`"));
+            continue;
+        };
+        let tensor = |t: StoredTensor| Tensor::from_vec(t.values, t.shape, device);
+        moments.push(Moments::from_tensors(&tensor(first)?, &tensor(second)?)?);
+    }
+    if missing.is_empty() {
+        return Ok(moments);
+    }
+    let count = missing.len();
+    missing.truncate(8);
+    Err(Error::mismatch(format!("the checkpoint lacks the moments of {count} parameters: {}", missing.join(", "))))
+}
+
+/// Splits the names that only a checkpoint has from those of the model.
+pub(crate) fn split_moments(stored: Stored) -> (Stored, Stored) {
+    stored.into_iter().partition(|(name, _)| !name.starts_with(FIRST) && !name.starts_with(SECOND))
+}
+
+/// Bytes of a file of the given tensors.
+#[cfg(test)]
+pub(crate) fn write_stored(stored: &Stored) -> Result<Vec<u8>> {
+    let mut file = File::default();
+    for (name, StoredTensor { shape, values }) in stored {
+        file.add(name.clone(), &Tensor::from_slice(values, shape.as_slice(), &Device::Cpu)?)?;
+    }
+    file.write()
+}
+
+#[derive(Default)]
+struct File {
+    entries: Vec<Entry>,
+}
+
+struct Entry {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl File {
+    fn add(&mut self, name: String, tensor: &Tensor) -> Result<()> {
+        let values = tensor.flatten_all()?.to_vec1::<f32>()?;
+        check_finite(&name, &values)?;
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.entries.push(Entry { name, dtype: Dtype::F32, shape: tensor.dims().to_vec(), bytes });
+        Ok(())
+    }
+
+    fn write(&self) -> Result<Vec<u8>> {
+        let invalid = |e| Error::corrupt("the tensors can't be written as safetensors").because(e);
+        let mut views = Vec::new();
+        for Entry { name, dtype, shape, bytes } in &self.entries {
+            views.push((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).map_err(invalid)?));
+        }
+        // One entry only: the order of more would differ from run to run.
+        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        safetensors::serialize(views, Some(metadata)).map_err(invalid)
+    }
+}

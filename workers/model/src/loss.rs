@@ -1,0 +1,143 @@
+//! Triplet loss and the figures that tell how training goes.
+
+use candle_core::{D, Tensor};
+
+use likeness_contract::tables::DISTANCE_BINS;
+
+use crate::error::{Error, Result};
+
+/// PyTorch's `TripletMarginLoss(eps=1e-6)`: added to every element of a difference before its norm is taken.
+const DISTANCE_EPS: f64 = 1e-6;
+/// The histograms span 0–2, all that unit vectors can be apart.
+const LARGEST_DISTANCE: f64 = 2.0;
+
+/// Distances of B triplets.
+#[derive(Debug)]
+pub struct Triplets {
+    dp: Tensor,
+    dn: Tensor,
+}
+
+impl Triplets {
+    /// From anchors, positives and negatives, each `(B, D)`: `d(x, y) = ‖x − y + eps‖₂`.
+    ///
+    /// # Errors
+    /// When shapes differ or the device fails.
+    pub fn new(anchor: &Tensor, positive: &Tensor, negative: &Tensor) -> Result<Self> {
+        Ok(Self { dp: distance(anchor, positive)?, dn: distance(anchor, negative)? })
+    }
+
+    /// d(anchor, positive), `(B)`
+    pub fn positive_distances(&self) -> &Tensor {
+        &self.dp
+    }
+
+    /// d(anchor, negative), `(B)`
+    pub fn negative_distances(&self) -> &Tensor {
+        &self.dn
+    }
+
+    /// Mean of `max(0, margin + dp − dn)`, a scalar; equals `TripletMarginLoss(margin)`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn loss(&self, margin: f64) -> Result<Tensor> {
+        Ok(((&self.dp - &self.dn)? + margin)?.relu()?.mean_all()?)
+    }
+
+    /// What the batch looks like; `loss` is computed anew from the distances, in f64.
+    ///
+    /// # Errors
+    /// When a distance is not finite, or the device fails.
+    pub fn figures(&self, margin: f64, lr: f64) -> Result<StepFigures> {
+        let (dp, dn) = (self.dp.to_vec1::<f32>()?, self.dn.to_vec1::<f32>()?);
+        if let Some(d) = dp.iter().chain(&dn).find(|d| !d.is_finite()) {
+            return Err(Error::not_finite(format!("a distance is {d}")));
+        }
+        Ok(StepFigures::of(&dp, &dn, margin, lr))
+    }
+}
+
+/// `(B, D)`, `(B, D)` → `(B)`
+fn distance(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    Ok(((a - b)? + DISTANCE_EPS)?.sqr()?.sum(D::Minus1)?.sqrt()?)
+}
+
+/// The figures of one batch, or the mean over several.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepFigures {
+    /// Triplets, B.
+    pub rows: u64,
+    /// Mean triplet loss.
+    pub loss: f64,
+    /// Share with dn ≥ dp + m: no loss.
+    pub easy: f64,
+    /// Share with dp < dn < dp + m.
+    pub semi_hard: f64,
+    /// Share with dn ≤ dp.
+    pub hard: f64,
+    /// Share with dn > dp.
+    pub correct: f64,
+    /// Mean distance between anchor and positive.
+    pub dp_mean: f64,
+    /// Mean distance between anchor and negative.
+    pub dn_mean: f64,
+    /// Triplets by dp: equal bins over 0–2, what lies beyond in the last.
+    pub dp_histogram: [u32; DISTANCE_BINS],
+    /// Triplets by dn.
+    pub dn_histogram: [u32; DISTANCE_BINS],
+    /// Learning rate of the step.
+    pub lr: f64,
+}
+
+impl StepFigures {
+    fn of(dp: &[f32], dn: &[f32], margin: f64, lr: f64) -> Self {
+        let rows = dp.len().max(1) as f64;
+        let pairs = || dp.iter().zip(dn).map(|(dp, dn)| (f64::from(*dp), f64::from(*dn)));
+        let mean = |f: &dyn Fn(f64, f64) -> f64| pairs().map(|(dp, dn)| f(dp, dn)).sum::<f64>() / rows;
+        let share = |f: &dyn Fn(f64, f64) -> bool| pairs().filter(|(dp, dn)| f(*dp, *dn)).count() as f64 / rows;
+        Self {
+            rows: dp.len() as u64,
+            loss: mean(&|dp, dn| (margin + dp - dn).max(0.0)),
+            easy: share(&|dp, dn| dn >= dp + margin),
+            semi_hard: share(&|dp, dn| dn > dp && dn < dp + margin),
+            hard: share(&|dp, dn| dn <= dp),
+            correct: share(&|dp, dn| dn > dp),
+            dp_mean: mean(&|dp, _| dp),
+            dn_mean: mean(&|_, dn| dn),
+            dp_histogram: histogram(dp),
+            dn_histogram: histogram(dn),
+            lr,
+        }
+    }
+
+    /// Figures over all the rows of several batches; none without a batch. The rate is that of the last.
+    pub fn mean_of(batches: &[Self]) -> Option<Self> {
+        let rows: u64 = batches.iter().map(|b| b.rows).sum();
+        let mean = |f: fn(&Self) -> f64| batches.iter().map(|b| f(b) * b.rows as f64).sum::<f64>() / rows.max(1) as f64;
+        let sum =
+            |f: fn(&Self) -> &[u32; DISTANCE_BINS]| std::array::from_fn(|i| batches.iter().map(|b| f(b)[i]).sum());
+        Some(Self {
+            rows,
+            loss: mean(|b| b.loss),
+            easy: mean(|b| b.easy),
+            semi_hard: mean(|b| b.semi_hard),
+            hard: mean(|b| b.hard),
+            correct: mean(|b| b.correct),
+            dp_mean: mean(|b| b.dp_mean),
+            dn_mean: mean(|b| b.dn_mean),
+            dp_histogram: sum(|b| &b.dp_histogram),
+            dn_histogram: sum(|b| &b.dn_histogram),
+            lr: batches.last()?.lr,
+        })
+    }
+}
+
+fn histogram(distances: &[f32]) -> [u32; DISTANCE_BINS] {
+    let mut bins = [0; DISTANCE_BINS];
+    for d in distances {
+        let bin = (f64::from(*d) / LARGEST_DISTANCE * DISTANCE_BINS as f64) as usize;
+        bins[bin.min(DISTANCE_BINS - 1)] += 1;
+    }
+    bins
+}

@@ -1,0 +1,195 @@
+//! The model as it serves.
+
+use candle_core::{Device, Tensor};
+
+use likeness_contract::settings::ModelSettings;
+
+use crate::backbone::{self, Mode};
+use crate::checkpoint;
+use crate::error::{Error, Result};
+use crate::layers::BatchStatistics;
+use crate::loss::Triplets;
+use crate::tensors::{Builder, Stored, Tensors};
+use crate::towers::{AttributeTower, ImageTower};
+
+/// Smallest side of an input: below, the last stage of a ResNet has nothing to see.
+const SMALLEST_INPUT_PX: u32 = 32;
+
+/// Both towers with their weights on one device.
+#[derive(Debug)]
+pub struct Model {
+    attributes: usize,
+    embedding_dim: usize,
+    input_px: usize,
+    image_tower: ImageTower,
+    attribute_tower: AttributeTower,
+    tensors: Tensors,
+    device: Device,
+}
+
+impl Model {
+    /// Fresh weights for a vocabulary of `attributes` names (A), drawn from `seed`.
+    ///
+    /// # Errors
+    /// `Settings` when no model can have them, `Device` when it fails.
+    pub fn fresh(settings: &ModelSettings, attributes: usize, seed: u64, device: &Device) -> Result<Self> {
+        Self::build(settings, attributes, Builder::fresh(seed, device), device)
+    }
+
+    /// Weights as [`Model::weights`] or PyTorch wrote them.
+    ///
+    /// # Errors
+    /// `Corrupt` when the bytes are no intact safetensors; `Mismatch` when they are of another model: of another
+    /// vocabulary or dimension, or with tensors missing, unexpected or of another shape (all are named);
+    /// `NotFinite` when a weight is NaN or infinite.
+    pub fn load(settings: &ModelSettings, attributes: usize, safetensors: &[u8], device: &Device) -> Result<Self> {
+        Self::from_stored(settings, attributes, checkpoint::read(safetensors)?.tensors, device)
+    }
+
+    pub(crate) fn from_stored(
+        settings: &ModelSettings,
+        attributes: usize,
+        stored: Stored,
+        device: &Device,
+    ) -> Result<Self> {
+        check_size(settings, attributes, &stored)?;
+        Self::build(settings, attributes, Builder::stored(stored, device), device)
+    }
+
+    fn build(settings: &ModelSettings, attributes: usize, mut b: Builder<'_>, device: &Device) -> Result<Self> {
+        let ModelSettings { architecture, embedding_dim, encoding: _, preprocessing } = settings;
+        let embedding_dim = *embedding_dim as usize;
+        if embedding_dim == 0 || attributes == 0 {
+            return Err(Error::settings(format!("a model of {embedding_dim} dimensions and {attributes} attributes")));
+        }
+        if preprocessing.input_px < SMALLEST_INPUT_PX {
+            let px = preprocessing.input_px;
+            return Err(Error::settings(format!("an input of {px} px is smaller than {SMALLEST_INPUT_PX} px")));
+        }
+        let backbone = backbone::build(*architecture, &mut b)?;
+        Ok(Self {
+            attributes,
+            embedding_dim,
+            input_px: preprocessing.input_px as usize,
+            image_tower: ImageTower::new(&mut b, backbone, embedding_dim)?,
+            attribute_tower: AttributeTower::new(&mut b, attributes, embedding_dim)?,
+            tensors: b.finish()?,
+            device: device.clone(),
+        })
+    }
+
+    /// D, length of an embedding.
+    pub fn embedding_dim(&self) -> usize {
+        self.embedding_dim
+    }
+
+    /// A, length of an attribute vector.
+    pub fn attributes(&self) -> usize {
+        self.attributes
+    }
+
+    /// Where the weights are, and where inputs must be.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// `(B, 3, H, W)` → `(B, D)`, rows of unit length. Inference mode.
+    ///
+    /// # Errors
+    /// `Input` for another shape, `Device` when it fails.
+    pub fn embed_images(&self, images: &Tensor) -> Result<Tensor> {
+        self.check_images(images)?;
+        self.image_tower.forward(images, &mut Mode::Eval)
+    }
+
+    /// `(B, A)` → `(B, D)`, rows of unit length. Inference mode.
+    ///
+    /// # Errors
+    /// `Input` for another shape, `Device` when it fails.
+    pub fn embed_attributes(&self, vectors: &Tensor) -> Result<Tensor> {
+        self.check_vectors(vectors)?;
+        self.attribute_tower.forward(vectors, &mut Mode::Eval)
+    }
+
+    /// Weights and running statistics as safetensors: a function of their values alone.
+    ///
+    /// # Errors
+    /// `NotFinite` when one is NaN or infinite.
+    pub fn weights(&self) -> Result<Vec<u8>> {
+        checkpoint::write_weights(&self.tensors)
+    }
+
+    /// Distances of a batch in training mode, on the tape. The attribute tower sees the positives, then the
+    /// negatives; so do its statistics.
+    pub(crate) fn triplets_in_training(
+        &self,
+        images: &Tensor,
+        positives: &Tensor,
+        negatives: &Tensor,
+        statistics: &mut BatchStatistics,
+    ) -> Result<Triplets> {
+        self.triplets(images, positives, negatives, &mut Mode::Train(statistics))
+    }
+
+    /// Distances of a batch in inference mode.
+    pub(crate) fn triplets_in_inference(
+        &self,
+        images: &Tensor,
+        positives: &Tensor,
+        negatives: &Tensor,
+    ) -> Result<Triplets> {
+        self.triplets(images, positives, negatives, &mut Mode::Eval)
+    }
+
+    fn triplets(
+        &self,
+        images: &Tensor,
+        positives: &Tensor,
+        negatives: &Tensor,
+        mode: &mut Mode<'_>,
+    ) -> Result<Triplets> {
+        self.check_images(images)?;
+        self.check_vectors(positives)?;
+        self.check_vectors(negatives)?;
+        let anchor = self.image_tower.forward(images, mode)?;
+        let positive = self.attribute_tower.forward(positives, mode)?;
+        let negative = self.attribute_tower.forward(negatives, mode)?;
+        Triplets::new(&anchor, &positive, &negative)
+    }
+
+    pub(crate) fn tensors(&self) -> &Tensors {
+        &self.tensors
+    }
+
+    fn check_images(&self, images: &Tensor) -> Result<()> {
+        let px = self.input_px;
+        match images.dims() {
+            [batch, 3, h, w] if *batch > 0 && (*h, *w) == (px, px) => Ok(()),
+            other => Err(Error::input(format!("images of shape {other:?} instead of [B, 3, {px}, {px}]"))),
+        }
+    }
+
+    fn check_vectors(&self, vectors: &Tensor) -> Result<()> {
+        match vectors.dims() {
+            [batch, attributes] if *batch > 0 && *attributes == self.attributes => Ok(()),
+            other => {
+                Err(Error::input(format!("attribute vectors of shape {other:?} instead of [B, {}]", self.attributes)))
+            }
+        }
+    }
+}
+
+/// Says it plainly when the weights are of another vocabulary or dimension.
+fn check_size(settings: &ModelSettings, attributes: usize, stored: &Stored) -> Result<()> {
+    let Some([dim, names]) = stored.get("attributes.linear1.weight").map(|t| t.shape.as_slice()) else {
+        return Ok(());
+    };
+    if *names != attributes {
+        return Err(Error::mismatch(format!("the weights know {names} attributes, the vocabulary has {attributes}")));
+    }
+    if *dim != settings.embedding_dim as usize {
+        let asked = settings.embedding_dim;
+        return Err(Error::mismatch(format!("the weights embed into {dim} dimensions, {asked} were asked for")));
+    }
+    Ok(())
+}
