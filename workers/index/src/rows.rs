@@ -1,0 +1,119 @@
+//! The rows of a shard as plain columns, and the rules that every row obeys.
+
+use crate::error::{Error, Result};
+
+/// Largest deviation of an embedding's norm from 1.
+const NORM_TOLERANCE: f64 = 1e-3;
+
+/// The columns of a shard of N rows, embedding dimension D, A attributes.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ShardRows {
+    /// N item ids, unique.
+    pub item_ids: Vec<String>,
+    /// N×D, row by row; each row finite and of norm 1.
+    pub embeddings: Vec<f32>,
+    /// N×A known labels: +1 has, −1 has not, 0 not known.
+    pub labels: Vec<i8>,
+    /// N codes of the split: 0 train, 1 validation, 2 test.
+    pub split: Vec<u8>,
+    /// N numbers of dataset parts.
+    pub source_part: Vec<u32>,
+    /// N rows in those parts.
+    pub source_row: Vec<u32>,
+    /// N SHA-256 digests of the images' bytes.
+    pub image_digest: Vec<[u8; 32]>,
+}
+
+impl ShardRows {
+    /// N.
+    pub fn len(&self) -> usize {
+        self.item_ids.len()
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.item_ids.is_empty()
+    }
+
+    /// Checks every rule of the type's documentation; the error names the column or the item.
+    pub fn check(&self, dim: usize, attributes: usize) -> Result<()> {
+        check_shape(dim, attributes, self.len())?;
+        let n = self.len();
+        let lengths = [
+            ("embedding", self.embeddings.len(), n * dim),
+            ("attributes", self.labels.len(), n * attributes),
+            ("split", self.split.len(), n),
+            ("source_part", self.source_part.len(), n),
+            ("source_row", self.source_row.len(), n),
+            ("image_digest", self.image_digest.len(), n),
+        ];
+        for (column, found, expected) in lengths {
+            if found != expected {
+                return Err(Error::invalid(format!("column `{column}` has {found} values, {n} rows need {expected}")));
+            }
+        }
+        for (row, embedding) in self.embeddings.chunks_exact(dim).enumerate() {
+            check_embedding(&self.item_ids[row], row, embedding)?;
+        }
+        self.check_codes(attributes)?;
+        order_of_ids(&self.item_ids).map(|_| ())
+    }
+
+    /// Labels and split codes are ones that exist.
+    pub(crate) fn check_codes(&self, attributes: usize) -> Result<()> {
+        if let Some(at) = self.labels.iter().position(|label| !(-1..=1).contains(label)) {
+            let (row, value) = (at / attributes, self.labels[at]);
+            let item = &self.item_ids[row];
+            return Err(Error::invalid(format!(
+                "item `{item}` (row {row}) has the label {value}, expected −1, 0 or 1"
+            )));
+        }
+        if let Some(row) = self.split.iter().position(|split| *split > 2) {
+            let (item, value) = (&self.item_ids[row], self.split[row]);
+            return Err(Error::invalid(format!("item `{item}` (row {row}) has the split {value}, expected 0, 1 or 2")));
+        }
+        Ok(())
+    }
+}
+
+/// D and A are at least 1 and N fits the row numbers.
+pub(crate) fn check_shape(dim: usize, attributes: usize, rows: usize) -> Result<()> {
+    let limit = 1 << 16;
+    if !(1..=limit).contains(&dim) || !(1..=limit).contains(&attributes) {
+        let message = format!("dimension {dim} and {attributes} attributes: both must be 1–{limit}");
+        return Err(Error::invalid(message));
+    }
+    if u32::try_from(rows).is_err() {
+        return Err(Error::invalid(format!("{rows} rows are more than a shard's row numbers can tell")));
+    }
+    Ok(())
+}
+
+/// Finite and of norm 1.
+pub(crate) fn check_embedding(item: &str, row: usize, embedding: &[f32]) -> Result<()> {
+    let norm = embedding.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt();
+    if !norm.is_finite() {
+        return Err(Error::invalid(format!("the embedding of item `{item}` (row {row}) is not finite")));
+    }
+    if (norm - 1.0).abs() > NORM_TOLERANCE {
+        return Err(Error::invalid(format!("the embedding of item `{item}` (row {row}) has norm {norm:.6}, not 1")));
+    }
+    Ok(())
+}
+
+/// Row numbers in the order of the ids' bytes; refuses empty ids and duplicates.
+pub(crate) fn order_of_ids(ids: &[String]) -> Result<Vec<u32>> {
+    let mut order: Vec<u32> = (0..ids.len() as u32).collect();
+    order.sort_unstable_by(|a, b| ids[*a as usize].as_bytes().cmp(ids[*b as usize].as_bytes()));
+    if let Some(first) = order.first().filter(|row| ids[**row as usize].is_empty()) {
+        return Err(Error::invalid(format!("row {first} has an empty item id")));
+    }
+    for pair in order.windows(2) {
+        let (a, b) = (pair[0] as usize, pair[1] as usize);
+        if ids[a] == ids[b] {
+            let (first, second) = (a.min(b), a.max(b));
+            return Err(Error::invalid(format!("item `{}` stands in rows {first} and {second}", ids[a])));
+        }
+    }
+    Ok(order)
+}
