@@ -1,0 +1,23 @@
+//! The pure core: what the coordinator decides, as plain functions over plain values.
+//!
+//! No clock, no I/O, no async: time comes in as milliseconds, everything that must happen goes out through an
+//! [`outbox::Outbox`]. That is what makes the rules of runs, records and outcomes testable by the thousand.
+//!
+//! | module | decides |
+//! |---|---|
+//! | [`resolve`] | what a request means, or why it can't be met |
+//! | [`planner`] | which tasks a job has, and their order |
+//! | [`reactor`] | what every piece of news does to the jobs |
+//! | [`run`], [`attempts`] | which tasks are published, which are given up |
+//! | [`promote`] | whether a release may be made, and whether searchers are ready for it |
+
+pub mod attempts;
+pub mod job;
+pub mod outbox;
+pub mod planner;
+pub mod promote;
+pub mod reactor;
+pub mod resolve;
+pub mod run;
+pub mod validate;
+pub mod workers;

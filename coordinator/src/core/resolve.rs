@@ -1,0 +1,376 @@
+//! What a request means: every version, size, seed and device class is fixed here, or the request is refused with
+//! a reason that helps.
+//!
+//! Pure: what the store and the live workers say comes in as [`Facts`]. Two requests that resolve to the same spec
+//! are the same job, which is why the default id is the digest of the spec.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use likeness_contract::codec;
+use likeness_contract::documents::{DatasetManifest, GenerationManifest, ModelManifest, Release};
+use likeness_contract::ids::{Digest, JobId, Name};
+use likeness_contract::jobs::{
+    Baseline, DatasetRef, DatasetSelector, DeviceClass, EmbedRequest, EmbedStage, EvaluateStage, GenerationRef,
+    JobRequest, JobSpec, JobWork, RequestedWork, TrainRequest, TrainStage,
+};
+use likeness_contract::messages::{ApiError, ApiErrorKind};
+use likeness_contract::names;
+use likeness_contract::settings::{QueryEncoding, Split, Vocabulary};
+
+use super::validate::{self, MAX_NUMBERED};
+
+/// What the store and the live workers say about the names in a request. What a request does not name stays empty.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// Complete versions of every dataset, oldest first.
+    pub versions: BTreeMap<Name, Vec<JobId>>,
+    /// Manifests of the versions that [`chosen_version`] tells for the request.
+    pub datasets: Vec<DatasetManifest>,
+    /// All models.
+    pub models: Vec<JobId>,
+    /// The model that is named, or that made the generation that is named.
+    pub model: Option<ModelManifest>,
+    /// All generations.
+    pub generations: Vec<GenerationRef>,
+    /// The generation that is named.
+    pub generation: Option<GenerationManifest>,
+    /// All releases of the alias that is named.
+    pub releases: Vec<Release>,
+    /// The generation of the release that [`compared_release`] tells.
+    pub compared_generation: Option<GenerationManifest>,
+    /// Its model.
+    pub compared_model: Option<ModelManifest>,
+    /// Classes of the live devices that train.
+    pub trainers: Vec<DeviceClass>,
+}
+
+/// A request that can be met.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Resolved {
+    /// The job's id.
+    pub id: JobId,
+    /// What will be done.
+    pub spec: JobSpec,
+}
+
+/// Resolves a request, or says why it can't be met.
+pub fn resolve(request: &JobRequest, facts: &Facts) -> Result<Resolved, ApiError> {
+    let JobRequest { id, work, device, priority } = request;
+    let (work, device) = match work {
+        RequestedWork::Ingest { dataset, source, part_rows } => {
+            check(validate::source(source))?;
+            check(validate::rows_per_file("part_rows", *part_rows))?;
+            let (dataset, source) = (dataset.clone(), source.clone());
+            (JobWork::Ingest { dataset, source, part_rows: *part_rows }, *device)
+        }
+        RequestedWork::Train(train) => (JobWork::Train(resolve_train(train, facts)?), one_class(*device, facts)?),
+        RequestedWork::Embed { model, embed } => (resolve_embed(model, embed, facts)?, *device),
+        RequestedWork::Evaluate { generation, evaluate } => (resolve_evaluate(generation, evaluate, facts)?, *device),
+        RequestedWork::Pipeline { train, embed, evaluate, alias } => {
+            let work = resolve_pipeline(id.as_ref(), train, embed, evaluate, alias, facts)?;
+            (work, one_class(*device, facts)?)
+        }
+    };
+    let spec = JobSpec { work, device, priority: *priority };
+    let id = id.clone().unwrap_or_else(|| default_id(&spec));
+    Ok(Resolved { id, spec })
+}
+
+/// `<kind>-<first digits of the spec's digest>`.
+fn default_id(spec: &JobSpec) -> JobId {
+    let digest = Digest::of(&codec::encode_document(spec));
+    JobId::new(format!("{}-{}", spec.work.kind(), digest.short())).expect("made of letters, digits and `-`")
+}
+
+/// The version that a selector means.
+pub fn chosen_version(versions: &BTreeMap<Name, Vec<JobId>>, wanted: &DatasetSelector) -> Result<DatasetRef, ApiError> {
+    let DatasetSelector { dataset, version } = wanted;
+    let known = versions.get(dataset).filter(|known| !known.is_empty());
+    let known = known.ok_or_else(|| not_found("dataset", dataset.as_str(), versions.keys().map(Name::as_str)))?;
+    let version = match version {
+        None => known.last().expect("checked above"),
+        Some(version) if known.contains(version) => version,
+        Some(version) => {
+            let what = format!("version of dataset `{dataset}`");
+            return Err(not_found(&what, version.as_str(), known.iter().map(JobId::as_str)));
+        }
+    };
+    Ok(DatasetRef { dataset: dataset.clone(), version: version.clone() })
+}
+
+/// The release that a pipeline of this id is compared with: the newest, or the one that its own release replaced,
+/// so that the same request means the same also after its release was made.
+pub fn compared_release<'a>(id: Option<&JobId>, releases: &'a [Release]) -> Option<&'a Release> {
+    let own = releases.iter().find(|release| id.is_some() && release.job.as_ref() == id);
+    match own {
+        Some(own) => releases.iter().find(|release| Some(release.number) == own.replaces),
+        None => releases.iter().max_by_key(|release| release.number),
+    }
+}
+
+/// Datasets that a request names; a pipeline embeds the version that it trains on unless it says otherwise.
+pub fn named_datasets(work: &RequestedWork) -> Vec<&DatasetSelector> {
+    match work {
+        RequestedWork::Ingest { .. } | RequestedWork::Evaluate { .. } => Vec::new(),
+        RequestedWork::Train(train) => vec![&train.dataset],
+        RequestedWork::Embed { embed, .. } => vec![&embed.dataset],
+        RequestedWork::Pipeline { train, embed, .. } => vec![&train.dataset, &embed.dataset],
+    }
+}
+
+fn resolve_train(request: &TrainRequest, facts: &Facts) -> Result<TrainStage, ApiError> {
+    let manifest = facts.dataset(&request.dataset)?;
+    let (train_rows, validation_rows) = (manifest.rows(Split::Train), manifest.rows(Split::Validation));
+    check(validate::vocabulary(&manifest.vocabulary))?;
+    check(validate::model(&request.model))?;
+    check(validate::train(&request.train, train_rows))?;
+    let mut train = request.train.clone();
+    if request.model.encoding == QueryEncoding::MultiHot {
+        // Multi-hot cannot tell "has not" from "not said", so it is never masked.
+        train.masked_share = 0.0;
+    }
+    let stage = TrainStage {
+        dataset: manifest.dataset.clone(),
+        vocabulary: manifest.vocabulary.clone(),
+        model: request.model.clone(),
+        train,
+        train_rows,
+        validation_rows,
+    };
+    let rounds = u64::from(stage.rounds());
+    let few = rounds < MAX_NUMBERED;
+    check(few.then_some(()).ok_or(format!("{rounds} rounds, expected below {MAX_NUMBERED}: raise `inner_steps`")))?;
+    Ok(stage)
+}
+
+fn resolve_embed(model: &JobId, request: &EmbedRequest, facts: &Facts) -> Result<JobWork, ApiError> {
+    let manifest = facts.model(model)?;
+    let dataset = facts.dataset(&request.dataset)?;
+    same_vocabulary(&format!("model `{model}`"), &manifest.vocabulary, &dataset_name(dataset), &dataset.vocabulary)?;
+    Ok(JobWork::Embed { model: model.clone(), embed: embed_stage(request, dataset)? })
+}
+
+fn embed_stage(request: &EmbedRequest, manifest: &DatasetManifest) -> Result<EmbedStage, ApiError> {
+    let EmbedRequest { gallery, dataset: _, rows, shard_rows } = request;
+    check(validate::rows_per_file("shard_rows", *shard_rows))?;
+    let gallery_rows = manifest.rows(*rows);
+    let (name, dataset) = (split_name(*rows), dataset_name(manifest));
+    not_empty(gallery_rows, || format!("gallery `{gallery}` would be empty: {dataset} has no {name} rows"))?;
+    let shards = gallery_rows.div_ceil(u64::from(*shard_rows));
+    let few = shards < MAX_NUMBERED;
+    check(few.then_some(()).ok_or(format!("{shards} shards, expected below {MAX_NUMBERED}: raise `shard_rows`")))?;
+    let (gallery, dataset) = (gallery.clone(), manifest.dataset.clone());
+    Ok(EmbedStage { gallery, dataset, rows: *rows, gallery_rows, shard_rows: *shard_rows })
+}
+
+fn resolve_evaluate(generation: &GenerationRef, evaluate: &EvaluateStage, facts: &Facts) -> Result<JobWork, ApiError> {
+    check(validate::evaluate(&evaluate.settings))?;
+    let manifest = facts.generation(generation)?;
+    let text = generation_name(generation);
+    not_empty(manifest.total_rows(), || format!("{text} is empty"))?;
+    check(covers(&text, manifest.rows, evaluate.rows))?;
+    let model = facts.model(&manifest.model)?;
+    let whose = format!("model `{}`", model.model);
+    same_vocabulary(&whose, &model.vocabulary, &text, &manifest.vocabulary)?;
+    let (trained, embedded) = (model.settings.embedding_dim, manifest.embedding_dim);
+    if trained != embedded {
+        return Err(invalid(format!("{whose} has dimension {trained}, but {text} has dimension {embedded}")));
+    }
+    Ok(JobWork::Evaluate { generation: generation.clone(), evaluate: evaluate.clone() })
+}
+
+fn resolve_pipeline(
+    id: Option<&JobId>,
+    train: &TrainRequest,
+    embed: &EmbedRequest,
+    evaluate: &EvaluateStage,
+    alias: &Name,
+    facts: &Facts,
+) -> Result<JobWork, ApiError> {
+    let train = resolve_train(train, facts)?;
+    let dataset = facts.embedded_dataset(&train, embed)?;
+    let trained = format!("dataset `{}` version `{}`", train.dataset.dataset, train.dataset.version);
+    same_vocabulary(&trained, &train.vocabulary, &dataset_name(dataset), &dataset.vocabulary)?;
+    let embed = embed_stage(embed, dataset)?;
+    check(validate::evaluate(&evaluate.settings))?;
+    check(covers(&format!("gallery `{}`", embed.gallery), embed.rows, evaluate.rows))?;
+    not_empty(dataset.rows(evaluate.rows), || {
+        format!("nothing to evaluate: {} has no {} rows", dataset_name(dataset), split_name(evaluate.rows))
+    })?;
+    let compared = compared_release(id, &facts.releases);
+    let baseline = compared.map(|release| baseline(release, &train.vocabulary, &embed, facts)).transpose()?;
+    Ok(JobWork::Pipeline { train, embed, evaluate: evaluate.clone(), alias: alias.clone(), baseline })
+}
+
+/// The release's own generation where it has the rows of the new one, else one that the pipeline makes.
+fn baseline(
+    release: &Release,
+    vocabulary: &Vocabulary,
+    embed: &EmbedStage,
+    facts: &Facts,
+) -> Result<Baseline, ApiError> {
+    let whose = format!("release {} of `{}`", release.number, release.alias);
+    let model = facts.compared_model.as_ref().filter(|model| model.model == release.model);
+    let model = model.ok_or_else(|| gone(&whose, &format!("model `{}`", release.model)))?;
+    let generation = facts.compared_generation.as_ref().filter(|g| g.generation == release.generation);
+    same_vocabulary(&whose, &model.vocabulary, "the new dataset", vocabulary)?;
+    let own = generation.filter(|g| g.dataset == embed.dataset && g.rows == embed.rows);
+    let (release, model) = (release.number, release.model.clone());
+    Ok(match own {
+        Some(own) => Baseline { release, model, generation: own.generation.clone(), embed: false },
+        None => {
+            let generation = baseline_generation(&model, embed);
+            Baseline { release, model, generation, embed: true }
+        }
+    })
+}
+
+/// Named by its content, so that the id of a job can be the digest of a spec that holds it.
+fn baseline_generation(model: &JobId, embed: &EmbedStage) -> GenerationRef {
+    let EmbedStage { gallery, dataset, rows, gallery_rows: _, shard_rows } = embed;
+    let DatasetRef { dataset, version } = dataset;
+    let text = format!("{model} {dataset} {version} {} {shard_rows}", split_name(*rows));
+    let id = format!("baseline-{}", Digest::of(text.as_bytes()).short());
+    let generation = JobId::new(id).expect("made of letters, digits and `-`");
+    GenerationRef { gallery: gallery.clone(), generation }
+}
+
+/// Training runs on one class of device, so that a repeated slot gives the same bytes.
+fn one_class(asked: DeviceClass, facts: &Facts) -> Result<DeviceClass, ApiError> {
+    if asked != DeviceClass::Any {
+        return Ok(asked);
+    }
+    let fastest_first = [DeviceClass::Cuda, DeviceClass::Metal, DeviceClass::Cpu];
+    let live = fastest_first.into_iter().find(|class| facts.trainers.contains(class));
+    live.ok_or_else(|| {
+        let message = "no worker that trains is running, so `any` device means none: start one or name a device class";
+        ApiError { kind: ApiErrorKind::Unavailable, message: message.into(), nearest: Vec::new() }
+    })
+}
+
+impl Facts {
+    fn dataset(&self, wanted: &DatasetSelector) -> Result<&DatasetManifest, ApiError> {
+        let chosen = chosen_version(&self.versions, wanted)?;
+        self.dataset_version(&chosen)
+    }
+
+    fn dataset_version(&self, chosen: &DatasetRef) -> Result<&DatasetManifest, ApiError> {
+        let found = self.datasets.iter().find(|manifest| manifest.dataset == *chosen);
+        found.ok_or_else(|| gone(&format!("dataset `{}`", chosen.dataset), &format!("version `{}`", chosen.version)))
+    }
+
+    fn embedded_dataset(&self, train: &TrainStage, embed: &EmbedRequest) -> Result<&DatasetManifest, ApiError> {
+        let DatasetSelector { dataset, version } = &embed.dataset;
+        if version.is_none() && *dataset == train.dataset.dataset {
+            return self.dataset_version(&train.dataset);
+        }
+        self.dataset(&embed.dataset)
+    }
+
+    fn model(&self, model: &JobId) -> Result<&ModelManifest, ApiError> {
+        let found = self.model.as_ref().filter(|manifest| manifest.model == *model);
+        found.ok_or_else(|| not_found("model", model.as_str(), self.models.iter().map(JobId::as_str)))
+    }
+
+    fn generation(&self, wanted: &GenerationRef) -> Result<&GenerationManifest, ApiError> {
+        let found = self.generation.as_ref().filter(|manifest| manifest.generation == *wanted);
+        found.ok_or_else(|| unknown_generation(wanted, &self.generations))
+    }
+}
+
+/// The gallery has the rows that are to be evaluated.
+fn covers(what: &str, held: Split, asked: Split) -> validate::Checked {
+    if held == Split::All || held == asked {
+        return Ok(());
+    }
+    Err(format!("{what} holds the {} rows, so {} rows can't be evaluated in it", split_name(held), split_name(asked)))
+}
+
+fn not_empty(rows: u64, otherwise: impl FnOnce() -> String) -> Result<(), ApiError> {
+    if rows > 0 { Ok(()) } else { Err(invalid(otherwise())) }
+}
+
+/// Names the first attribute that differs.
+fn same_vocabulary(a_name: &str, a: &Vocabulary, b_name: &str, b: &Vocabulary) -> Result<(), ApiError> {
+    if a == b {
+        return Ok(());
+    }
+    let (a_len, b_len) = (a.len(), b.len());
+    let differs = (0..a_len.min(b_len)).find(|i| a.names[*i] != b.names[*i]);
+    let detail = match differs {
+        Some(i) => format!("attribute {i} is `{}` there and `{}` here", a.names[i], b.names[i]),
+        None => format!("{a_len} attributes there, {b_len} here"),
+    };
+    Err(invalid(format!("{a_name} has another vocabulary than {b_name}: {detail}")))
+}
+
+fn dataset_name(manifest: &DatasetManifest) -> String {
+    format!("dataset `{}` version `{}`", manifest.dataset.dataset, manifest.dataset.version)
+}
+
+fn generation_name(generation: &GenerationRef) -> String {
+    format!("generation `{}` of gallery `{}`", generation.generation, generation.gallery)
+}
+
+fn split_name(split: Split) -> &'static str {
+    match split {
+        Split::Train => "train",
+        Split::Validation => "validation",
+        Split::Test => "test",
+        Split::All => "all",
+    }
+}
+
+fn check(checked: validate::Checked) -> Result<(), ApiError> {
+    checked.map_err(invalid)
+}
+
+fn invalid(message: String) -> ApiError {
+    ApiError { kind: ApiErrorKind::Invalid, message, nearest: Vec::new() }
+}
+
+fn gone(whose: &str, what: &str) -> ApiError {
+    let message = format!("{what} of {whose} is not in the store");
+    ApiError { kind: ApiErrorKind::NotFound, message, nearest: Vec::new() }
+}
+
+/// The release that a rollback brings back: the one before the newest unless a number says otherwise. `releases` are
+/// those of one alias, oldest first.
+pub fn rollback_target(releases: &[Release], to: Option<u64>) -> Result<&Release, ApiError> {
+    let Some(newest) = releases.last() else { return Err(invalid("there is no release to roll back".into())) };
+    let Release { alias, number: newest, .. } = newest;
+    let wanted = to.unwrap_or(newest.saturating_sub(1));
+    if wanted == *newest {
+        return Err(invalid(format!("release {newest} of `{alias}` is the newest one already")));
+    }
+    let found = releases.iter().find(|release| release.number == wanted);
+    found.ok_or_else(|| {
+        let message = match to {
+            Some(_) => format!("`{alias}` has no release {wanted}, only 1 to {newest}"),
+            None => format!("release {newest} of `{alias}` is its first, there is none before it"),
+        };
+        ApiError { kind: ApiErrorKind::NotFound, message, nearest: Vec::new() }
+    })
+}
+
+/// A name that nobody has, answered with the nearest that somebody has.
+pub fn not_found<'a>(what: &str, wrong: &str, known: impl IntoIterator<Item = &'a str>) -> ApiError {
+    let nearest = names::nearest(wrong, known);
+    let message = format!("no {what} `{wrong}`{}", names::hint(&nearest));
+    ApiError { kind: ApiErrorKind::NotFound, message, nearest }
+}
+
+/// A generation that nobody made: the gallery's name is wrong, or the generation.
+pub fn unknown_generation(wanted: &GenerationRef, known: &[GenerationRef]) -> ApiError {
+    let GenerationRef { gallery, generation } = wanted;
+    let in_gallery: Vec<&str> = known.iter().filter(|g| g.gallery == *gallery).map(|g| g.generation.as_str()).collect();
+    if in_gallery.is_empty() {
+        let galleries: BTreeSet<&str> = known.iter().map(|g| g.gallery.as_str()).collect();
+        return not_found("gallery", gallery.as_str(), galleries);
+    }
+    not_found(&format!("generation of gallery `{gallery}`"), generation.as_str(), in_gallery)
+}
+
+#[cfg(test)]
+#[path = "resolve_tests.rs"]
+mod tests;

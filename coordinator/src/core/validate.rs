@@ -1,0 +1,140 @@
+//! The ranges of all settings: what is checked before a job is accepted, so that no worker meets nonsense later.
+
+use likeness_contract::jobs::IngestSource;
+use likeness_contract::settings::{
+    AdamWSettings, EvaluateSettings, ModelSettings, NegativeMix, Preprocessing, TrainSettings, Vocabulary,
+};
+
+/// Largest embedding dimension.
+pub const MAX_EMBEDDING_DIM: u32 = 4096;
+/// Sides of the input that the towers can take, pixels.
+pub const INPUT_PX: std::ops::RangeInclusive<u32> = 32..=1024;
+/// Most rows of a shard or part.
+pub const MAX_ROWS: u32 = 65_536;
+/// Largest share of flipped vectors: more teaches "real or made-up" instead of the attributes.
+pub const MAX_FLIPPED: f32 = 1.0 / 3.0;
+/// Most rounds, shards or parts of a job: their ids have five digits.
+pub const MAX_NUMBERED: u64 = 100_000;
+/// Most queries of a set.
+const MAX_QUERIES: u32 = 100_000;
+/// How far shares that must sum to 1 may be off: they are written with two or three digits.
+const SUM_TOLERANCE: f32 = 1e-3;
+
+/// Says what is wrong, naming the setting.
+pub type Checked = Result<(), String>;
+
+fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Checked {
+    if holds { Ok(()) } else { Err(otherwise()) }
+}
+
+/// Where images come from.
+pub fn source(source: &IngestSource) -> Checked {
+    match source {
+        IngestSource::Celeba { dir } => ensure(!dir.trim().is_empty(), || "`dir` of the source is empty".into()),
+        IngestSource::Parquet { files } => {
+            ensure(!files.is_empty(), || "`files` of the source names no file".into())?;
+            ensure(files.iter().all(|file| !file.trim().is_empty()), || {
+                "`files` of the source has an empty name".into()
+            })?;
+            let twice = files.iter().enumerate().find(|(i, file)| files[..*i].contains(file));
+            twice.map_or(Ok(()), |(_, file)| Err(format!("`files` of the source names `{file}` twice")))
+        }
+    }
+}
+
+/// Rows of a part or shard; `setting` is the name that the user knows.
+pub fn rows_per_file(setting: &str, rows: u32) -> Checked {
+    ensure((1..=MAX_ROWS).contains(&rows), || format!("`{setting}` is {rows}, expected 1 to {MAX_ROWS}"))
+}
+
+/// The shape and input of a model.
+pub fn model(settings: &ModelSettings) -> Checked {
+    let ModelSettings { architecture: _, embedding_dim: dim, encoding: _, preprocessing } = settings;
+    let in_range = (1..=MAX_EMBEDDING_DIM).contains(dim);
+    ensure(in_range, || format!("`embedding_dim` is {dim}, expected 1 to {MAX_EMBEDDING_DIM}"))?;
+    let Preprocessing { crop: _, input_px: px, mean, std } = preprocessing;
+    ensure(INPUT_PX.contains(px), || {
+        format!("`input_px` is {px}, expected {} to {}", INPUT_PX.start(), INPUT_PX.end())
+    })?;
+    ensure(mean.iter().all(|m| m.is_finite()), || format!("`mean` is {mean:?}, expected finite numbers"))?;
+    ensure(std.iter().all(|s| s.is_finite() && *s > 0.0), || format!("`std` is {std:?}, expected numbers above 0"))
+}
+
+/// A training on so many rows.
+pub fn train(settings: &TrainSettings, train_rows: u64) -> Checked {
+    let TrainSettings {
+        epochs,
+        batch_size,
+        inner_steps,
+        margin,
+        negatives,
+        masked_share,
+        optimizer,
+        warmup_share,
+        mirror: _,
+        random_crop,
+        validate_every,
+        seed: _,
+    } = settings;
+    ensure(train_rows > 0, || "the dataset has no rows in its training split".into())?;
+    at_least("epochs", *epochs, 1)?;
+    at_least("batch_size", *batch_size, 2)?;
+    ensure(u64::from(*batch_size) <= train_rows, || {
+        format!("`batch_size` is {batch_size}, but the training split has only {train_rows} rows")
+    })?;
+    at_least("inner_steps", *inner_steps, 1)?;
+    at_least("validate_every", *validate_every, 1)?;
+    ensure(margin.is_finite() && *margin > 0.0, || format!("`margin` is {margin}, expected a number above 0"))?;
+    share("masked_share", *masked_share)?;
+    share("warmup_share", *warmup_share)?;
+    let half = (0.0..=0.5).contains(random_crop);
+    ensure(half, || format!("`random_crop` is {random_crop}, expected 0 to 0.5"))?;
+    mix(negatives)?;
+    adamw(optimizer)
+}
+
+fn mix(negatives: &NegativeMix) -> Checked {
+    let NegativeMix { random, other, flipped } = *negatives;
+    share("negatives.random", random)?;
+    share("negatives.other", other)?;
+    share("negatives.flipped", flipped)?;
+    let sum = random + other + flipped;
+    ensure((sum - 1.0).abs() <= SUM_TOLERANCE, || format!("the shares of `negatives` sum to {sum}, expected 1"))?;
+    ensure(flipped <= MAX_FLIPPED + SUM_TOLERANCE, || {
+        format!("`negatives.flipped` is {flipped}, expected at most 1/3: more teaches real or made-up, not attributes")
+    })
+}
+
+fn adamw(optimizer: &AdamWSettings) -> Checked {
+    let AdamWSettings { lr, beta1, beta2, eps, weight_decay } = *optimizer;
+    ensure(lr.is_finite() && lr > 0.0, || format!("`lr` is {lr}, expected a number above 0"))?;
+    for (name, beta) in [("beta1", beta1), ("beta2", beta2)] {
+        ensure((0.0..1.0).contains(&beta), || format!("`{name}` is {beta}, expected 0 or more and below 1"))?;
+    }
+    ensure(eps.is_finite() && eps > 0.0, || format!("`eps` is {eps}, expected a number above 0"))?;
+    let decays = weight_decay.is_finite() && weight_decay >= 0.0;
+    ensure(decays, || format!("`weight_decay` is {weight_decay}, expected 0 or more"))
+}
+
+/// Which queries are asked.
+pub fn evaluate(settings: &EvaluateSettings) -> Checked {
+    let EvaluateSettings { pairs, triples, min_relevant, seed: _, queries_per_task } = *settings;
+    for (name, queries) in [("pairs", pairs), ("triples", triples)] {
+        ensure(queries <= MAX_QUERIES, || format!("`{name}` is {queries}, expected at most {MAX_QUERIES}"))?;
+    }
+    at_least("min_relevant", min_relevant, 1)?;
+    at_least("queries_per_task", queries_per_task, 1)
+}
+
+/// Attributes that a model can learn.
+pub fn vocabulary(vocabulary: &Vocabulary) -> Checked {
+    ensure(!vocabulary.is_empty(), || "the dataset has no attributes".into())
+}
+
+fn at_least(name: &str, value: u32, least: u32) -> Checked {
+    ensure(value >= least, || format!("`{name}` is {value}, expected at least {least}"))
+}
+
+fn share(name: &str, value: f32) -> Checked {
+    ensure((0.0..=1.0).contains(&value), || format!("`{name}` is {value}, expected 0 to 1"))
+}

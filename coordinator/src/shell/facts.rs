@@ -1,0 +1,155 @@
+//! What the store says about the names in a request. Only what the request names is read; lists of names are read
+//! when one of them turns out to be wrong.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use likeness_contract::documents::{GenerationManifest, ModelManifest};
+use likeness_contract::ids::{JobId, Name};
+use likeness_contract::jobs::{DatasetRef, DeviceClass, GenerationRef, JobRequest, RequestedWork};
+use likeness_contract::keys;
+use likeness_link::{Result, Store};
+use tokio::time::Instant;
+
+use super::context::Context;
+use super::events::ask;
+use super::leader::Inbox;
+use super::releases;
+use crate::core::resolve::{self, Facts};
+
+/// Folder of models.
+const MODELS: &str = "models";
+/// Folder of galleries.
+const GALLERIES: &str = "galleries";
+/// How long a request that needs a worker waits for the first one to be seen.
+const FIRST_WORKER: Duration = Duration::from_secs(3);
+/// How often it is looked for.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// The facts that a request needs.
+pub(super) async fn gather(cx: &Context, inbox: &Inbox, request: &JobRequest) -> Result<Facts> {
+    let store = &cx.store;
+    let mut facts = Facts::default();
+    let named = resolve::named_datasets(&request.work);
+    if !named.is_empty() {
+        let names: Vec<&Name> = named.iter().map(|selector| &selector.dataset).collect();
+        facts.versions = versions(store, inbox, &names).await?;
+        for chosen in named.iter().filter_map(|named| resolve::chosen_version(&facts.versions, named).ok()) {
+            facts.datasets.extend(dataset(store, &chosen).await?);
+        }
+    }
+    match &request.work {
+        RequestedWork::Ingest { .. } => {}
+        RequestedWork::Train(_) => facts.trainers = trainers(cx, request.device).await,
+        RequestedWork::Embed { model, .. } => add_model(store, model, &mut facts).await?,
+        RequestedWork::Evaluate { generation, .. } => {
+            facts.generation = generation_manifest(store, generation).await?;
+            match &facts.generation {
+                Some(manifest) => add_model(store, &manifest.model.clone(), &mut facts).await?,
+                None => facts.generations = generations(store).await?,
+            }
+        }
+        RequestedWork::Pipeline { alias, .. } => {
+            facts.trainers = trainers(cx, request.device).await;
+            facts.releases = releases::of_alias(store, alias).await?;
+            if let Some(release) = resolve::compared_release(request.id.as_ref(), &facts.releases) {
+                facts.compared_model = model(store, &release.model).await?;
+                facts.compared_generation = generation_manifest(store, &release.generation).await?;
+            }
+        }
+    }
+    Ok(facts)
+}
+
+/// Every dataset, with the complete versions of those that are named.
+async fn versions(store: &Store, inbox: &Inbox, named: &[&Name]) -> Result<BTreeMap<Name, Vec<JobId>>> {
+    let mut versions = BTreeMap::new();
+    for name in dataset_names(store).await? {
+        if !named.contains(&&name) {
+            versions.insert(name, Vec::new());
+            continue;
+        }
+        let complete = complete_versions(store, inbox, &name).await?;
+        if !complete.is_empty() {
+            versions.insert(name, complete);
+        }
+    }
+    Ok(versions)
+}
+
+/// All datasets, complete or not.
+pub(super) async fn dataset_names(store: &Store) -> Result<Vec<Name>> {
+    let folders = store.children(keys::DATASETS).await?;
+    Ok(folders.into_iter().filter_map(|folder| Name::new(folder).ok()).collect())
+}
+
+/// Versions of a dataset that have a manifest, in the order in which their jobs were accepted.
+pub(super) async fn complete_versions(store: &Store, inbox: &Inbox, dataset: &Name) -> Result<Vec<JobId>> {
+    let listed = store.list(&format!("{}/{dataset}", keys::DATASETS)).await?;
+    let version = |key: &String| {
+        let (folder, file) = key.rsplit_once('/')?;
+        let version = folder.rsplit('/').next().filter(|_| file == "manifest.json")?;
+        JobId::new(version).ok()
+    };
+    let versions: Vec<JobId> = listed.iter().filter_map(version).collect();
+    let by_age = move |core: &crate::core::reactor::Reactor| {
+        let mut versions = versions;
+        versions.sort_by_cached_key(|version| (core.job(version).map(|job| job.accepted_ms), version.clone()));
+        versions
+    };
+    Ok(ask(inbox, by_age).await.unwrap_or_default())
+}
+
+/// The manifest of a dataset version.
+pub(super) async fn dataset(
+    store: &Store,
+    version: &DatasetRef,
+) -> Result<Option<likeness_contract::documents::DatasetManifest>> {
+    store.document(&keys::dataset_manifest(&version.dataset, &version.version)).await
+}
+
+/// The manifest of a generation.
+pub(super) async fn generation_manifest(
+    store: &Store,
+    generation: &GenerationRef,
+) -> Result<Option<GenerationManifest>> {
+    store.document(&keys::generation_manifest(&generation.gallery, &generation.generation)).await
+}
+
+/// The manifest of a model.
+pub(super) async fn model(store: &Store, model: &JobId) -> Result<Option<ModelManifest>> {
+    store.document(&keys::model_manifest(model)).await
+}
+
+async fn add_model(store: &Store, id: &JobId, facts: &mut Facts) -> Result<()> {
+    facts.model = model(store, id).await?;
+    if facts.model.is_none() {
+        let folders = store.children(MODELS).await?;
+        facts.models = folders.into_iter().filter_map(|folder| JobId::new(folder).ok()).collect();
+    }
+    Ok(())
+}
+
+/// All generations, complete or not.
+pub(super) async fn generations(store: &Store) -> Result<Vec<GenerationRef>> {
+    let mut generations = Vec::new();
+    for folder in store.children(GALLERIES).await? {
+        let Ok(gallery) = Name::new(folder) else { continue };
+        let below = store.children(&format!("{GALLERIES}/{gallery}")).await?;
+        let made = below.into_iter().filter_map(|generation| JobId::new(generation).ok());
+        generations.extend(made.map(|generation| GenerationRef { gallery: gallery.clone(), generation }));
+    }
+    Ok(generations)
+}
+
+/// Classes of live devices that train. Who asks for any right after a start gets the first worker's.
+async fn trainers(cx: &Context, asked: DeviceClass) -> Vec<DeviceClass> {
+    let deadline = Instant::now() + FIRST_WORKER;
+    loop {
+        let trainers = cx.roster.trainers();
+        if asked != DeviceClass::Any || !trainers.is_empty() || Instant::now() >= deadline {
+            return trainers;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}

@@ -1,0 +1,131 @@
+//! The async shell: a coordinator process around the pure core.
+//!
+//! Several coordinators may run; one leads by a lease, the others stand by. The leader reads its state from the
+//! store, follows the events from the opening of its oldest open run, and from then on does what the core decides.
+//! Two leaders at once are harmless: everything a leader does is a publish that is unique by subject or a create
+//! that one of them wins. So the lease only keeps the noise down, and nothing here has to be fenced.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`lease`] | who leads |
+//! | [`recover`] | jobs, as the store knows them |
+//! | [`leader`] | one loop that owns the core and feeds it news in order |
+//! | [`executor`] | what the core wants done, retried until it is done |
+//! | [`events`], [`watchdog`], [`roster`] | where news comes from: events, time and a mended broker, live workers |
+//! | [`api`], [`accept`], [`facts`], [`status`] | the API |
+//! | [`promote`], [`releases`] | releases, and the bucket that tells searchers of them |
+
+mod accept;
+mod api;
+mod backoff;
+mod context;
+mod events;
+mod executor;
+mod facts;
+mod leader;
+mod lease;
+mod promote;
+mod recover;
+mod releases;
+mod roster;
+mod status;
+mod watchdog;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use likeness_contract::ids::WorkerId;
+use likeness_link::{Bus, Error, ErrorKind, NatsSettings, Result, Store};
+use tokio_util::sync::CancellationToken;
+
+use self::backoff::Backoff;
+use self::context::Context;
+use self::lease::Lease;
+
+/// How a coordinator works.
+#[derive(Debug, Clone)]
+pub struct CoordinatorSettings {
+    /// Its id; new at every start.
+    pub id: WorkerId,
+    /// Where NATS is.
+    pub nats: NatsSettings,
+    /// Where durable things lie: a folder or a URL.
+    pub store: String,
+    /// Searchers that must hold every shard before a release is switched to, if so many are live (R).
+    pub replicas: usize,
+    /// Longest wait for searchers to load a release.
+    pub promotion_limit: Duration,
+}
+
+impl CoordinatorSettings {
+    /// With an id of its own, two replicas and two minutes for a promotion.
+    pub fn new(nats: NatsSettings, store: impl Into<String>) -> Self {
+        let (id, store) = (new_id(), store.into());
+        Self { id, nats, store, replicas: 2, promotion_limit: Duration::from_secs(120) }
+    }
+}
+
+/// Process ids repeat, also across containers; the clock tells such processes apart.
+fn new_id() -> WorkerId {
+    let id = format!("coordinator-{}-{:x}", std::process::id(), context::now_ms());
+    WorkerId::new(id).expect("made of letters, digits and `-`")
+}
+
+/// Runs a coordinator until `shutdown`. Fails when NATS or the store can't be reached at the start (`Unreachable`) or
+/// are of no use (`Refused`); later losses are waited out.
+pub async fn run(settings: CoordinatorSettings, shutdown: CancellationToken) -> Result<()> {
+    let name = format!("likeness-{}", settings.id);
+    let (bus, store) = tokio::try_join!(Bus::connect(&settings.nats, &name), Store::open(&settings.store))?;
+    store.probe().await?;
+    tracing::info!(id = %settings.id, nats = %bus.address(), store = %store.url(), "coordinator started");
+    let cx = Arc::new(Context::new(settings, bus, store));
+    while !shutdown.is_cancelled() {
+        let lease = tokio::select! {
+            lease = stand_by(&cx) => lease?,
+            () = shutdown.cancelled() => break,
+        };
+        lead(&cx, lease, &shutdown).await?;
+    }
+    tracing::info!(id = %cx.settings.id, "coordinator stopped");
+    Ok(())
+}
+
+/// Waits for the lease. Only what a person must mend is an error.
+async fn stand_by(cx: &Context) -> Result<Lease> {
+    let mut backoff = Backoff::default();
+    loop {
+        match try_stand_by(cx).await {
+            Err(error) if may_pass(&error) => backoff.wait("can't stand for the lease", &error).await,
+            done => return done,
+        }
+    }
+}
+
+async fn try_stand_by(cx: &Context) -> Result<Lease> {
+    cx.bus.ensure_topology().await?;
+    Lease::acquire(&cx.bus, &cx.settings.id).await
+}
+
+/// Leads until the lease is lost or the process shuts down.
+async fn lead(cx: &Arc<Context>, lease: Lease, shutdown: &CancellationToken) -> Result<()> {
+    tracing::info!(id = %cx.settings.id, fence = lease.fence().0, "this coordinator leads");
+    let stop = shutdown.child_token();
+    let holding = tokio::spawn(lease.hold(stop.clone()));
+    let ended = leader::lead(cx.clone(), stop.clone()).await;
+    stop.cancel();
+    if let Err(panicked) = holding.await {
+        tracing::error!(error = %panicked, "the renewal of the lease broke");
+    }
+    match ended {
+        Err(error) if may_pass(&error) => {
+            tracing::warn!(error = %likeness_link::error::chain(&error), "leading broke, standing for the lease again");
+            Ok(())
+        }
+        ended => ended,
+    }
+}
+
+/// Whether waiting may mend it: what is missing is made again by whoever leads.
+fn may_pass(error: &Error) -> bool {
+    error.is_transient() || error.kind == ErrorKind::NotFound
+}
