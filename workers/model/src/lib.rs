@@ -35,6 +35,8 @@ mod schedule;
 mod tensors;
 mod towers;
 mod trainer;
+#[cfg(test)]
+mod trainer_tests;
 
 pub use backbone::{Backbone, Mode};
 pub use error::{Error, ErrorKind, Result};

@@ -141,3 +141,91 @@ fn histogram(distances: &[f32]) -> [u32; DISTANCE_BINS] {
     }
     bins
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+
+    const ANCHORS: [[f32; 3]; 4] = [[0.6, 0.8, 0.0], [0.0, 0.6, 0.8], [1.0, 0.0, 0.0], [0.8, 0.0, -0.6]];
+    const POSITIVES: [[f32; 3]; 4] = [[0.8, 0.6, 0.0], [0.0, 0.8, 0.6], [0.0, 1.0, 0.0], [0.8, 0.0, -0.6]];
+    const NEGATIVES: [[f32; 3]; 4] = [[0.0, 0.6, 0.8], [0.0, 0.6, 0.8], [0.6, 0.8, 0.0], [0.6, 0.0, -0.8]];
+
+    fn triplets(anchors: &Tensor) -> Triplets {
+        let tensor = |rows: &[[f32; 3]; 4]| Tensor::new(rows, &Device::Cpu).unwrap();
+        Triplets::new(anchors, &tensor(&POSITIVES), &tensor(&NEGATIVES)).unwrap()
+    }
+
+    // import torch; a, p, n = (torch.tensor(rows) for rows in (ANCHORS, POSITIVES, NEGATIVES)); a.requires_grad_()
+    // loss = torch.nn.TripletMarginLoss(margin=0.1)(a, p, n); loss.backward(); print(loss, a.grad)
+    // print(torch.nn.functional.pairwise_distance(a, p), torch.nn.functional.pairwise_distance(a, n))
+    const PYTORCH_LOSS: f64 = 0.250656962;
+    const PYTORCH_GRADIENT: [[f32; 3]; 4] = [
+        [0.0; 3],
+        [-1.443366855e-1, -3.211133778e-1, 3.244000673e-2],
+        [6.497313827e-2, 4.683013260e-2, -1.027319456e-7],
+        [0.0; 3],
+    ];
+
+    #[test]
+    fn loss_and_gradient_are_pytorchs() {
+        let anchors = Var::new(&ANCHORS, &Device::Cpu).unwrap();
+        let loss = triplets(anchors.as_tensor()).loss(0.1).unwrap();
+        assert!((f64::from(loss.to_scalar::<f32>().unwrap()) - PYTORCH_LOSS).abs() < 1e-6, "{loss}");
+        let gradient = loss.backward().unwrap().get(anchors.as_tensor()).unwrap().to_vec2::<f32>().unwrap();
+        for (got, want) in gradient.iter().flatten().zip(PYTORCH_GRADIENT.iter().flatten()) {
+            assert!((got - want).abs() < 1e-5, "{gradient:?}");
+        }
+    }
+
+    #[test]
+    fn the_gradient_is_the_slope_of_the_loss() {
+        const H: f32 = 1e-2;
+        let at = |rows: &[[f32; 3]; 4]| {
+            let anchors = Tensor::new(rows, &Device::Cpu).unwrap();
+            triplets(&anchors).figures(0.1, 0.0).unwrap().loss
+        };
+        let anchors = Var::new(&ANCHORS, &Device::Cpu).unwrap();
+        let loss = triplets(anchors.as_tensor()).loss(0.1).unwrap();
+        let gradient = loss.backward().unwrap().get(anchors.as_tensor()).unwrap().to_vec2::<f32>().unwrap();
+        // A row whose distances are not at a kink, where a slope has two values.
+        for (row, column) in [(2, 0), (2, 1), (2, 2)] {
+            let (mut up, mut down) = (ANCHORS, ANCHORS);
+            up[row][column] += H;
+            down[row][column] -= H;
+            let slope = (at(&up) - at(&down)) / (2.0 * f64::from(H));
+            assert!((slope - f64::from(gradient[row][column])).abs() < 1e-3, "{slope} at {row}, {column}");
+        }
+    }
+
+    #[test]
+    fn triplets_are_told_apart_as_easy_semi_hard_and_hard() {
+        let (dp, dn) = ([0.5, 0.5, 0.5, 0.5, 1.95], [0.75, 0.55, 0.5, 0.25, 2.4]);
+        let figures = StepFigures::of(&dp, &dn, 0.1, 1e-3);
+        assert_eq!((figures.easy, figures.semi_hard, figures.hard, figures.correct), (0.4, 0.2, 0.4, 0.6));
+        assert!((figures.loss - (0.05 + 0.1 + 0.35) / 5.0).abs() < 1e-7, "{figures:?}");
+        assert_eq!((figures.dp_histogram[5], figures.dp_histogram[19]), (4, 1));
+        assert_eq!((figures.dn_histogram[7], figures.dn_histogram[19]), (1, 1), "beyond 2 is in the last bin");
+        assert!((figures.dp_mean - 0.79).abs() < 1e-6 && figures.rows == 5);
+    }
+
+    #[test]
+    fn figures_of_several_batches_weigh_every_row_alike() {
+        let (dp, dn) = ([0.5f32, 0.6, 0.7, 0.8, 0.9], [0.9f32, 0.2, 0.75, 1.5, 0.1]);
+        let whole = StepFigures::of(&dp, &dn, 0.1, 1e-3);
+        let parts = [StepFigures::of(&dp[..2], &dn[..2], 0.1, 1e-3), StepFigures::of(&dp[2..], &dn[2..], 0.1, 1e-3)];
+        let mean = StepFigures::mean_of(&parts).unwrap();
+        assert!((mean.loss - whole.loss).abs() < 1e-12 && (mean.correct - whole.correct).abs() < 1e-12);
+        assert_eq!((mean.rows, mean.dp_histogram, mean.dn_histogram), (5, whole.dp_histogram, whole.dn_histogram));
+        assert_eq!(StepFigures::mean_of(&[]), None);
+    }
+
+    #[test]
+    fn a_distance_that_is_no_number_is_an_error() {
+        let mut rows = ANCHORS;
+        rows[1][1] = f32::NAN;
+        let error = triplets(&Tensor::new(&rows, &Device::Cpu).unwrap()).figures(0.1, 0.0).unwrap_err();
+        assert!(matches!(error.kind, crate::ErrorKind::NotFinite(_)), "{error}");
+    }
+}

@@ -12,6 +12,8 @@ use crate::{Model, Trainer, checkpoint};
 const A: usize = 10;
 const D: u32 = 24;
 const B: usize = 8;
+/// The batch norm behind it takes every constant away again: its gradient is rounding alone.
+const NO_GRADIENT: &str = "attributes.linear1.bias";
 
 /// `count` values in [-1, 1) that look random: the script's `noise`.
 fn noise(count: usize, phase: u32) -> Vec<f32> {
@@ -127,6 +129,10 @@ fn the_training_pass_equals_pytorch() {
     let gradients = loss.backward().unwrap();
     for (name, parameter) in &model.tensors().parameters {
         let gradient = flat(gradients.get(parameter).unwrap());
+        if name == NO_GRADIENT {
+            assert!(sketch(&gradient)[0] < 1e-6, "{name}: {gradient:?}");
+            continue;
+        }
         assert_sketch(name, &gradient, &expected["gradients"][name], 2e-3);
     }
     statistics.apply().unwrap();
@@ -143,6 +149,9 @@ fn a_step_equals_pytorchs_adamw() {
     for (name, parameter) in &trainer.model().tensors().parameters {
         let before = formula(name, parameter.dims());
         let change: Vec<f32> = flat(parameter).iter().zip(before).map(|(after, before)| after - before).collect();
+        if name == NO_GRADIENT {
+            continue;
+        }
         // The first step is nearly `lr · sign(g)`, so the smallest gradients decide by their rounding.
         assert_sketch(name, &change, &expected["changes"][name], 2e-2);
     }
