@@ -1,0 +1,226 @@
+//! The typed client: what the command line and other services use.
+
+mod watch;
+
+use std::fmt;
+use std::time::Duration;
+
+use likeness_contract::documents::{DatasetManifest, Release};
+use likeness_contract::ids::{JobId, Name};
+use likeness_contract::jobs::{GenerationRef, JobRequest};
+use likeness_contract::messages::{ApiError, ApiReply, ApiRequest, JobDetail, JobSummary, Status};
+use likeness_contract::search::{SearchError, SearchReply, SearchRequest, SearchResults};
+use likeness_contract::subjects;
+
+use crate::bus::Bus;
+use crate::error::{Error, ErrorKind};
+use crate::settings::NatsSettings;
+use crate::store::Store;
+
+pub use watch::WatchEvent;
+
+/// Promotions wait for searchers to load a generation.
+const PROMOTION_TIMEOUT: Duration = Duration::from_secs(600);
+/// Reconciling lists the whole store.
+const RECONCILE_TIMEOUT: Duration = Duration::from_secs(120);
+/// What an answer may take beyond the deadline that the searcher keeps to.
+const SEARCH_SLACK: Duration = Duration::from_secs(1);
+
+/// A connection to the coordinator, the searchers and the store.
+#[derive(Debug, Clone)]
+pub struct Client {
+    bus: Bus,
+    store: Store,
+}
+
+/// Why a call had no success.
+#[derive(Debug)]
+pub enum ClientError {
+    /// NATS or the store.
+    Link(Error),
+    /// The coordinator did nothing, and says why.
+    Api(ApiError),
+    /// The searcher has no answer, and says why.
+    Search(SearchError),
+}
+
+/// Result of this module.
+pub type ClientResult<T> = Result<T, ClientError>;
+
+impl fmt::Display for ClientError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Link(error) => error.fmt(f),
+            Self::Api(error) => error.fmt(f),
+            Self::Search(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for ClientError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Link(error) => error.source(),
+            Self::Api(_) | Self::Search(_) => None,
+        }
+    }
+}
+
+impl From<Error> for ClientError {
+    fn from(error: Error) -> Self {
+        Self::Link(error)
+    }
+}
+
+impl Client {
+    /// Connects to NATS and opens the store.
+    pub async fn connect(nats: &NatsSettings, store: &str) -> ClientResult<Self> {
+        let (bus, store) = tokio::join!(Bus::connect(nats, "likeness-client"), Store::open(store));
+        Ok(Self { bus: bus?, store: store? })
+    }
+
+    /// A client over connections that exist already.
+    pub fn over(bus: Bus, store: Store) -> Self {
+        Self { bus, store }
+    }
+
+    /// The connection to NATS.
+    pub fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Asks the coordinator. [`ApiReply::Error`] comes back as an error.
+    pub async fn api(&self, request: ApiRequest) -> ClientResult<ApiReply> {
+        let timeout = match request {
+            ApiRequest::Promote { .. } | ApiRequest::Rollback { .. } => PROMOTION_TIMEOUT,
+            ApiRequest::Reconcile => RECONCILE_TIMEOUT,
+            _ => self.bus.timings().request * 2,
+        };
+        match self.bus.request(subjects::api(request.verb()), &request, timeout).await {
+            Ok(ApiReply::Error(error)) => Err(ClientError::Api(error)),
+            Ok(reply) => Ok(reply),
+            Err(error) if error.kind == ErrorKind::Unreachable && self.bus.is_connected() => {
+                let what = format!("no coordinator is running at `{}`", self.bus.address());
+                Err(Error::new(ErrorKind::Unreachable, what).because(error).into())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Submits a job.
+    pub async fn submit(&self, job: JobRequest) -> ClientResult<JobSummary> {
+        self.job(ApiRequest::Submit(job)).await
+    }
+
+    /// Closes a job's open run as cancelled.
+    pub async fn cancel(&self, job: &JobId) -> ClientResult<JobSummary> {
+        self.job(ApiRequest::Cancel { job: job.clone() }).await
+    }
+
+    /// Opens a new run of a job that failed or was cancelled.
+    pub async fn retry(&self, job: &JobId) -> ClientResult<JobSummary> {
+        self.job(ApiRequest::Retry { job: job.clone() }).await
+    }
+
+    async fn job(&self, request: ApiRequest) -> ClientResult<JobSummary> {
+        match self.api(request).await? {
+            ApiReply::Job(summary) => Ok(summary),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Jobs, newest first.
+    pub async fn list(&self, limit: u32) -> ClientResult<Vec<JobSummary>> {
+        match self.api(ApiRequest::List { limit }).await? {
+            ApiReply::Jobs(jobs) => Ok(jobs),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// One job in full.
+    pub async fn show(&self, job: &JobId) -> ClientResult<JobDetail> {
+        match self.api(ApiRequest::Show { job: job.clone() }).await? {
+            ApiReply::JobDetail(detail) => Ok(*detail),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Makes a release of a finished generation.
+    pub async fn promote(
+        &self,
+        alias: Name,
+        generation: GenerationRef,
+        report: Option<JobId>,
+    ) -> ClientResult<Release> {
+        self.release(ApiRequest::Promote { alias, generation, report }).await
+    }
+
+    /// Makes a release that brings an older one back; the one before the newest without a number.
+    pub async fn rollback(&self, alias: Name, to: Option<u64>) -> ClientResult<Release> {
+        self.release(ApiRequest::Rollback { alias, to }).await
+    }
+
+    async fn release(&self, request: ApiRequest) -> ClientResult<Release> {
+        match self.api(request).await? {
+            ApiReply::Release(release) => Ok(*release),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Releases of an alias, oldest first; of all aliases without.
+    pub async fn releases(&self, alias: Option<Name>) -> ClientResult<Vec<Release>> {
+        match self.api(ApiRequest::Releases { alias }).await? {
+            ApiReply::Releases(releases) => Ok(releases),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Datasets with their newest version, without their skipped rows.
+    pub async fn datasets(&self) -> ClientResult<Vec<DatasetManifest>> {
+        match self.api(ApiRequest::Datasets).await? {
+            ApiReply::Datasets(datasets) => Ok(datasets),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Workers, queues, placement.
+    pub async fn status(&self) -> ClientResult<Status> {
+        match self.api(ApiRequest::Status).await? {
+            ApiReply::Status(status) => Ok(status),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Compares store and broker now; returns how many tasks were published again.
+    pub async fn reconcile(&self) -> ClientResult<u64> {
+        match self.api(ApiRequest::Reconcile).await? {
+            ApiReply::Reconciled { republished } => Ok(republished),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Asks the searchers.
+    pub async fn search(&self, request: &SearchRequest) -> ClientResult<SearchResults> {
+        let timeout = Duration::from_millis(request.deadline_ms.into()) + SEARCH_SLACK;
+        match self.bus.request(subjects::SEARCH.into(), request, timeout).await {
+            Ok(SearchReply::Found(results)) => Ok(*results),
+            Ok(SearchReply::Error(error)) => Err(ClientError::Search(error)),
+            Err(error) if error.kind == ErrorKind::Unreachable && self.bus.is_connected() => {
+                let what = format!("no searcher is running at `{}`", self.bus.address());
+                Err(Error::new(ErrorKind::Unreachable, what).because(error).into())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn unexpected(reply: &ApiReply) -> ClientError {
+    let name = format!("{reply:?}");
+    let name = name.split(['(', ' ']).next().unwrap_or_default();
+    Error::new(ErrorKind::Corrupt, format!("the coordinator answered something else: `{name}`")).into()
+}

@@ -1,0 +1,132 @@
+//! One image of a dataset part, by its row: what result pages and reports show.
+//!
+//! Reads the Parquet footer and the image and digest columns of the one row group that holds the row.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use arrow_array::cast::AsArray;
+use arrow_array::{Array, RecordBatch};
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
+use likeness_contract::ids::Digest;
+use likeness_contract::search::ImageRef;
+use object_store::path::Path;
+use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt};
+use parquet::arrow::arrow_reader::{ArrowReaderOptions, RowSelection, RowSelector};
+use parquet::arrow::async_reader::{AsyncFileReader, MetadataSuffixFetch};
+use parquet::arrow::{ParquetRecordBatchStreamBuilder, ProjectionMask};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::Store;
+
+/// Bytes of a file's end that are read first; footers of our parts fit.
+const FOOTER_HINT: usize = 64 << 10;
+
+/// The bytes of an image file, checked against the digest that is stored beside it.
+pub async fn image_bytes(store: &Store, image: &ImageRef) -> Result<Bytes> {
+    let ImageRef { part, row } = image;
+    let path =
+        Path::parse(part).map_err(|e| Error::new(ErrorKind::Invalid, format!("`{part}` is no key")).because(e))?;
+    let batch = read_row(store, path, *row as usize).await.map_err(|e| of_parquet(part, e))?;
+    let batch = batch.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("`{part}` has no row {row}")))?;
+    checked(&batch).ok_or_else(|| Error::new(ErrorKind::Corrupt, format!("row {row} of `{part}` is damaged")))
+}
+
+/// The image, if it is there and matches its digest.
+fn checked(batch: &RecordBatch) -> Option<Bytes> {
+    let image = batch.column_by_name("image")?.as_binary_opt::<i32>()?;
+    let digest = batch.column_by_name("image_digest")?.as_fixed_size_binary_opt()?;
+    if image.len() != 1 || image.is_null(0) || digest.len() != 1 {
+        return None;
+    }
+    let bytes = Bytes::copy_from_slice(image.value(0));
+    (Digest::of(&bytes).as_bytes() == digest.value(0)).then_some(bytes)
+}
+
+async fn read_row(store: &Store, path: Path, row: usize) -> std::result::Result<Option<RecordBatch>, ParquetError> {
+    let reader = Reader { objects: store.objects().clone(), path };
+    let options = ArrowReaderOptions::new().with_offset_index_policy(PageIndexPolicy::Optional);
+    let builder = ParquetRecordBatchStreamBuilder::new_with_options(reader, options).await?;
+    let Some((group, before)) = row_group_of(builder.metadata(), row) else { return Ok(None) };
+    let columns = ProjectionMask::columns(builder.parquet_schema(), ["image", "image_digest"]);
+    let only = RowSelection::from(vec![RowSelector::skip(row - before), RowSelector::select(1)]);
+    let mut rows = builder.with_row_groups(vec![group]).with_projection(columns).with_row_selection(only).build()?;
+    rows.next().await.transpose()
+}
+
+/// The row group that holds a row, and the rows before it.
+fn row_group_of(metadata: &ParquetMetaData, row: usize) -> Option<(usize, usize)> {
+    let mut before = 0;
+    for (number, group) in metadata.row_groups().iter().enumerate() {
+        let rows = usize::try_from(group.num_rows()).ok()?;
+        if row < before + rows {
+            return Some((number, before));
+        }
+        before += rows;
+    }
+    None
+}
+
+fn of_parquet(part: &str, error: ParquetError) -> Error {
+    let missing = |error: &ParquetError| match error {
+        ParquetError::External(source) => {
+            matches!(source.downcast_ref(), Some(object_store::Error::NotFound { .. }))
+        }
+        _ => false,
+    };
+    if missing(&error) {
+        return Error::new(ErrorKind::NotFound, format!("`{part}` is not in the store")).because(error);
+    }
+    let kind = match error {
+        ParquetError::External(_) => ErrorKind::Transient,
+        _ => ErrorKind::Corrupt,
+    };
+    Error::new(kind, format!("can't read `{part}`")).because(error)
+}
+
+/// Ranges of one object.
+struct Reader {
+    objects: Arc<dyn ObjectStore>,
+    path: Path,
+}
+
+fn external(error: object_store::Error) -> ParquetError {
+    ParquetError::External(Box::new(error))
+}
+
+impl AsyncFileReader for Reader {
+    fn get_bytes(&mut self, range: Range<u64>) -> BoxFuture<'_, parquet::errors::Result<Bytes>> {
+        async move { self.objects.get_range(&self.path, range).await.map_err(external) }.boxed()
+    }
+
+    fn get_byte_ranges(&mut self, ranges: Vec<Range<u64>>) -> BoxFuture<'_, parquet::errors::Result<Vec<Bytes>>> {
+        async move { self.objects.get_ranges(&self.path, &ranges).await.map_err(external) }.boxed()
+    }
+
+    fn get_metadata<'a>(
+        &'a mut self,
+        options: Option<&'a ArrowReaderOptions>,
+    ) -> BoxFuture<'a, parquet::errors::Result<Arc<ParquetMetaData>>> {
+        async move {
+            let reader =
+                ParquetMetaDataReader::new().with_arrow_reader_options(options).with_prefetch_hint(Some(FOOTER_HINT));
+            reader.load_via_suffix_and_finish(self).await.map(Arc::new)
+        }
+        .boxed()
+    }
+}
+
+impl MetadataSuffixFetch for &mut Reader {
+    fn fetch_suffix(&mut self, suffix: usize) -> BoxFuture<'_, parquet::errors::Result<Bytes>> {
+        let options = GetOptions { range: Some(GetRange::Suffix(suffix as u64)), ..Default::default() };
+        async move {
+            let result = self.objects.get_opts(&self.path, options).await.map_err(external)?;
+            result.bytes().await.map_err(external)
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,164 @@
+//! Every stream, consumer and bucket, declared in one place.
+//!
+//! All of it is made by whoever starts first and mended by whoever finds something missing; nothing in it is
+//! truth that the store does not hold. Facts that shaped it:
+//!
+//! * One message per subject (`discard new per subject`, at most one) is de-duplication without a time limit.
+//!   Only `max_bytes` bounds the queue: together with `max_messages`, acknowledged messages were lost
+//!   (nats-server#4771).
+//! * `backoff` would replace `ack_wait` and is left unset; failed tasks come back by a delayed Nak.
+//! * `max_deliver` is without limit: attempts are counted from events, so that spot machines that vanish do
+//!   not use up a healthy task.
+//! * A bucket's `max_age` is renewed by every update, a time to live of one key is not.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
+use async_nats::jetstream::{Context, kv};
+use futures::{StreamExt, TryStreamExt};
+use likeness_contract::jobs::{DeviceClass, Priority, TaskKind};
+use likeness_contract::subjects;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::settings::Timings;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const MIB: i64 = 1 << 20;
+/// Requests that are under way at once while everything is made.
+const AT_ONCE: usize = 8;
+
+/// What must exist on the broker.
+#[derive(Debug)]
+pub(crate) struct Topology {
+    pub(crate) streams: Vec<stream::Config>,
+    pub(crate) consumers: Vec<pull::Config>,
+    pub(crate) buckets: Vec<kv::Config>,
+}
+
+impl Topology {
+    pub(crate) fn new(timings: &Timings, replicas: usize) -> Self {
+        let mut consumers = Vec::new();
+        for kind in TaskKind::ALL {
+            for device in DeviceClass::ALL {
+                consumers.extend(Priority::ALL.map(|priority| task_consumer(timings, kind, device, priority)));
+            }
+        }
+        Self { streams: streams(replicas), consumers, buckets: buckets(timings, replicas) }
+    }
+
+    /// Makes what is missing and brings settings up to date. Safe to repeat, and to do by several at once.
+    pub(crate) async fn ensure(self, jetstream: &Context) -> Result<()> {
+        let Self { streams, consumers, buckets } = self;
+        let streams = futures::stream::iter(streams).map(|config| ensure_stream(jetstream, config));
+        streams.buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+        let buckets = futures::stream::iter(buckets).map(|config| ensure_bucket(jetstream, config));
+        buckets.buffer_unordered(AT_ONCE).try_collect::<()>().await?;
+        let consumers = futures::stream::iter(consumers).map(|config| ensure_consumer(jetstream, config));
+        consumers.buffer_unordered(AT_ONCE).try_collect::<()>().await
+    }
+}
+
+fn streams(replicas: usize) -> Vec<stream::Config> {
+    let base = || stream::Config { storage: StorageType::File, num_replicas: replicas, ..Default::default() };
+    vec![
+        stream::Config {
+            name: subjects::JOBS_STREAM.into(),
+            description: Some("Tasks to be done, one message a subject".into()),
+            subjects: vec![subjects::JOBS_ALL.into()],
+            retention: RetentionPolicy::WorkQueue,
+            discard: DiscardPolicy::New,
+            discard_new_per_subject: true,
+            max_messages_per_subject: 1,
+            max_message_size: 64 << 10,
+            max_bytes: 128 * MIB,
+            ..base()
+        },
+        stream::Config {
+            name: subjects::EVENTS_STREAM.into(),
+            description: Some("What happened to jobs and tasks".into()),
+            subjects: vec![subjects::EVENTS_ALL.into()],
+            discard: DiscardPolicy::Old,
+            max_age: 14 * DAY,
+            max_bytes: 512 * MIB,
+            ..base()
+        },
+        stream::Config {
+            name: subjects::DEAD_STREAM.into(),
+            description: Some("Tasks that were given up, with their last error".into()),
+            subjects: vec![subjects::DEAD_ALL.into()],
+            discard: DiscardPolicy::Old,
+            max_age: 30 * DAY,
+            max_bytes: 64 * MIB,
+            ..base()
+        },
+    ]
+}
+
+fn buckets(timings: &Timings, replicas: usize) -> Vec<kv::Config> {
+    let bucket = |name: &str, description: &str, history: i64, max_age: Duration| kv::Config {
+        bucket: name.into(),
+        description: description.into(),
+        history,
+        max_age,
+        num_replicas: replicas,
+        storage: StorageType::File,
+        ..Default::default()
+    };
+    let for_ever = Duration::ZERO;
+    vec![
+        bucket(subjects::LEASES_BUCKET, "Who leads", 1, timings.lease_ttl),
+        bucket(subjects::ALIASES_BUCKET, "What every alias serves and loads", 64, for_ever),
+        bucket(subjects::PLACEMENT_BUCKET, "What every searcher holds", 1, for_ever),
+        bucket(subjects::PRESENCE_BUCKET, "Live workers", 1, timings.presence_ttl),
+    ]
+}
+
+/// The consumer of one kind, device class and priority.
+pub(crate) fn task_consumer(
+    timings: &Timings,
+    kind: TaskKind,
+    device: DeviceClass,
+    priority: Priority,
+) -> pull::Config {
+    pull::Config {
+        durable_name: Some(subjects::task_consumer(kind, device, priority)),
+        filter_subject: subjects::task_filter(kind, device, priority),
+        deliver_policy: DeliverPolicy::All,
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: timings.ack_wait,
+        max_deliver: -1,
+        max_ack_pending: 10_000,
+        max_waiting: 4096,
+        ..Default::default()
+    }
+}
+
+async fn ensure_stream(jetstream: &Context, config: stream::Config) -> Result<()> {
+    let name = config.name.clone();
+    let made = jetstream.create_or_update_stream(config).await;
+    made.map(drop).map_err(|e| unmade(format!("stream `{name}`"), e))
+}
+
+async fn ensure_bucket(jetstream: &Context, config: kv::Config) -> Result<()> {
+    let name = config.bucket.clone();
+    let made = jetstream.create_or_update_key_value(config).await;
+    made.map(drop).map_err(|e| unmade(format!("bucket `{name}`"), e))
+}
+
+pub(crate) async fn ensure_consumer(jetstream: &Context, config: pull::Config) -> Result<()> {
+    let name = config.durable_name.clone().unwrap_or_default();
+    let made = jetstream.create_consumer_on_stream(config, subjects::JOBS_STREAM).await;
+    made.map(drop).map_err(|e| unmade(format!("consumer `{name}`"), e))
+}
+
+fn unmade(what: String, error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    use async_nats::jetstream::ErrorCode;
+    let kind = match crate::bus::jetstream_error(&error).map(|e| e.error_code()) {
+        Some(ErrorCode::JETSTREAM_NOT_ENABLED | ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT) => ErrorKind::Refused,
+        Some(ErrorCode::STORAGE_RESOURCES_EXCEEDED | ErrorCode::INSUFFICIENT_RESOURCES) => ErrorKind::Full,
+        Some(ErrorCode::STREAM_NOT_FOUND) => ErrorKind::NotFound,
+        _ => ErrorKind::Transient,
+    };
+    Error::new(kind, format!("can't make the {what}")).because(error)
+}
