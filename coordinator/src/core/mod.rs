@@ -19,5 +19,7 @@ pub mod promote;
 pub mod reactor;
 pub mod resolve;
 pub mod run;
+#[cfg(test)]
+mod testing;
 pub mod validate;
 pub mod workers;
