@@ -1,0 +1,50 @@
+//! `likeness evaluate`: P@K and mAP of an embedded gallery.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use likeness_contract::jobs::{JobRequest, RequestedWork};
+
+use crate::command::Global;
+use crate::command::config::JobFile;
+use crate::command::exit::Outcome;
+use crate::command::follow;
+use crate::command::options::{EvaluateOptions, JobOptions};
+use crate::command::selectors::GenerationArg;
+
+/// Flags of `likeness evaluate`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Queries of one, two and three attributes are drawn from the labels and asked of the gallery; the report puts their mean
+average precision beside what a random order would reach.
+
+Examples:
+  likeness evaluate 4f0c2a…                             the gallery that this job embedded
+  likeness evaluate faces/4f0c2a… --report-rows all --pairs 1000")]
+pub struct EvaluateArgs {
+    /// The generation: GALLERY/JOB, or the id of the job that embedded it.
+    generation: GenerationArg,
+    /// Read options from this file; flags win.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print the job's id and don't wait.
+    #[arg(long)]
+    detach: bool,
+    #[command(flatten)]
+    job: JobOptions,
+    #[command(flatten)]
+    evaluate: EvaluateOptions,
+}
+
+/// Submits the job.
+pub async fn run(global: &Global, args: EvaluateArgs) -> Outcome {
+    let file = JobFile::read(args.config.as_deref())?;
+    let job = args.job.or(file.job);
+    let evaluate = args.evaluate.or(file.evaluate).resolve()?;
+    let client = global.connection.client().await?;
+    let generation = args.generation.resolve(&client).await?;
+    let work = RequestedWork::Evaluate { generation, evaluate };
+    let (device, priority) = (job.device(), job.priority());
+    let summary = client.submit(JobRequest { id: job.id, work, device, priority }).await?;
+    follow::submitted(global, &client, summary, args.detach).await
+}

@@ -1,0 +1,145 @@
+//! `likeness ingest`: images and labels into a new version of a dataset.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use likeness_contract::ids::Name;
+use likeness_contract::jobs::{IngestSource, JobRequest, RequestedWork};
+
+use crate::command::Global;
+use crate::command::exit::{Failure, Outcome};
+use crate::command::follow;
+use crate::command::options::{DEFAULT_ROWS, JobOptions, within};
+
+/// Flags of `likeness ingest`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Workers read the source themselves: a path must be one that they see too. Bad images are skipped and listed;
+a wrong header, a missing column or a duplicate name is an error that names its line.
+
+Examples:
+  likeness ingest celeba ~/celeba
+  likeness ingest parquet train-*.parquet --dataset faces --part-rows 4096")]
+pub struct IngestArgs {
+    #[command(subcommand)]
+    source: Source,
+    /// Name of the dataset [default: celeba, or `images` for Parquet].
+    #[arg(long, global = true)]
+    dataset: Option<Name>,
+    /// Rows per part: one task each [default: 8192].
+    #[arg(long, global = true, value_name = "ROWS")]
+    part_rows: Option<u32>,
+    /// Print the job's id and don't wait.
+    #[arg(long, global = true)]
+    detach: bool,
+    #[command(flatten)]
+    job: JobOptions,
+}
+
+#[derive(Debug, Subcommand)]
+enum Source {
+    /// CelebA as distributed: img_align_celeba/, list_attr_celeba.txt, list_eval_partition.txt.
+    Celeba {
+        /// The folder.
+        dir: PathBuf,
+    },
+    /// Parquet files as on the Hugging Face hub: an image column and one boolean column per attribute.
+    Parquet {
+        /// The files, in order.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+}
+
+/// Submits the job.
+pub async fn run(global: &Global, args: IngestArgs) -> Outcome {
+    let request = request(&args)?;
+    let client = global.connection.client().await?;
+    let job = client.submit(request).await?;
+    follow::submitted(global, &client, job, args.detach).await
+}
+
+fn request(args: &IngestArgs) -> Outcome<JobRequest> {
+    let part_rows = args.part_rows.unwrap_or(DEFAULT_ROWS);
+    within("part-rows", part_rows, 1, 1_000_000)?;
+    let dataset = match &args.dataset {
+        Some(name) => name.clone(),
+        None => default_name(&args.source)?,
+    };
+    let source = match &args.source {
+        Source::Celeba { dir } => celeba_source(dir)?,
+        Source::Parquet { files } => parquet_source(files)?,
+    };
+    let work = RequestedWork::Ingest { dataset, source, part_rows };
+    let JobOptions { id, .. } = &args.job;
+    Ok(JobRequest { id: id.clone(), work, device: args.job.device(), priority: args.job.priority() })
+}
+
+fn default_name(source: &Source) -> Outcome<Name> {
+    let name = match source {
+        Source::Celeba { .. } => "celeba",
+        Source::Parquet { .. } => "images",
+    };
+    Name::new(name).map_err(Failure::failed)
+}
+
+/// CelebA in a folder.
+pub fn celeba_source(dir: &Path) -> Outcome<IngestSource> {
+    Ok(IngestSource::Celeba { dir: absolute(dir)? })
+}
+
+/// Parquet files.
+pub fn parquet_source(files: &[PathBuf]) -> Outcome<IngestSource> {
+    let files = files.iter().map(|file| absolute(file)).collect::<Outcome<_>>()?;
+    Ok(IngestSource::Parquet { files })
+}
+
+/// The path as workers on this machine see it. It need not be there: workers may see more than we do.
+fn absolute(path: &Path) -> Outcome<String> {
+    let path = match path.canonicalize() {
+        Ok(path) => path,
+        Err(_) => std::path::absolute(path)?,
+    };
+    path.into_os_string().into_string().map_err(|path| Failure::usage(format!("{path:?} is not UTF-8")))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: IngestArgs,
+    }
+
+    fn parse(line: &str) -> Outcome<JobRequest> {
+        request(&Line::try_parse_from(std::iter::once("ingest").chain(line.split(' '))).unwrap().args)
+    }
+
+    #[test]
+    fn paths_are_made_absolute() {
+        let RequestedWork::Ingest { dataset, source, part_rows } = parse("celeba some/folder").unwrap().work else {
+            panic!("an ingest")
+        };
+        let IngestSource::Celeba { dir } = source else { panic!("celeba") };
+        assert!(dir.starts_with('/') && dir.ends_with("some/folder"), "{dir}");
+        assert_eq!((dataset.as_str(), part_rows), ("celeba", DEFAULT_ROWS));
+    }
+
+    #[test]
+    fn flags_may_follow_the_files() {
+        let request = parse("parquet a.parquet b.parquet --dataset faces --part-rows 10 --id x1").unwrap();
+        let RequestedWork::Ingest { dataset, source, part_rows } = request.work else { panic!("an ingest") };
+        let IngestSource::Parquet { files } = source else { panic!("parquet") };
+        assert_eq!((dataset.as_str(), part_rows, files.len()), ("faces", 10, 2));
+        assert_eq!(request.id.unwrap().as_str(), "x1");
+    }
+
+    #[test]
+    fn an_empty_part_is_refused() {
+        assert_eq!(parse("celeba d --part-rows 0").unwrap_err().exit as u8, 64);
+    }
+}

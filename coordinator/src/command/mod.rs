@@ -1,0 +1,253 @@
+//! The `likeness` command line: one file per subcommand.
+//!
+//! Data goes to stdout, talk and progress to stderr; `--json` prints data as JSON. A command ends in one of
+//! the exit codes of [`exit`]. Nothing here decides about jobs: that is the coordinator's core.
+
+mod config;
+mod connect;
+mod coordinator;
+mod datasets;
+mod embed;
+mod evaluate;
+mod exit;
+mod follow;
+mod ingest;
+mod jobs;
+mod options;
+mod output;
+mod pipeline;
+mod progress;
+mod quickstart;
+mod reconcile;
+mod releases;
+mod report;
+mod search;
+mod selectors;
+mod sheet;
+mod shrink;
+mod status;
+mod summary;
+mod train;
+mod up;
+
+use std::ffi::OsString;
+
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+use likeness_link::telemetry::{self, LogFormat};
+
+pub use exit::Exit;
+
+use crate::command::connect::Connection;
+use crate::command::exit::Outcome;
+
+const EXAMPLES: &str = "\
+Examples:
+  likeness up                                          everything on this machine, until Ctrl-C
+  likeness ingest celeba ~/celeba                      images and labels become dataset `celeba`
+  likeness pipeline --dataset celeba --epochs 15       train, embed, evaluate, gate, promote
+  likeness search --with Smiling,Eyeglasses --without Male --sheet faces.png
+  likeness jobs watch JOB                              follow a job again after Ctrl-C
+  likeness releases rollback                           bring the release before the newest back
+
+Commands find the `likeness up` that was started in the same folder by themselves; for other systems
+give --nats and --store, or set LIKENESS_NATS and LIKENESS_STORE.
+
+Exit codes: 0 done · 1 failed or cancelled · 2 refused by the gate · 64 bad flags, config or names ·
+69 NATS, store or coordinator unreachable · 75 grace period ran out · 130 Ctrl-C, the job goes on";
+
+/// Finds images by what they show.
+#[derive(Debug, Parser)]
+#[command(name = "likeness", version, about, after_help = EXAMPLES, max_term_width = 110)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    #[command(flatten)]
+    pub connection: Connection,
+    /// Print data as JSON.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What is logged to stderr, such as `info` or `likeness=debug` [env: LIKENESS_LOG]
+    #[arg(long, global = true, value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run everything on this machine: NATS, coordinator, workers, searchers.
+    Up(up::UpArgs),
+    /// Run the control plane (several may run, one leads).
+    Coordinator(coordinator::CoordinatorArgs),
+    /// Read images and labels into a new dataset version.
+    Ingest(ingest::IngestArgs),
+    /// Train a model on a dataset.
+    Train(train::TrainArgs),
+    /// Embed a gallery with a model.
+    Embed(embed::EmbedArgs),
+    /// Evaluate an embedded gallery.
+    Evaluate(evaluate::EvaluateArgs),
+    /// Train, embed, evaluate, pass the gate, promote.
+    Pipeline(pipeline::PipelineArgs),
+    /// Find images by attributes, by an image, by an item.
+    Search(search::SearchArgs),
+    /// List, show, watch, cancel and retry jobs.
+    #[command(subcommand)]
+    Jobs(jobs::JobsCommand),
+    /// List, show, promote and roll back releases.
+    #[command(subcommand)]
+    Releases(releases::ReleasesCommand),
+    /// Show a report and copy its files out.
+    #[command(subcommand)]
+    Report(report::ReportCommand),
+    /// List datasets.
+    #[command(subcommand)]
+    Datasets(datasets::DatasetsCommand),
+    /// Workers, queues and shard placement.
+    Status,
+    /// Compare store and broker now and mend what is missing (it also happens by itself).
+    Reconcile,
+    /// The whole pipeline on the demo or on CelebA, then serving.
+    #[command(hide = true)]
+    Quickstart(quickstart::QuickstartArgs),
+}
+
+impl Command {
+    /// Long-running services log what they do; commands speak for themselves.
+    fn default_filter(&self) -> &'static str {
+        match self {
+            Self::Coordinator(_) => "info",
+            _ => "error",
+        }
+    }
+}
+
+/// Parses the arguments and runs the command.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
+    let filter = cli.global.log.clone();
+    telemetry::init(filter.as_deref().unwrap_or(cli.command.default_filter()), LogFormat::from_env());
+    match start(cli) {
+        Ok(exit) => exit,
+        Err(failure) => {
+            output::say(format!("error: {failure}"));
+            failure.exit
+        }
+    }
+}
+
+/// Prints help or a mistake as clap words it.
+fn refuse(error: &clap::Error) -> Exit {
+    // A closed stream can't be told about it.
+    let _ = error.print();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Exit::Done,
+        _ => Exit::Usage,
+    }
+}
+
+fn start(cli: Cli) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let exit = runtime.block_on(dispatch(cli));
+    // A read from a stalled disk must not keep the program alive.
+    runtime.shutdown_background();
+    exit
+}
+
+async fn dispatch(cli: Cli) -> Outcome {
+    let Cli { global, command } = cli;
+    match command {
+        Command::Up(args) => up::run(&global, args).await,
+        Command::Coordinator(args) => coordinator::run(&global, args).await,
+        Command::Ingest(args) => ingest::run(&global, args).await,
+        Command::Train(args) => train::run(&global, args).await,
+        Command::Embed(args) => embed::run(&global, args).await,
+        Command::Evaluate(args) => evaluate::run(&global, args).await,
+        Command::Pipeline(args) => pipeline::run(&global, args).await,
+        Command::Search(args) => search::run(&global, args).await,
+        Command::Jobs(command) => jobs::run(&global, command).await,
+        Command::Releases(command) => releases::run(&global, command).await,
+        Command::Report(command) => report::run(&global, command).await,
+        Command::Datasets(command) => datasets::run(&global, command).await,
+        Command::Status => status::run(&global).await,
+        Command::Reconcile => reconcile::run(&global).await,
+        Command::Quickstart(args) => quickstart::run(&global, args).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("likeness").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_of_the_design_parses() {
+        for line in [
+            "up",
+            "up ./data --port 4333",
+            "coordinator",
+            "ingest celeba ~/celeba",
+            "ingest parquet a.parquet b.parquet",
+            "train --dataset d",
+            "embed --model m",
+            "evaluate g/h",
+            "pipeline --config job.toml --epochs 3 --detach",
+            "search --with Smiling,Eyeglasses --without Male --image a.jpg -k 20 --json --sheet out.png",
+            "search --like 000001.jpg --min-coverage 0.9 --deadline-ms 500 --alias main",
+            "jobs list",
+            "jobs show j",
+            "jobs watch j",
+            "jobs cancel j",
+            "jobs retry j",
+            "releases list",
+            "releases show",
+            "releases promote g/h",
+            "releases rollback --to 1",
+            "report show r --html out.html",
+            "datasets list",
+            "status --json",
+            "reconcile --nats nats://h:1",
+            "quickstart --once --celeba d",
+        ] {
+            assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
+        }
+    }
+
+    #[test]
+    fn a_mistyped_flag_or_command_is_answered_with_the_nearest() {
+        let error = parse("search --wiht Smiling").unwrap_err().to_string();
+        assert!(error.contains("--with"), "{error}");
+        let error = parse("serach").unwrap_err().to_string();
+        assert!(error.contains("search"), "{error}");
+        let error = parse("train --architecture resnet5").unwrap_err().to_string();
+        assert!(error.contains("resnet50"), "{error}");
+    }
+
+    #[test]
+    fn mistakes_end_in_64_and_help_in_0() {
+        assert_eq!(refuse(&parse("search --wiht x").unwrap_err()), Exit::Usage);
+        assert_eq!(refuse(&parse("train --epochs many").unwrap_err()), Exit::Usage);
+        assert_eq!(refuse(&parse("").unwrap_err()), Exit::Usage);
+        assert_eq!(refuse(&parse("train --help").unwrap_err()), Exit::Done);
+        assert_eq!(refuse(&parse("--version").unwrap_err()), Exit::Done);
+    }
+}

@@ -1,0 +1,142 @@
+//! `likeness pipeline`: train → embed → evaluate → gate → promote, as one job.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use likeness_contract::ids::Name;
+use likeness_contract::jobs::{DatasetSelector, JobRequest, RequestedWork};
+
+use crate::command::Global;
+use crate::command::config::JobFile;
+use crate::command::exit::{Failure, Outcome};
+use crate::command::follow;
+use crate::command::options::{EmbedOptions, EvaluateOptions, JobOptions, ModelOptions, TrainOptions, train_request};
+use crate::command::selectors::{DatasetArg, dataset_or_only};
+
+/// Alias without a name.
+pub const DEFAULT_ALIAS: &str = "main";
+
+/// Flags of `likeness pipeline`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The gate compares the new release with the one that serves, on the same queries, and refuses it (exit code 2) when it is
+worse; a first release must be better than chance.
+
+Examples:
+  likeness pipeline                                     the only dataset, all defaults, alias main
+  likeness pipeline --dataset celeba --architecture resnet50 --device cuda --alias faces
+  likeness pipeline --config job.toml --epochs 30       flags win over the file
+
+job.toml (every key is optional):
+  dataset = \"celeba\"
+  alias = \"main\"
+  [job]       # id, device, priority
+  [model]     # architecture, embedding_dim, encoding, input_px, crop
+  [train]     # epochs, batch_size, inner_steps, margin, lr, weight_decay, seed, …
+  [embed]     # gallery, rows, shard_rows
+  [evaluate]  # rows, pairs, triples, min_relevant, seed")]
+pub struct PipelineArgs {
+    /// Dataset, or dataset@version [default: the only one that there is].
+    #[arg(long)]
+    dataset: Option<DatasetArg>,
+    /// Alias that is promoted [default: main].
+    #[arg(long)]
+    alias: Option<Name>,
+    /// Read options from this file; flags win.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print the job's id and don't wait.
+    #[arg(long)]
+    detach: bool,
+    #[command(flatten)]
+    options: PipelineOptions,
+}
+
+/// All options of a pipeline.
+#[derive(Debug, Clone, Default, Args)]
+pub struct PipelineOptions {
+    /// Of the job.
+    #[command(flatten)]
+    pub job: JobOptions,
+    /// Of the model.
+    #[command(flatten)]
+    pub model: ModelOptions,
+    /// Of the training.
+    #[command(flatten)]
+    pub train: TrainOptions,
+    /// Of the embedding.
+    #[command(flatten)]
+    pub embed: EmbedOptions,
+    /// Of the evaluation.
+    #[command(flatten)]
+    pub evaluate: EvaluateOptions,
+}
+
+impl PipelineOptions {
+    /// The job over a dataset; mistakes in settings are errors.
+    pub fn request(&self, dataset: DatasetSelector, alias: Name) -> Outcome<JobRequest> {
+        let work = RequestedWork::Pipeline {
+            embed: self.embed.resolve(&dataset)?,
+            train: train_request(dataset, &self.model, &self.train)?,
+            evaluate: self.evaluate.resolve()?,
+            alias,
+        };
+        let (device, priority) = (self.job.device(), self.job.priority());
+        Ok(JobRequest { id: self.job.id.clone(), work, device, priority })
+    }
+
+    fn or(self, file: &JobFile) -> Self {
+        Self {
+            job: self.job.or(file.job.clone()),
+            model: self.model.or(file.model.clone()),
+            train: self.train.or(file.train.clone()),
+            embed: self.embed.or(file.embed.clone()),
+            evaluate: self.evaluate.or(file.evaluate.clone()),
+        }
+    }
+}
+
+/// The alias asked for, or the default one.
+pub fn alias_or_main(alias: Option<Name>) -> Outcome<Name> {
+    alias.map_or_else(|| Name::new(DEFAULT_ALIAS).map_err(Failure::failed), Ok)
+}
+
+/// Submits the job.
+pub async fn run(global: &Global, args: PipelineArgs) -> Outcome {
+    let file = JobFile::read(args.config.as_deref())?;
+    let options = args.options.or(&file);
+    let alias = alias_or_main(args.alias.or(file.alias))?;
+    // Mistakes in settings are said before anything is asked of the network.
+    (options.model.resolve()?, options.train.resolve()?, options.evaluate.resolve()?);
+    let client = global.connection.client().await?;
+    let dataset = dataset_or_only(&client, args.dataset.or(file.dataset)).await?;
+    let job = client.submit(options.request(dataset, alias)?).await?;
+    follow::submitted(global, &client, job, args.detach).await
+}
+
+#[cfg(test)]
+mod tests {
+    use likeness_contract::settings::Split;
+
+    use super::*;
+
+    fn dataset() -> DatasetSelector {
+        DatasetSelector { dataset: Name::new("celeba").unwrap(), version: None }
+    }
+
+    #[test]
+    fn by_default_the_gallery_is_all_images_and_the_report_the_test_rows() {
+        let request = PipelineOptions::default().request(dataset(), alias_or_main(None).unwrap()).unwrap();
+        let RequestedWork::Pipeline { train, embed, evaluate, alias } = request.work else { panic!("a pipeline") };
+        assert_eq!((embed.rows, evaluate.rows), (Split::All, Split::Test));
+        assert_eq!((embed.gallery.as_str(), alias.as_str()), ("celeba", "main"));
+        assert_eq!((train.model.embedding_dim, train.train.epochs), (300, 15));
+    }
+
+    #[test]
+    fn a_mistake_in_any_section_is_an_error() {
+        let mut options = PipelineOptions::default();
+        options.embed.shard_rows = Some(0);
+        assert_eq!(options.request(dataset(), alias_or_main(None).unwrap()).unwrap_err().exit as u8, 64);
+    }
+}

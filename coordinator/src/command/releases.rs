@@ -1,0 +1,207 @@
+//! `likeness releases`: what served when, and how to change what serves.
+
+use clap::Subcommand;
+use likeness_contract::documents::Release;
+use likeness_contract::ids::{JobId, Name};
+use likeness_contract::names;
+use likeness_link::client::Client;
+
+use crate::command::Global;
+use crate::command::exit::{Exit, Failure, Outcome};
+use crate::command::output::{self, Table, line, moment, say};
+use crate::command::pipeline::{DEFAULT_ALIAS, alias_or_main};
+use crate::command::selectors::GenerationArg;
+use crate::command::summary::gate_words;
+
+/// Subcommands of `likeness releases`.
+#[derive(Debug, Subcommand)]
+pub enum ReleasesCommand {
+    /// All releases, oldest first; the last one of an alias serves.
+    List {
+        /// Of this alias alone.
+        alias: Option<Name>,
+    },
+    /// One release in full.
+    Show {
+        /// Its number; the newest without.
+        number: Option<u64>,
+        /// Its alias.
+        #[arg(long, default_value = DEFAULT_ALIAS)]
+        alias: Name,
+    },
+    /// Serve a finished generation, without a gate.
+    Promote {
+        /// The generation: GALLERY/JOB, or the id of the job that embedded it.
+        generation: GenerationArg,
+        /// The alias that shall serve it.
+        #[arg(long, default_value = DEFAULT_ALIAS)]
+        alias: Name,
+        /// The report that belongs to it.
+        #[arg(long, value_name = "JOB")]
+        report: Option<JobId>,
+    },
+    /// Serve an older release again: it becomes the newest one.
+    Rollback {
+        /// Number of the older release; the one before the newest without.
+        #[arg(long, value_name = "NUMBER")]
+        to: Option<u64>,
+        /// The alias.
+        #[arg(long, default_value = DEFAULT_ALIAS)]
+        alias: Name,
+    },
+}
+
+/// Runs one of them.
+pub async fn run(global: &Global, command: ReleasesCommand) -> Outcome {
+    let client = global.connection.client().await?;
+    match command {
+        ReleasesCommand::List { alias } => list(global, &client, alias).await,
+        ReleasesCommand::Show { number, alias } => {
+            let releases = client.releases(Some(alias.clone())).await?;
+            print_one(global, &find(releases, &alias, number)?)
+        }
+        ReleasesCommand::Promote { generation, alias, report } => {
+            let generation = generation.resolve(&client).await?;
+            print_new(global, &client.promote(alias, generation, report).await?)
+        }
+        ReleasesCommand::Rollback { to, alias } => print_new(global, &client.rollback(alias, to).await?),
+    }
+}
+
+/// The newest release of an alias, if it has one.
+pub async fn newest(client: &Client, alias: Option<Name>) -> Outcome<Release> {
+    let alias = alias_or_main(alias)?;
+    find(client.releases(Some(alias.clone())).await?, &alias, None)
+}
+
+fn find(mut releases: Vec<Release>, alias: &Name, number: Option<u64>) -> Outcome<Release> {
+    let Some(number) = number else {
+        let newest = releases.pop();
+        return newest.ok_or_else(|| Failure::usage(format!("alias `{alias}` has no release yet")));
+    };
+    let known: Vec<String> = releases.iter().map(|release| release.number.to_string()).collect();
+    let found = releases.into_iter().find(|release| release.number == number);
+    found.ok_or_else(|| {
+        let nearest = names::nearest(&number.to_string(), known.iter().rev().map(String::as_str));
+        Failure::usage(format!("alias `{alias}` has no release {number}{}", names::hint(&nearest)))
+    })
+}
+
+async fn list(global: &Global, client: &Client, alias: Option<Name>) -> Outcome {
+    let releases = client.releases(alias).await?;
+    if global.json {
+        output::json(&releases)?;
+    } else if releases.is_empty() {
+        say("no releases yet: `likeness pipeline` makes one");
+    } else {
+        line(table(&releases).render());
+    }
+    Ok(Exit::Done)
+}
+
+fn table(releases: &[Release]) -> Table {
+    let mut table = Table::new(["alias", "release", "serves", "generation", "mAP", "made (UTC)", "how"]);
+    for (i, release) in releases.iter().enumerate() {
+        let newest = releases.get(i + 1).is_none_or(|next| next.alias != release.alias);
+        table.row([
+            release.alias.to_string(),
+            release.number.to_string(),
+            if newest { "yes".into() } else { String::new() },
+            format!("{}/{}", release.generation.gallery, release.generation.generation),
+            release.gate.as_ref().map_or("–".into(), |gate| format!("{:.3}", gate.candidate_map)),
+            moment(release.created_ms),
+            how(release),
+        ]);
+    }
+    table
+}
+
+fn how(release: &Release) -> String {
+    match (release.rolls_back_to, &release.job) {
+        (Some(number), _) => format!("rollback to {number}"),
+        (None, Some(job)) => format!("job {job}"),
+        (None, None) => "by hand".into(),
+    }
+}
+
+fn print_one(global: &Global, release: &Release) -> Outcome {
+    if global.json {
+        output::json(release)?;
+        return Ok(Exit::Done);
+    }
+    line(format!("{} release {} ({})", release.alias, release.number, how(release)));
+    line(format!("  made        {} UTC", moment(release.created_ms)));
+    line(format!("  model       {}", release.model));
+    line(format!("  generation  {}/{}", release.generation.gallery, release.generation.generation));
+    if let Some(report) = &release.report {
+        line(format!("  report      {report}"));
+    }
+    if let Some(replaced) = release.replaces {
+        line(format!("  replaces    {replaced}"));
+    }
+    if let Some(gate) = &release.gate {
+        line(format!("  {}", gate_words(gate)));
+    }
+    for warning in &release.warnings {
+        line(format!("  warning: {warning}"));
+    }
+    Ok(Exit::Done)
+}
+
+fn print_new(global: &Global, release: &Release) -> Outcome {
+    if global.json {
+        output::json(release)?;
+        return Ok(Exit::Done);
+    }
+    let generation = &release.generation;
+    line(format!(
+        "{} is now release {}: {}/{}",
+        release.alias, release.number, generation.gallery, generation.generation
+    ));
+    for warning in &release.warnings {
+        say(format!("warning: {warning}"));
+    }
+    Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use likeness_contract::jobs::GenerationRef;
+
+    use super::*;
+
+    fn release(number: u64, rolls_back_to: Option<u64>) -> Release {
+        let job = JobId::new("j1").unwrap();
+        Release {
+            alias: Name::new("main").unwrap(),
+            number,
+            job: rolls_back_to.is_none().then(|| job.clone()),
+            replaces: number.checked_sub(1).filter(|n| *n > 0),
+            rolls_back_to,
+            model: job.clone(),
+            generation: GenerationRef { gallery: Name::new("faces").unwrap(), generation: job },
+            report: None,
+            gate: None,
+            created_ms: 0,
+            warnings: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_newest_release_serves() {
+        let text = table(&[release(1, None), release(2, None), release(3, Some(1))]).render();
+        let serving: Vec<&str> = text.lines().filter(|line| line.contains("yes")).collect();
+        assert_eq!(serving.len(), 1);
+        assert!(serving[0].contains("rollback to 1"), "{text}");
+    }
+
+    #[test]
+    fn a_release_is_found_by_number_or_is_the_newest() {
+        let alias = Name::new("main").unwrap();
+        let all = || vec![release(1, None), release(2, None)];
+        assert_eq!(find(all(), &alias, None).unwrap().number, 2);
+        assert_eq!(find(all(), &alias, Some(1)).unwrap().number, 1);
+        assert_eq!(find(all(), &alias, Some(9)).unwrap_err().exit as u8, 64);
+        assert!(find(Vec::new(), &alias, None).unwrap_err().to_string().contains("no release yet"));
+    }
+}

@@ -1,0 +1,320 @@
+//! `likeness search`: asks the searchers, prints what they found, draws it.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use futures::{StreamExt, TryStreamExt};
+use image::RgbImage;
+use likeness_contract::ids::Name;
+use likeness_contract::ranking::MAX_K;
+use likeness_contract::search::{Coverage, Hit, SearchRequest, SearchResults, Term, WeightedTerm};
+use likeness_contract::settings::Vocabulary;
+use likeness_link::client::Client;
+use likeness_link::images::image_bytes;
+
+use crate::command::Global;
+use crate::command::exit::{Exit, Failure, Outcome};
+use crate::command::options::within;
+use crate::command::output::{self, Table, line, say, thousands};
+use crate::command::pipeline::DEFAULT_ALIAS;
+use crate::command::sheet::{self, Cell, Mark, Sheet};
+use crate::command::shrink;
+
+/// Images that are read from the store at once.
+const READS_AT_ONCE: usize = 8;
+/// Pictures on a sheet; more would be no sheet.
+const MAX_SHEET: usize = 200;
+
+/// Flags of `likeness search`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Attributes, an image and an item may be asked for together: the answer is near to all of them.
+
+Examples:
+  likeness search --with Smiling,Eyeglasses --without Male
+  likeness search --image me.jpg --with Eyeglasses --sheet out.png
+  likeness search --like 000123.jpg -k 5 --json")]
+pub struct SearchArgs {
+    /// Attributes that results should have, separated by commas.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub with: Vec<String>,
+    /// Attributes that results should not have.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub without: Vec<String>,
+    /// An image (JPEG, PNG or WebP) that results should be like; it is shrunk before it is sent.
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+    /// An item of the gallery that results should be like.
+    #[arg(long, value_name = "ITEM")]
+    pub like: Option<String>,
+    /// Results wanted, at most 10000.
+    #[arg(short, long, default_value_t = 20)]
+    pub k: u32,
+    /// Draw the results into this PNG.
+    #[arg(long, value_name = "FILE")]
+    pub sheet: Option<PathBuf>,
+    /// Fail when less than this share of the gallery could be asked.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    pub min_coverage: f64,
+    /// Time after which an answer is of no use.
+    #[arg(long, value_name = "MS", default_value_t = 5000)]
+    pub deadline_ms: u32,
+    /// The alias that is asked.
+    #[arg(long, default_value = DEFAULT_ALIAS)]
+    pub alias: Name,
+}
+
+/// Asks and prints.
+pub async fn run(global: &Global, args: SearchArgs) -> Outcome {
+    let request = request(&args)?;
+    let client = global.connection.client().await?;
+    let results = client.search(&request).await?;
+    if global.json {
+        output::json(&results)?;
+    } else {
+        print(&args, &results);
+    }
+    if let Some(file) = &args.sheet {
+        draw(&client, &args, &results)
+            .await?
+            .save_with_format(file, image::ImageFormat::Png)
+            .map_err(|error| Failure::failed(format!("can't write `{}`: {error}", file.display())))?;
+        say(format!("wrote {}", file.display()));
+    }
+    Ok(Exit::Done)
+}
+
+/// The request for these flags.
+pub fn request(args: &SearchArgs) -> Outcome<SearchRequest> {
+    within("k", args.k, 1, MAX_K as u32)?;
+    within("min-coverage", args.min_coverage, 0.0, 1.0)?;
+    within("deadline-ms", args.deadline_ms, 1, 600_000)?;
+    let terms = terms(args)?;
+    if terms.is_empty() {
+        return Err(Failure::usage(
+            "nothing is asked: give --with, --without, --image or --like (`likeness search --help` has examples)",
+        ));
+    }
+    let weighted = terms.into_iter().map(|term| WeightedTerm { weight: 1.0, term }).collect();
+    Ok(SearchRequest {
+        alias: args.alias.clone(),
+        terms: weighted,
+        k: args.k,
+        min_coverage: args.min_coverage,
+        deadline_ms: args.deadline_ms,
+    })
+}
+
+fn terms(args: &SearchArgs) -> Outcome<Vec<Term>> {
+    let (with, without) = (named(&args.with), named(&args.without));
+    if let Some(both) = with.iter().find(|name| without.contains(name)) {
+        return Err(Failure::usage(format!("`{both}` is asked both with and without")));
+    }
+    let mut terms = Vec::new();
+    if !with.is_empty() || !without.is_empty() {
+        terms.push(Term::Attributes { with, without });
+    }
+    if let Some(file) = &args.image {
+        terms.push(Term::Image { bytes: shrink::read(file)? });
+    }
+    if let Some(item) = &args.like {
+        terms.push(Term::Item { item: item.clone() });
+    }
+    Ok(terms)
+}
+
+/// `a, ,b` → a, b.
+fn named(names: &[String]) -> Vec<String> {
+    names.iter().map(|name| name.trim().to_string()).filter(|name| !name.is_empty()).collect()
+}
+
+/// An attribute that was asked for.
+struct Asked {
+    name: String,
+    position: Option<usize>,
+    wanted: i8,
+}
+
+impl Asked {
+    /// `+Smiling`, `−Male`.
+    fn text(&self) -> String {
+        format!("{}{}", if self.wanted > 0 { '+' } else { '−' }, self.name)
+    }
+
+    /// Whether a hit is as asked; `None` when its label is not known.
+    fn agrees(&self, hit: &Hit) -> Option<bool> {
+        let label = *hit.labels.get(self.position?)?;
+        (label != 0).then_some(label == self.wanted)
+    }
+}
+
+fn asked(args: &SearchArgs, results: &SearchResults) -> Vec<Asked> {
+    let vocabulary = Vocabulary { names: results.vocabulary.clone() };
+    let signed = |names: &[String], wanted: i8| {
+        let ask = |name: String| {
+            let position = vocabulary.position(&name);
+            let name = position.map_or(name, |at| vocabulary.names[at].clone());
+            Asked { name, position, wanted }
+        };
+        named(names).into_iter().map(ask).collect::<Vec<_>>()
+    };
+    [signed(&args.with, 1), signed(&args.without, -1)].into_iter().flatten().collect()
+}
+
+/// Prints hits as a table, and coverage and time as talk.
+pub fn print(args: &SearchArgs, results: &SearchResults) {
+    line(table(&asked(args, results), &results.hits));
+    say(footer(args, results));
+    for reason in &results.coverage.reasons {
+        say(format!("  {reason}"));
+    }
+}
+
+fn table(asked: &[Asked], hits: &[Hit]) -> String {
+    let head = ["rank", "item", "distance"].map(String::from).into_iter().chain(asked.iter().map(Asked::text));
+    let mut table = Table::with_head(head.collect());
+    for (rank, hit) in hits.iter().enumerate() {
+        let found = asked.iter().map(|asked| agreement(asked.agrees(hit)).to_string());
+        let cells = [(rank + 1).to_string(), hit.item.clone(), format!("{:.4}", hit.distance)];
+        table.row(cells.into_iter().chain(found));
+    }
+    table.render()
+}
+
+fn agreement(agrees: Option<bool>) -> &'static str {
+    match agrees {
+        Some(true) => "yes",
+        Some(false) => "NO",
+        None => "?",
+    }
+}
+
+fn footer(args: &SearchArgs, results: &SearchResults) -> String {
+    let Coverage { rows, total_rows, shards, total_shards, .. } = results.coverage;
+    let total = results.timings_ms.iter().find(|(stage, _)| stage == "total");
+    let took = total.map_or(String::new(), |(_, ms)| format!(" in {ms:.1} ms"));
+    let partial = if results.coverage.share() < 1.0 { "PARTIAL ANSWER: " } else { "" };
+    format!(
+        "{partial}{} release {}: {} of {} images, {shards} of {total_shards} shards{took}",
+        args.alias,
+        results.release,
+        thousands(rows),
+        thousands(total_rows),
+    )
+}
+
+/// Draws query and results.
+pub async fn draw(client: &Client, args: &SearchArgs, results: &SearchResults) -> Outcome<RgbImage> {
+    let asked = asked(args, results);
+    let hits: Vec<&Hit> = results.hits.iter().take(MAX_SHEET).collect();
+    let reads = hits.iter().map(|hit| image_bytes(client.store(), &hit.image));
+    let images: Vec<_> = futures::stream::iter(reads).buffered(READS_AT_ONCE).try_collect().await?;
+    let cells = hits.iter().zip(images).enumerate().map(|(i, (hit, bytes))| Cell {
+        image: shrink::decode(&bytes).ok().map(|image| image.to_rgb8()),
+        caption: format!("{}  {:.3}", i + 1, hit.distance),
+        marks: asked.iter().map(|asked| Mark { text: asked.text(), agrees: asked.agrees(hit) }).collect(),
+    });
+    let sheet = Sheet { title: title(args, &asked), subtitle: footer(args, results), cells: cells.collect() };
+    Ok(sheet::draw(&sheet))
+}
+
+/// `+Smiling −Male, like 000123.jpg`
+fn title(args: &SearchArgs, asked: &[Asked]) -> String {
+    let mut parts = Vec::new();
+    if !asked.is_empty() {
+        parts.push(asked.iter().map(Asked::text).collect::<Vec<_>>().join(" "));
+    }
+    parts.extend(args.like.as_ref().map(|item| format!("like {item}")));
+    let file = args.image.as_ref().and_then(|file| file.file_name());
+    parts.extend(file.map(|name| format!("like {}", name.to_string_lossy())));
+    parts.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use likeness_contract::ids::JobId;
+    use likeness_contract::jobs::GenerationRef;
+    use likeness_contract::search::ImageRef;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: SearchArgs,
+    }
+
+    fn parse(line: &str) -> SearchArgs {
+        Line::try_parse_from(std::iter::once("search").chain(line.split_whitespace())).unwrap().args
+    }
+
+    fn results() -> SearchResults {
+        let hit = |item: &str, labels: [i8; 2]| Hit {
+            item: item.into(),
+            distance: 0.5,
+            labels: labels.to_vec(),
+            image: ImageRef { part: "p".into(), row: 0 },
+        };
+        SearchResults {
+            release: 3,
+            generation: GenerationRef { gallery: Name::new("g").unwrap(), generation: JobId::new("j").unwrap() },
+            hits: vec![hit("a.jpg", [1, -1]), hit("b.jpg", [-1, 0])],
+            coverage: Coverage { rows: 500, total_rows: 1000, shards: 2, total_shards: 4, reasons: vec![] },
+            vocabulary: vec!["Smiling".into(), "Male".into()],
+            timings_ms: vec![("total".into(), 12.34)],
+        }
+    }
+
+    #[test]
+    fn names_may_be_listed_or_repeated() {
+        let request = request(&parse("--with Smiling,Eyeglasses --with Young --without Male,")).unwrap();
+        let Term::Attributes { with, without } = &request.terms[0].term else { panic!("attributes") };
+        assert_eq!(with, &["Smiling", "Eyeglasses", "Young"]);
+        assert_eq!(without, &["Male"]);
+        assert_eq!((request.k, request.alias.as_str()), (20, "main"));
+    }
+
+    #[test]
+    fn an_empty_or_impossible_question_is_refused() {
+        for line in [
+            "",
+            "--with ,",
+            "--with Male --without Male",
+            "--with Male -k 0",
+            "--with Male -k 10001",
+            "--with Male --min-coverage 2",
+        ] {
+            assert_eq!(request(&parse(line)).unwrap_err().exit as u8, 64, "{line}");
+        }
+    }
+
+    #[test]
+    fn terms_of_all_kinds_are_asked_together() {
+        let request = request(&parse("--with Male --like a.jpg")).unwrap();
+        assert_eq!(request.terms.len(), 2);
+        assert!(matches!(&request.terms[1].term, Term::Item { item } if item == "a.jpg"));
+    }
+
+    #[test]
+    fn agreement_is_told_per_attribute() {
+        let args = parse("--with smiling --without Male");
+        let text = table(&asked(&args, &results()), &results().hits);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0].split_whitespace().collect::<Vec<_>>(), ["rank", "item", "distance", "+Smiling", "−Male"]);
+        assert_eq!(lines[1].split_whitespace().collect::<Vec<_>>(), ["1", "a.jpg", "0.5000", "yes", "yes"]);
+        assert_eq!(lines[2].split_whitespace().collect::<Vec<_>>(), ["2", "b.jpg", "0.5000", "NO", "?"]);
+    }
+
+    #[test]
+    fn a_partial_answer_is_called_so() {
+        let text = footer(&parse("--with Male"), &results());
+        assert_eq!(text, "PARTIAL ANSWER: main release 3: 500 of 1,000 images, 2 of 4 shards in 12.3 ms");
+    }
+
+    #[test]
+    fn the_title_tells_the_whole_question() {
+        let args = parse("--with Smiling --without Male --like b.jpg --image /tmp/c.png");
+        assert_eq!(title(&args, &asked(&args, &results())), "+Smiling −Male, like b.jpg, like c.png");
+    }
+}

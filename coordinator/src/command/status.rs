@@ -1,0 +1,124 @@
+//! `likeness status`: workers, queues and shard placement at a glance.
+
+use likeness_contract::messages::{Placement, Presence, Queue, Status};
+
+use crate::command::Global;
+use crate::command::exit::{Exit, Outcome};
+use crate::command::output::{self, Table, count, line};
+
+/// Asks and prints.
+pub async fn run(global: &Global) -> Outcome {
+    let client = global.connection.client().await?;
+    let status = client.status().await?;
+    if global.json {
+        output::json(&status)?;
+    } else {
+        line(render(&status));
+    }
+    Ok(Exit::Done)
+}
+
+fn render(status: &Status) -> String {
+    let Status { leader, workers, queues, placement, open_jobs } = status;
+    let mut blocks = vec![format!("coordinator {leader} leads; {} open", count(*open_jobs, "job"))];
+    blocks.push(if workers.is_empty() { "no workers".into() } else { worker_table(workers).render() });
+    blocks.push(if queues.is_empty() { "no tasks are queued".into() } else { queue_table(queues).render() });
+    if !placement.is_empty() {
+        blocks.push(placement_table(placement).render());
+    }
+    let troubles = placement.iter().flat_map(|p| p.troubles.iter().map(move |t| format!("{}: {t}", p.worker)));
+    blocks.extend(troubles);
+    blocks.join("\n\n")
+}
+
+fn worker_table(workers: &[Presence]) -> Table {
+    let mut table = Table::new(["worker", "roles", "device", "host", "version", "task"]);
+    for worker in workers {
+        let mut roles: Vec<&str> = worker.roles.iter().map(|kind| kind.name()).collect();
+        if worker.searches {
+            roles.push("search");
+        }
+        let task = worker.task.clone().unwrap_or_default();
+        table.row([
+            worker.worker.to_string(),
+            roles.join(","),
+            worker.device.clone(),
+            worker.host.clone(),
+            worker.version.clone(),
+            if worker.draining { format!("{task} (draining)").trim().to_string() } else { task },
+        ]);
+    }
+    table
+}
+
+fn queue_table(queues: &[Queue]) -> Table {
+    let mut table = Table::new(["queue", "device", "priority", "waiting", "running"]);
+    for queue in queues {
+        table.row([
+            queue.kind.name().into(),
+            queue.device.name().into(),
+            queue.priority.name().into(),
+            queue.waiting.to_string(),
+            queue.running.to_string(),
+        ]);
+    }
+    table
+}
+
+fn placement_table(placement: &[Placement]) -> Table {
+    let mut table = Table::new(["searcher", "generation", "shards", "model"]);
+    for searcher in placement {
+        for held in &searcher.held {
+            table.row([
+                searcher.worker.to_string(),
+                format!("{}/{}", held.generation.gallery, held.generation.generation),
+                ranges(&held.shards),
+                if held.model_ready { "ready".into() } else { "loading".into() },
+            ]);
+        }
+    }
+    table
+}
+
+/// `0–3, 7`.
+fn ranges(shards: &[u32]) -> String {
+    let mut shards = shards.to_vec();
+    shards.sort_unstable();
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for shard in shards {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 >= shard => *last = shard,
+            _ => runs.push((shard, shard)),
+        }
+    }
+    let words: Vec<String> = runs
+        .iter()
+        .map(|(first, last)| if first == last { first.to_string() } else { format!("{first}–{last}") })
+        .collect();
+    words.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use likeness_contract::ids::WorkerId;
+
+    use super::*;
+
+    #[test]
+    fn shards_are_told_as_ranges() {
+        assert_eq!(ranges(&[3, 0, 1, 2, 7]), "0–3, 7");
+        assert_eq!(ranges(&[]), "");
+    }
+
+    #[test]
+    fn an_empty_system_is_said_in_words() {
+        let status = Status {
+            leader: WorkerId::new("c1").unwrap(),
+            workers: Vec::new(),
+            queues: Vec::new(),
+            placement: Vec::new(),
+            open_jobs: 0,
+        };
+        assert_eq!(render(&status), "coordinator c1 leads; 0 jobs open\n\nno workers\n\nno tasks are queued");
+    }
+}

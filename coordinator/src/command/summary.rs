@@ -1,0 +1,207 @@
+//! What came of a job, in the words of its kind.
+
+use likeness_contract::documents::{DatasetManifest, GateDecision, HeadlineRow, ReportManifest};
+use likeness_contract::ids::JobId;
+use likeness_contract::jobs::{JobWork, RunResult, TaskFailure};
+use likeness_contract::keys;
+use likeness_contract::messages::{JobDetail, JobState};
+use likeness_contract::settings::Split;
+use likeness_link::client::Client;
+
+use crate::command::exit::Outcome;
+use crate::command::output::{Table, count, line, say, span, thousands};
+
+/// Skipped images that are named; the manifest has them all.
+const NAMED_SKIPS: usize = 5;
+
+/// Prints it.
+pub async fn print(client: &Client, detail: &JobDetail) -> Outcome<()> {
+    match &detail.result {
+        Some(RunResult::Done { gate, release }) => {
+            print_done(client, detail).await?;
+            print_gate(detail, gate.as_ref().or(detail.gate.as_ref()), *release);
+        }
+        Some(RunResult::Failed { failures }) => print_failures(&detail.summary.job, failures),
+        Some(RunResult::Cancelled) => line(format!("job {} was cancelled", detail.summary.job)),
+        None => line(format!("job {} is {}", detail.summary.job, detail.summary.state.name())),
+    }
+    Ok(())
+}
+
+async fn print_done(client: &Client, detail: &JobDetail) -> Outcome<()> {
+    let job = &detail.summary.job;
+    match &detail.spec.work {
+        JobWork::Ingest { dataset, .. } => {
+            print_dataset(&client.store().require(&keys::dataset_manifest(dataset, job)).await?);
+        }
+        JobWork::Train(_) => {
+            line(format!("model {job} is trained ({})", took(detail)));
+            line(format!("  likeness embed --model {job}"));
+        }
+        JobWork::Embed { embed, .. } => {
+            let rows = count(embed.gallery_rows, "image");
+            line(format!("generation {}/{job}: {rows} embedded ({})", embed.gallery, took(detail)));
+            line(format!("  likeness evaluate {}/{job}", embed.gallery));
+        }
+        JobWork::Evaluate { .. } | JobWork::Pipeline { .. } => {
+            let report: ReportManifest = client.store().require(&keys::report_manifest(job)).await?;
+            print_report(&report);
+            line(format!("({}; `likeness report show {job} --html report.html` copies it out)", took(detail)));
+        }
+    }
+    Ok(())
+}
+
+fn took(detail: &JobDetail) -> String {
+    let ended = detail.summary.closed_ms.unwrap_or(detail.summary.opened_ms);
+    let wall = span(ended.saturating_sub(detail.summary.opened_ms));
+    format!("{wall}, {} on devices", span(detail.device_ms))
+}
+
+fn print_dataset(manifest: &DatasetManifest) {
+    let rows = |split| thousands(manifest.rows(split));
+    line(format!(
+        "dataset {}@{}: {} ({} train, {} validation, {} test), {} attributes",
+        manifest.dataset.dataset,
+        manifest.dataset.version,
+        count(manifest.rows(Split::All), "image"),
+        rows(Split::Train),
+        rows(Split::Validation),
+        rows(Split::Test),
+        manifest.vocabulary.len(),
+    ));
+    for warning in &manifest.warnings {
+        line(format!("  warning: {warning}"));
+    }
+    if !manifest.skipped.is_empty() {
+        line(format!("  {} left out:", count(manifest.skipped.len() as u64, "image")));
+    }
+    for skipped in manifest.skipped.iter().take(NAMED_SKIPS) {
+        line(format!("    {}: {}", skipped.item, skipped.reason));
+    }
+    if manifest.skipped.len() > NAMED_SKIPS {
+        line("    … (`likeness datasets show` names them all)");
+    }
+}
+
+/// The headline table of a report.
+pub fn print_report(report: &ReportManifest) {
+    line(format!(
+        "report {}: {} of gallery {}",
+        report.report,
+        count(report.items, "image"),
+        report.generation.gallery
+    ));
+    line(headline(&report.headline).render());
+}
+
+/// mAP beside chance and P@K, per query set.
+pub fn headline(rows: &[HeadlineRow]) -> Table {
+    let mut table = Table::new(["queries", "number", "mAP", "chance", "P@1", "P@5", "P@10", "P@100"]);
+    for row in rows {
+        let figures = [row.map, row.chance].into_iter().chain(row.p_at).map(|figure| format!("{figure:.3}"));
+        table.row([row.set.clone(), row.queries.to_string()].into_iter().chain(figures));
+    }
+    table
+}
+
+fn print_gate(detail: &JobDetail, gate: Option<&GateDecision>, release: Option<u64>) {
+    let JobWork::Pipeline { alias, .. } = &detail.spec.work else { return };
+    if let Some(gate) = gate {
+        line(gate_words(gate));
+    }
+    match release {
+        Some(number) => line(format!("promoted: {alias} is now release {number}")),
+        None if detail.summary.state == JobState::Refused => {
+            line(format!("not promoted: {alias} stays what it was"));
+        }
+        None => {}
+    }
+}
+
+/// `gate passed: mAP 0.412 against 0.243 of chance, difference 0.169 [0.160, 0.178] over 680 queries`
+pub fn gate_words(gate: &GateDecision) -> String {
+    let verdict = if gate.passed { "passed" } else { "refused" };
+    let baseline = gate.baseline.map_or("of chance".into(), |number| format!("of release {number}"));
+    format!(
+        "gate {verdict}: mAP {:.3} against {:.3} {baseline}, difference {:+.3} [{:+.3}, {:+.3}] over {}",
+        gate.candidate_map,
+        gate.baseline_map,
+        gate.difference,
+        gate.interval[0],
+        gate.interval[1],
+        count_queries(gate.queries),
+    )
+}
+
+fn count_queries(queries: u32) -> String {
+    if queries == 1 { "1 query".into() } else { format!("{queries} queries") }
+}
+
+fn print_failures(job: &JobId, failures: &[TaskFailure]) {
+    say(format!("job {job} failed:"));
+    for failure in failures {
+        say(format!("  {}", failure_words(failure)));
+    }
+    say(format!("`likeness jobs retry {job}` tries what failed again and keeps what was done"));
+}
+
+/// `part-00003: can't read …  (5 failures reported, 1 attempt vanished)`
+pub fn failure_words(failure: &TaskFailure) -> String {
+    let mut counts = Vec::new();
+    if failure.reported > 1 {
+        counts.push(count(failure.reported.into(), "failure"));
+    }
+    if failure.silent > 0 {
+        counts.push(format!("{} without a word", count(failure.silent.into(), "attempt")));
+    }
+    let counts = if counts.is_empty() { String::new() } else { format!(" ({})", counts.join(", ")) };
+    format!("{}: {}{counts}", failure.task, failure.error)
+}
+
+#[cfg(test)]
+mod tests {
+    use likeness_contract::ids::TaskId;
+
+    use super::*;
+
+    #[test]
+    fn the_headline_puts_chance_beside_map() {
+        let row =
+            HeadlineRow { set: "pairs".into(), queries: 300, map: 0.5604, chance: 0.146, p_at: [0.7, 0.65, 0.6, 0.4] };
+        assert_eq!(
+            headline(&[row]).render(),
+            "queries  number    mAP  chance    P@1    P@5   P@10  P@100\n\
+             pairs       300  0.560   0.146  0.700  0.650  0.600  0.400"
+        );
+    }
+
+    #[test]
+    fn a_gate_tells_its_numbers() {
+        let gate = GateDecision {
+            passed: false,
+            baseline: Some(3),
+            candidate_map: 0.5,
+            baseline_map: 0.55,
+            difference: -0.05,
+            interval: [-0.06, -0.04],
+            queries: 680,
+        };
+        let expected =
+            "gate refused: mAP 0.500 against 0.550 of release 3, difference -0.050 [-0.060, -0.040] over 680 queries";
+        assert_eq!(gate_words(&gate), expected);
+    }
+
+    #[test]
+    fn a_failure_names_its_task_and_how_often() {
+        let failure = TaskFailure {
+            task: TaskId::new("part-00003").unwrap(),
+            error: "no such file".into(),
+            reported: 5,
+            silent: 1,
+        };
+        assert_eq!(failure_words(&failure), "part-00003: no such file (5 failures, 1 attempt without a word)");
+        let once = TaskFailure { reported: 1, silent: 0, ..failure };
+        assert_eq!(failure_words(&once), "part-00003: no such file");
+    }
+}

@@ -1,0 +1,55 @@
+//! `likeness train`: a model from a dataset.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use likeness_contract::jobs::{JobRequest, RequestedWork};
+
+use crate::command::Global;
+use crate::command::config::JobFile;
+use crate::command::exit::Outcome;
+use crate::command::follow;
+use crate::command::options::{JobOptions, ModelOptions, TrainOptions, train_request};
+use crate::command::selectors::{DatasetArg, dataset_or_only};
+
+/// Flags of `likeness train`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The job's id is the model's name. A training that is killed goes on from its last round and ends in the same bytes.
+
+Examples:
+  likeness train --dataset celeba
+  likeness train --dataset celeba --architecture resnet50 --device cuda --epochs 30
+  likeness train --config job.toml --seed 7")]
+pub struct TrainArgs {
+    /// Dataset, or dataset@version [default: the only one that there is].
+    #[arg(long)]
+    dataset: Option<DatasetArg>,
+    /// Read options from this file; flags win.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print the job's id and don't wait.
+    #[arg(long)]
+    detach: bool,
+    #[command(flatten)]
+    job: JobOptions,
+    #[command(flatten)]
+    model: ModelOptions,
+    #[command(flatten)]
+    train: TrainOptions,
+}
+
+/// Submits the job.
+pub async fn run(global: &Global, args: TrainArgs) -> Outcome {
+    let file = JobFile::read(args.config.as_deref())?;
+    let job = args.job.or(file.job);
+    let (model, train) = (args.model.or(file.model), args.train.or(file.train));
+    // Mistakes in settings are said before anything is asked of the network.
+    (model.resolve()?, train.resolve()?);
+    let client = global.connection.client().await?;
+    let dataset = dataset_or_only(&client, args.dataset.or(file.dataset)).await?;
+    let work = RequestedWork::Train(train_request(dataset, &model, &train)?);
+    let (device, priority) = (job.device(), job.priority());
+    let summary = client.submit(JobRequest { id: job.id, work, device, priority }).await?;
+    follow::submitted(global, &client, summary, args.detach).await
+}
