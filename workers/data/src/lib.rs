@@ -1,1 +1,32 @@
-//! Read, decode, resize, augment, sample.
+//! From files of images and labels to batches of numbers: read sources, decode, resize, augment, sample.
+//!
+//! * [`source`] reads what users have (CelebA as distributed, CelebA-style Parquet): a scan lists the rows
+//!   without touching images, reading takes some of these rows and checks every image by decoding it.
+//! * [`rows`] is the scan as bytes, [`part`] a dataset part as bytes; both are Parquet.
+//! * [`image`] turns encoded bytes into pixels and pixels into the model's input.
+//! * [`images`] holds a training set in memory; [`sampling`] draws triplets.
+//!
+//! Invariants. Images keep their own bytes until they become an input. Everything random is a pure function
+//! of settings and step. Whatever comes from outside costs bounded memory and ends in a value or an
+//! [`Error`] that names the place. Heavy work runs on all cores by rayon and must not be called on a thread
+//! of an async runtime. Absent on purpose: network, async, tensors, EXIF orientation.
+
+mod columns;
+mod error;
+pub mod image;
+pub mod images;
+pub mod part;
+mod random;
+pub mod rows;
+pub mod sampling;
+pub mod source;
+#[cfg(test)]
+mod testing;
+
+pub use crate::image::{ImageError, Loader, Rgb8, decode_rgb};
+pub use crate::images::TrainImages;
+pub use error::{Error, ErrorKind, Result};
+pub use part::{Part, PartRow, encode_part};
+pub use rows::{Place, Scan, ScanRow, decode_rows, encode_rows};
+pub use sampling::{Augment, TripletRows, TripletSampler};
+pub use source::{PartContent, read_rows, scan};

@@ -1,0 +1,218 @@
+//! A training set in memory: every image decoded once and kept as bytes at the input's scale.
+//!
+//! What is kept is the input square with a margin around it, as wide as the random crop may shift: from the image itself where
+//! it goes on beyond the square, else its edge repeated. So a crop never changes the scale, and without
+//! augmentation the input is the very one that [`crate::Loader`] makes.
+//!
+//! Images beyond the memory limit keep their encoded bytes and are decoded at every use.
+
+use likeness_contract::settings::{Crop, Preprocessing};
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::image::{self, ImageError, Normaliser, Rgb8, Window};
+use crate::sampling::Augment;
+
+/// Memory for decoded images unless told otherwise: CelebA at 64 px takes 2.8 GB.
+pub const DEFAULT_MEMORY_BYTES: usize = 8 << 30;
+/// Images that are decoded at once while loading.
+const LOAD_BATCH: usize = 512;
+
+/// The images of a training set, by row.
+#[derive(Debug)]
+pub struct TrainImages {
+    canvas: Canvas,
+    normaliser: Normaliser,
+    /// Canvases of the first images, one after the other.
+    decoded: Vec<u8>,
+    /// The others as they came.
+    encoded: Vec<Box<[u8]>>,
+    memory_bytes: usize,
+}
+
+/// Geometry of what is kept of an image.
+#[derive(Debug, Clone, Copy)]
+struct Canvas {
+    crop: Crop,
+    px: usize,
+    /// Margin on each side, pixels.
+    margin: usize,
+}
+
+impl TrainImages {
+    /// Decodes the images in order; `random_crop` is the largest shift as a share of the side.
+    /// An image that can't be decoded is an error naming its row: ingest has decoded every one before.
+    pub fn new<I>(p: &Preprocessing, random_crop: f32, images: I) -> Result<Self>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<[u8]> + Sync,
+    {
+        Self::with_memory(p, random_crop, images, DEFAULT_MEMORY_BYTES)
+    }
+
+    /// [`TrainImages::new`] with at most `memory_bytes` of decoded images.
+    pub fn with_memory<I>(p: &Preprocessing, random_crop: f32, images: I, memory_bytes: usize) -> Result<Self>
+    where
+        I: IntoIterator,
+        I::Item: AsRef<[u8]> + Sync,
+    {
+        if !(0.0..=1.0).contains(&random_crop) {
+            return Err(Error::invalid(format!("random crop {random_crop} is not within 0–1")));
+        }
+        let px = p.input_px as usize;
+        let margin = (random_crop * px as f32) as usize;
+        let canvas = Canvas { crop: p.crop, px, margin };
+        let normaliser = Normaliser::new(p);
+        let mut all = Self { canvas, normaliser, decoded: Vec::new(), encoded: Vec::new(), memory_bytes };
+        let mut images = images.into_iter();
+        loop {
+            let some: Vec<I::Item> = images.by_ref().take(LOAD_BATCH).collect();
+            if some.is_empty() {
+                return Ok(all);
+            }
+            all.extend(&some)?;
+        }
+    }
+
+    /// Adds images behind those already there.
+    pub fn extend<T: AsRef<[u8]> + Sync>(&mut self, images: &[T]) -> Result<()> {
+        let first = self.len();
+        let size = self.canvas.bytes();
+        let room = if self.encoded.is_empty() { (self.memory_bytes - self.decoded.len()) / size } else { 0 };
+        let (now, later) = images.split_at(room.min(images.len()));
+        let start = self.decoded.len();
+        self.decoded.resize(start + now.len() * size, 0);
+        now.par_iter()
+            .zip(self.decoded[start..].par_chunks_exact_mut(size))
+            .enumerate()
+            .try_for_each(|(i, (bytes, canvas))| self.canvas.draw(bytes.as_ref(), canvas).map_err(|e| (first + i, e)))
+            .map_err(|(row, error)| undecodable(row, error))?;
+        self.encoded.extend(later.iter().map(|bytes| bytes.as_ref().into()));
+        Ok(())
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.decoded.len() / self.canvas.bytes() + self.encoded.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Writes the inputs of `rows`, `(B, 3, px, px)`, each augmented, on all cores.
+    pub fn fill(&self, rows: &[u32], augment: &[Augment], out: &mut [f32]) -> Result<()> {
+        let input = 3 * self.canvas.px * self.canvas.px;
+        if augment.len() != rows.len() || out.len() != rows.len() * input {
+            let (augment, out) = (augment.len(), out.len());
+            return Err(Error::invalid(format!("{} rows, {augment} augmentations, {out} numbers", rows.len())));
+        }
+        rows.par_iter()
+            .zip(augment)
+            .zip(out.par_chunks_exact_mut(input))
+            .try_for_each(|((row, augment), out)| self.fill_one(*row as usize, *augment, out))
+    }
+
+    fn fill_one(&self, row: usize, augment: Augment, out: &mut [f32]) -> Result<()> {
+        let size = self.canvas.bytes();
+        let decoded = self.decoded.len() / size;
+        if row < decoded {
+            self.canvas.read(&self.decoded[row * size..(row + 1) * size], augment, &self.normaliser, out);
+            return Ok(());
+        }
+        let bytes = self.encoded.get(row - decoded);
+        let bytes = bytes.ok_or_else(|| Error::invalid(format!("row {row} of {} images", self.len())))?;
+        let mut canvas = vec![0; size];
+        self.canvas.draw(bytes, &mut canvas).map_err(|error| undecodable(row, error))?;
+        self.canvas.read(&canvas, augment, &self.normaliser, out);
+        Ok(())
+    }
+}
+
+fn undecodable(row: usize, error: ImageError) -> Error {
+    Error::corrupt(format!("image of training row {row} can't be decoded")).because(error)
+}
+
+impl Canvas {
+    fn side(self) -> usize {
+        self.px + 2 * self.margin
+    }
+
+    fn bytes(self) -> usize {
+        3 * self.side() * self.side()
+    }
+
+    /// Decodes and resizes an image into a canvas.
+    fn draw(self, bytes: &[u8], canvas: &mut [u8]) -> std::result::Result<(), ImageError> {
+        let image = image::decode_rgb(bytes)?;
+        let window = image::window_of(self.crop, image.width, image.height);
+        let (left, right) = self.real_margins(window.left, window.width, image.width);
+        let (top, bottom) = self.real_margins(window.top, window.height, image.height);
+        let wider = self.widen(window, &image, (left, right), (top, bottom));
+        let (width, height) = (left + self.px + right, top + self.px + bottom);
+        let pixels = image::resize(&image, wider, width as u32, height as u32);
+        self.repeat_edges(&pixels, (width, height), (self.margin - left, self.margin - top), canvas);
+        Ok(())
+    }
+
+    /// Whole output pixels that the image itself offers before and behind the window, at most the margin.
+    fn real_margins(self, start: f64, length: f64, image: u32) -> (usize, usize) {
+        let scale = length / self.px as f64;
+        let behind = f64::from(image) - start - length;
+        let pixels = |source: f64| ((source / scale) as usize).min(self.margin);
+        (pixels(start), pixels(behind))
+    }
+
+    fn widen(self, window: Window, image: &Rgb8, x: (usize, usize), y: (usize, usize)) -> Window {
+        let widen = |start: f64, length: f64, (before, behind): (usize, usize), limit: u32| {
+            let scale = length / self.px as f64;
+            let start = (start - before as f64 * scale).max(0.0);
+            (start, ((before + self.px + behind) as f64 * scale).min(f64::from(limit) - start))
+        };
+        let (left, width) = widen(window.left, window.width, x, image.width);
+        let (top, height) = widen(window.top, window.height, y, image.height);
+        Window { left, top, width, height }
+    }
+
+    /// Lays `pixels` into the canvas at `at` and repeats its edges around it.
+    fn repeat_edges(self, pixels: &[u8], (width, height): (usize, usize), at: (usize, usize), canvas: &mut [u8]) {
+        let side = self.side();
+        for (y, line) in canvas.chunks_exact_mut(3 * side).enumerate() {
+            let from = y.saturating_sub(at.1).min(height - 1) * width * 3;
+            let source = &pixels[from..from + width * 3];
+            for (x, pixel) in line.chunks_exact_mut(3).enumerate() {
+                let from = x.saturating_sub(at.0).min(width - 1) * 3;
+                pixel.copy_from_slice(&source[from..from + 3]);
+            }
+        }
+    }
+
+    /// Shift in pixels from a share of the largest one: each of the 2 · margin + 1 shifts equally often.
+    fn offset(self, share: f32) -> usize {
+        let steps = (2 * self.margin + 1) as f32;
+        (((share + 1.0) / 2.0 * steps) as usize).min(2 * self.margin)
+    }
+
+    /// The augmented window of a canvas as numbers, channel by channel.
+    fn read(self, canvas: &[u8], augment: Augment, normaliser: &Normaliser, out: &mut [f32]) {
+        let (left, top) = (self.offset(augment.dx), self.offset(augment.dy));
+        let plane = self.px * self.px;
+        for y in 0..self.px {
+            let from = 3 * ((top + y) * self.side() + left);
+            let line = &canvas[from..from + 3 * self.px];
+            for channel in 0..3 {
+                let out = &mut out[channel * plane + y * self.px..][..self.px];
+                let values = line.chunks_exact(3).map(|pixel| normaliser.of(channel, pixel[channel]));
+                if augment.mirror {
+                    out.iter_mut().rev().zip(values).for_each(|(out, value)| *out = value);
+                } else {
+                    out.iter_mut().zip(values).for_each(|(out, value)| *out = value);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,277 @@
+//! Triplets: an anchor image, an attribute query that it satisfies, and one that it contradicts.
+//!
+//! **Invariants.** A batch is a pure function of (settings, labels, step): any worker, any attempt, the same
+//! bytes. Every labelled row is an anchor once per epoch, in an order of that epoch's own. The anchor has
+//! every attribute that its positive says. The negative speaks about the very same attributes as the positive and
+//! contradicts the anchor in at least one of them.
+//!
+//! **Negatives**, one strategy per triplet by the shares of `NegativeMix`:
+//! * `random`: each asked attribute + or − by a coin; mostly easy and implausible, kept to show that;
+//! * `other`: what another training image has of the asked attributes; where it is not known of the other, the positive's word stays;
+//! * `flipped`: the positive with 1–3 of its attributes turned round. Also taken when the others find no
+//!   contradiction in [`TRIES`] draws: with one rare attribute asked nearly every other image agrees.
+//!
+//! **Masks** (three-state only). People ask one to three attributes, now and then more, so `masked_share` of the queries keep
+//! only a few of the anchor's attributes: one 30 %, two 30 %, three 25 %, and 15 % any number from four to
+//! all; the rest keep everything. Which ones are kept is balanced by sign: a coin decides
+//! whether the next is one that the anchor has or has not. Of forty attributes a face has
+//! about nine, and drawn evenly, three of four terms would say what is absent, while queries say mostly what is
+//! wanted. It also lets a rare attribute stand in a positive far more often than its share of images.
+
+use std::sync::{Arc, Mutex};
+
+use likeness_contract::settings::{NegativeMix, QueryEncoding, TrainSettings};
+use rand_chacha::ChaCha8Rng;
+
+use crate::error::{Error, Result};
+use crate::random::{Purpose, below, coin, shuffle, stream, unit};
+
+/// Draws for a contradicting negative before the positive is flipped instead.
+const TRIES: usize = 32;
+/// Most attributes that a flipped negative turns round.
+const MAX_FLIPS: usize = 3;
+/// Validation is the same for every training of the same rows.
+const VALIDATION_SEED: u64 = 0;
+
+/// How an image is changed in training.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Augment {
+    /// Left and right change places.
+    pub mirror: bool,
+    /// Horizontal place of the crop, −1 (leftmost) to 1; 0 is the centre.
+    pub dx: f32,
+    /// Vertical place of the crop, −1 (topmost) to 1.
+    pub dy: f32,
+}
+
+impl Augment {
+    /// The image as it is.
+    pub const NONE: Self = Self { mirror: false, dx: 0.0, dy: 0.0 };
+}
+
+/// One batch of B triplets over A attributes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TripletRows {
+    /// Anchors: rows of the split.
+    pub rows: Vec<u32>,
+    /// (B, A): what each anchor satisfies, encoded for the attribute tower.
+    pub positives: Vec<f32>,
+    /// (B, A): what each anchor contradicts.
+    pub negatives: Vec<f32>,
+    /// How each anchor's image is changed.
+    pub augment: Vec<Augment>,
+}
+
+/// Draws the triplets of one split.
+#[derive(Debug)]
+pub struct TripletSampler {
+    encoding: QueryEncoding,
+    negatives: NegativeMix,
+    masked_share: f32,
+    mirror: bool,
+    crop: bool,
+    seed: u64,
+    batch: usize,
+    attributes: usize,
+    /// N × A.
+    labels: Vec<i8>,
+    /// Rows with at least one known label.
+    usable: Vec<u32>,
+    /// The order of the epoch that was asked for last.
+    order: Mutex<Option<(u64, Arc<[u32]>)>>,
+}
+
+impl TripletSampler {
+    /// A sampler over `labels` (N × A, each −1, 0, 1) of a split. Rows without any known label are never
+    /// anchors; a split without a labelled row, or settings that make no sense, are refused (`Invalid`).
+    pub fn new(settings: &TrainSettings, encoding: QueryEncoding, labels: Vec<i8>, attributes: usize) -> Result<Self> {
+        check_settings(settings)?;
+        if attributes == 0 || !labels.len().is_multiple_of(attributes) {
+            return Err(Error::invalid(format!("{} labels are no rows of {attributes} attributes", labels.len())));
+        }
+        if let Some(label) = labels.iter().find(|label| !(-1..=1).contains(*label)) {
+            return Err(Error::invalid(format!("label {label} is not −1, 0 or 1")));
+        }
+        let rows = u32::try_from(labels.len() / attributes).map_err(|_| Error::invalid("more than 2³² rows"))?;
+        let row = |row: u32| &labels[row as usize * attributes..][..attributes];
+        let usable: Vec<u32> = (0..rows).filter(|r| row(*r).iter().any(|label| *label != 0)).collect();
+        if usable.is_empty() {
+            return Err(Error::invalid(format!("none of {rows} rows has a known attribute: nothing to train on")));
+        }
+        Ok(Self {
+            encoding,
+            negatives: settings.negatives,
+            masked_share: match encoding {
+                QueryEncoding::ThreeState => settings.masked_share,
+                QueryEncoding::MultiHot => 0.0,
+            },
+            mirror: settings.mirror,
+            crop: settings.random_crop > 0.0,
+            seed: settings.seed,
+            batch: (settings.batch_size as usize).min(usable.len()),
+            attributes,
+            labels,
+            usable,
+            order: Mutex::new(None),
+        })
+    }
+
+    /// Batches of one epoch; an incomplete last one is left out.
+    pub fn steps_per_epoch(&self) -> u64 {
+        (self.usable.len() / self.batch) as u64
+    }
+
+    /// The batch of optimizer step `step`, counted from 0 through all epochs. A split smaller than one batch
+    /// is one batch.
+    pub fn batch(&self, step: u64) -> TripletRows {
+        let order = self.order(step / self.steps_per_epoch());
+        let from = (step % self.steps_per_epoch()) as usize * self.batch;
+        let mut rng = stream(self.seed, Purpose::Batch, step);
+        self.draw(&order[from..from + self.batch], true, &mut rng)
+    }
+
+    /// All labelled rows in batches, in their own order, without augmentation; every call, and every seed of the
+    /// settings, gives the same. The last batch may be smaller.
+    pub fn validation(&self) -> Vec<TripletRows> {
+        let batches = self.usable.chunks(self.batch).zip(0u64..);
+        batches.map(|(rows, i)| self.draw(rows, false, &mut stream(VALIDATION_SEED, Purpose::Validation, i))).collect()
+    }
+
+    fn order(&self, epoch: u64) -> Arc<[u32]> {
+        let mut kept = self.order.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some((_, order)) = kept.as_ref().filter(|(of, _)| *of == epoch) {
+            return order.clone();
+        }
+        let mut order = self.usable.clone();
+        shuffle(&mut stream(self.seed, Purpose::Order, epoch), &mut order);
+        let order: Arc<[u32]> = order.into();
+        *kept = Some((epoch, order.clone()));
+        order
+    }
+
+    fn draw(&self, rows: &[u32], augmented: bool, rng: &mut ChaCha8Rng) -> TripletRows {
+        let numbers = rows.len() * self.attributes;
+        let mut batch = TripletRows {
+            rows: rows.to_vec(),
+            positives: Vec::with_capacity(numbers),
+            negatives: Vec::with_capacity(numbers),
+            augment: Vec::with_capacity(rows.len()),
+        };
+        for row in rows {
+            let positive = self.positive(*row, rng);
+            let negative = self.negative(&positive, rng);
+            batch.positives.extend(positive.iter().map(|word| self.encode(*word)));
+            batch.negatives.extend(negative.iter().map(|word| self.encode(*word)));
+            batch.augment.push(if augmented { self.augment(rng) } else { Augment::NONE });
+        }
+        batch
+    }
+
+    fn encode(&self, word: i8) -> f32 {
+        match self.encoding {
+            QueryEncoding::ThreeState => f32::from(word),
+            QueryEncoding::MultiHot => f32::from(word.max(0)),
+        }
+    }
+
+    fn labels_of(&self, row: u32) -> &[i8] {
+        &self.labels[row as usize * self.attributes..][..self.attributes]
+    }
+
+    fn augment(&self, rng: &mut ChaCha8Rng) -> Augment {
+        let mirror = self.mirror && coin(rng);
+        let mut shift = || if self.crop { 2.0 * unit(rng) - 1.0 } else { 0.0 };
+        Augment { mirror, dx: shift(), dy: shift() }
+    }
+
+    /// What the query says about the anchor: all that is known, or a few attributes of it.
+    fn positive(&self, row: u32, rng: &mut ChaCha8Rng) -> Vec<i8> {
+        let labels = self.labels_of(row);
+        if unit(rng) >= self.masked_share {
+            return labels.to_vec();
+        }
+        keep_some(labels, rng)
+    }
+
+    fn negative(&self, positive: &[i8], rng: &mut ChaCha8Rng) -> Vec<i8> {
+        let choice = unit(rng);
+        let drawn = if choice < self.negatives.random {
+            contradicting(positive, || random_words(positive, rng))
+        } else if choice < self.negatives.random + self.negatives.other {
+            contradicting(positive, || self.words_of_another(positive, rng))
+        } else {
+            None
+        };
+        drawn.unwrap_or_else(|| flipped(positive, rng))
+    }
+
+    /// What some training image says about the attributes asked.
+    fn words_of_another(&self, positive: &[i8], rng: &mut ChaCha8Rng) -> Vec<i8> {
+        let other = self.labels_of(self.usable[below(rng, self.usable.len())]);
+        positive.iter().zip(other).map(|(word, label)| if *word == 0 || *label == 0 { *word } else { *label }).collect()
+    }
+}
+
+fn check_settings(settings: &TrainSettings) -> Result<()> {
+    let NegativeMix { random, other, flipped } = settings.negatives;
+    let shares = [random, other, flipped];
+    if shares.iter().any(|share| !(0.0..=1.0).contains(share)) || (shares.iter().sum::<f32>() - 1.0).abs() > 1e-3 {
+        return Err(Error::invalid(format!("shares of negatives {shares:?} are not within 0–1 with the sum 1")));
+    }
+    if !(0.0..=1.0).contains(&settings.masked_share) {
+        return Err(Error::invalid(format!("masked share {} is not within 0–1", settings.masked_share)));
+    }
+    if settings.batch_size == 0 {
+        return Err(Error::invalid("batch size 0"));
+    }
+    Ok(())
+}
+
+/// Keeps a few of the known labels, balanced by sign.
+fn keep_some(labels: &[i8], rng: &mut ChaCha8Rng) -> Vec<i8> {
+    let with_sign = |sign: i8| (0..labels.len()).filter(|a| labels[*a] == sign).collect::<Vec<_>>();
+    let (mut has, mut has_not) = (with_sign(1), with_sign(-1));
+    let mut kept = vec![0; labels.len()];
+    for _ in 0..how_many(has.len() + has_not.len(), rng) {
+        let from = if has_not.is_empty() || (!has.is_empty() && coin(rng)) { &mut has } else { &mut has_not };
+        let attribute = from.swap_remove(below(rng, from.len()));
+        kept[attribute] = labels[attribute];
+    }
+    kept
+}
+
+/// How many attributes a masked query keeps of `known`.
+fn how_many(known: usize, rng: &mut ChaCha8Rng) -> usize {
+    let wanted = match unit(rng) {
+        u if u < 0.30 => 1,
+        u if u < 0.60 => 2,
+        u if u < 0.85 => 3,
+        _ if known > 4 => 4 + below(rng, known - 3),
+        _ => 4,
+    };
+    wanted.min(known)
+}
+
+/// The first draw that says the opposite of the positive somewhere.
+fn contradicting(positive: &[i8], mut draw: impl FnMut() -> Vec<i8>) -> Option<Vec<i8>> {
+    (0..TRIES).map(|_| draw()).find(|words| words.iter().zip(positive).any(|(n, p)| n * p == -1))
+}
+
+fn random_words(positive: &[i8], rng: &mut ChaCha8Rng) -> Vec<i8> {
+    positive.iter().map(|word| if *word != 0 && coin(rng) { -word } else { *word }).collect()
+}
+
+/// The positive with 1–3 of its attributes turned round.
+fn flipped(positive: &[i8], rng: &mut ChaCha8Rng) -> Vec<i8> {
+    let mut asked: Vec<usize> = (0..positive.len()).filter(|a| positive[*a] != 0).collect();
+    let mut words = positive.to_vec();
+    let flips = 1 + below(rng, MAX_FLIPS.min(asked.len()));
+    for _ in 0..flips {
+        let attribute = asked.swap_remove(below(rng, asked.len()));
+        words[attribute] = -words[attribute];
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests;

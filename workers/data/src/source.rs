@@ -1,0 +1,215 @@
+//! Sources: what users have. A scan lists the rows with labels and splits and reads no image; reading takes
+//! some of these rows, checks every image by decoding it in full, and keeps the image's own bytes.
+//!
+//! What is wrong with a source as a whole is an error that names file and line or column. What is wrong with
+//! one image costs that row only: it is skipped with a reason.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use likeness_contract::documents::Skipped;
+use likeness_contract::jobs::IngestSource;
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::image;
+use crate::part::PartRow;
+use crate::rows::{Scan, ScanRow};
+
+pub mod celeba;
+pub mod parquet;
+mod split;
+
+/// What became of some rows of a scan.
+#[derive(Debug, Default)]
+pub struct PartContent {
+    /// Rows with a good image, in the order of the scan.
+    pub rows: Vec<PartRow>,
+    /// The others.
+    pub skipped: Vec<Skipped>,
+}
+
+/// Where the files of a source are read from. [`Disk`] is the usual one.
+pub trait Files: Send + Sync + 'static {
+    /// Size in bytes.
+    fn size(&self, path: &str) -> std::io::Result<u64>;
+    /// The bytes `range`, all of them.
+    fn read(&self, path: &str, range: Range<u64>) -> std::io::Result<Bytes>;
+    /// Whether there is a folder.
+    fn is_folder(&self, path: &str) -> bool;
+}
+
+/// The file system; paths are as this process sees them, `file://` may stand before an absolute one.
+#[derive(Debug, Clone, Copy)]
+pub struct Disk;
+
+impl Disk {
+    fn local(path: &str) -> &str {
+        path.strip_prefix("file://").unwrap_or(path)
+    }
+}
+
+impl Files for Disk {
+    fn size(&self, path: &str) -> std::io::Result<u64> {
+        std::fs::metadata(Self::local(path)).map(|metadata| metadata.len())
+    }
+
+    fn read(&self, path: &str, range: Range<u64>) -> std::io::Result<Bytes> {
+        use std::io::{Read, Seek, SeekFrom};
+        let mut file = std::fs::File::open(Self::local(path))?;
+        file.seek(SeekFrom::Start(range.start))?;
+        let length = range.end.saturating_sub(range.start);
+        let mut bytes = vec![0; usize::try_from(length).map_err(std::io::Error::other)?];
+        file.read_exact(&mut bytes)?;
+        Ok(bytes.into())
+    }
+
+    fn is_folder(&self, path: &str) -> bool {
+        std::path::Path::new(Self::local(path)).is_dir()
+    }
+}
+
+/// Lists the rows of a source on disk.
+pub fn scan(source: &IngestSource) -> Result<Scan> {
+    scan_from(source, Arc::new(Disk))
+}
+
+/// [`scan`] of a source that lies elsewhere.
+pub fn scan_from(source: &IngestSource, files: Arc<dyn Files>) -> Result<Scan> {
+    match source {
+        IngestSource::Celeba { dir } => celeba::scan(dir, files.as_ref()),
+        IngestSource::Parquet { files: paths } => parquet::scan(paths, files),
+    }
+}
+
+/// Reads the images of `rows` from disk and decodes each on all cores; `progress` hears, from any thread, how
+/// many rows are behind it. A file that is there and can't be read (`Io`) fails the whole.
+pub fn read_rows(source: &IngestSource, rows: &[ScanRow], progress: &(dyn Fn(u64) + Sync)) -> Result<PartContent> {
+    read_rows_from(source, rows, Arc::new(Disk), progress)
+}
+
+/// [`read_rows`] of a source that lies elsewhere.
+pub fn read_rows_from(
+    source: &IngestSource,
+    rows: &[ScanRow],
+    files: Arc<dyn Files>,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<PartContent> {
+    let progress = Counter { done: AtomicU64::new(0), report: progress };
+    match source {
+        IngestSource::Celeba { dir } => {
+            let read = |_, row: &ScanRow| celeba::read_image(dir, &row.place, files.as_ref());
+            check_all(rows, read, &progress)
+        }
+        IngestSource::Parquet { files: paths } => parquet::read_rows(paths, rows, files, &progress),
+    }
+}
+
+/// Counts rows from any thread.
+struct Counter<'a> {
+    done: AtomicU64,
+    report: &'a (dyn Fn(u64) + Sync),
+}
+
+impl Counter<'_> {
+    fn one_more(&self) {
+        (self.report)(self.done.fetch_add(1, Ordering::Relaxed) + 1);
+    }
+}
+
+/// The image of a row as the source gives it: its bytes, or why there are none.
+type Found = std::result::Result<Bytes, String>;
+
+/// Reads and checks rows on all cores, in order; `read` gets a row and its position in `rows`.
+fn check_all(
+    rows: &[ScanRow],
+    read: impl Fn(usize, &ScanRow) -> Result<Found> + Sync,
+    progress: &Counter<'_>,
+) -> Result<PartContent> {
+    let checked: Vec<std::result::Result<PartRow, Skipped>> = rows
+        .par_iter()
+        .enumerate()
+        .map(|(i, row)| {
+            let checked = check(row, || read(i, row));
+            progress.one_more();
+            checked
+        })
+        .collect::<Result<_>>()?;
+    let mut content = PartContent::default();
+    for row in checked {
+        match row {
+            Ok(row) => content.rows.push(row),
+            Err(skipped) => content.skipped.push(skipped),
+        }
+    }
+    Ok(content)
+}
+
+fn check(row: &ScanRow, read: impl Fn() -> Result<Found>) -> Result<std::result::Result<PartRow, Skipped>> {
+    let skipped = |reason: String| Ok(Err(Skipped { item: row.item.clone(), reason }));
+    if let Some(problem) = &row.problem {
+        return skipped(problem.clone());
+    }
+    let bytes = match read()? {
+        Ok(bytes) => bytes,
+        Err(reason) => return skipped(reason),
+    };
+    match image::decode_rgb(&bytes) {
+        Ok(decoded) => Ok(Ok(PartRow {
+            item: row.item.clone(),
+            image: bytes,
+            width: decoded.width,
+            height: decoded.height,
+            attributes: row.attributes.clone(),
+            split: row.split,
+        })),
+        Err(error) => skipped(error.to_string()),
+    }
+}
+
+/// A whole text or image file of at most `limit` bytes.
+fn read_whole(files: &dyn Files, path: &str, limit: u64) -> std::io::Result<std::result::Result<Bytes, String>> {
+    let size = files.size(path)?;
+    if size > limit {
+        return Ok(Err(format!("{size} bytes are over the limit of {limit}")));
+    }
+    files.read(path, 0..size).map(Ok)
+}
+
+/// One image file: gone, closed to us or too large is the row's own fault; any other failure is not.
+fn read_image_file(files: &dyn Files, path: &str) -> Result<Found> {
+    match read_whole(files, path, image::MAX_IMAGE_BYTES as u64) {
+        Ok(found) => Ok(found),
+        Err(error) => match Error::io(path, error) {
+            error if error.kind == crate::ErrorKind::Invalid => Ok(Err(reason(&error))),
+            error => Err(error),
+        },
+    }
+}
+
+fn reason(error: &Error) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+/// Refuses attribute names that a query could not tell apart.
+fn check_names(place: &str, names: &[String]) -> Result<()> {
+    use std::collections::HashMap;
+    if names.is_empty() {
+        return Err(Error::invalid(format!("{place}: no attribute")));
+    }
+    let mut seen: HashMap<String, &String> = HashMap::new();
+    for name in names {
+        let folded: String = name.to_lowercase().replace(['-', ' '], "_");
+        if let Some(first) = seen.insert(folded, name) {
+            return Err(Error::invalid(format!(
+                "{place}: attribute `{name}` is there twice (first as `{first}`); case, `-`, `_` and blanks make no difference"
+            )));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,240 @@
+//! CelebA as distributed: a folder with `img_align_celeba/`, `list_attr_celeba.txt` and
+//! `list_eval_partition.txt`.
+//!
+//! The attribute list: the number of rows; the attribute names, blank-separated; then per image its file name
+//! and one label per attribute, `1`, `-1`, or `0` for not known. Blanks are ragged, lines may end in CRLF.
+//! The partition list: file name and `0` train, `1` validation, `2` test. The subfolders `Anno`, `Eval` and
+//! `Img` of the original download are looked into as well, and so is `img_align_celeba/img_align_celeba`, as
+//! some mirrors unpack it.
+
+use std::collections::HashMap;
+
+use likeness_contract::settings::Vocabulary;
+
+use super::{Files, Found, check_names, read_image_file, read_whole};
+use crate::error::{Error, Result};
+use crate::rows::{Place, Scan, ScanRow};
+
+const ATTRIBUTES: &str = "list_attr_celeba.txt";
+const PARTITION: &str = "list_eval_partition.txt";
+const IMAGES: &str = "img_align_celeba";
+/// A list of ten million rows fits; anything larger is no CelebA.
+const MAX_LIST_BYTES: u64 = 1 << 30;
+
+/// Lists the rows; images are not looked at.
+pub(super) fn scan(dir: &str, files: &dyn Files) -> Result<Scan> {
+    let images = images_folder(dir, files)?;
+    let (attributes_path, attributes_text) = read_list(dir, files, ATTRIBUTES, "Anno")?;
+    let list = parse_attributes(&attributes_path, &attributes_text)?;
+    let (partition_path, partition_text) = read_list(dir, files, PARTITION, "Eval")?;
+    let splits = parse_partition(&partition_path, &partition_text)?;
+    Ok(join(list, &splits, &images, &partition_path))
+}
+
+/// The image of a row.
+pub(super) fn read_image(dir: &str, place: &Place, files: &dyn Files) -> Result<Found> {
+    match place {
+        Place::File { path } => read_image_file(files, &inside(dir, path)),
+        Place::Parquet { .. } => Err(Error::corrupt("list of rows: a Parquet row in a CelebA source")),
+    }
+}
+
+fn inside(dir: &str, path: &str) -> String {
+    format!("{}/{path}", dir.trim_end_matches('/'))
+}
+
+/// The images' folder, relative to `dir`.
+fn images_folder(dir: &str, files: &dyn Files) -> Result<String> {
+    if !files.is_folder(dir) {
+        return Err(Error::invalid(format!("`{dir}` is no folder")));
+    }
+    let candidates = [format!("{IMAGES}/{IMAGES}"), IMAGES.into(), format!("Img/{IMAGES}")];
+    let found = candidates.into_iter().find(|candidate| files.is_folder(&inside(dir, candidate)));
+    found.ok_or_else(|| {
+        let path = inside(dir, IMAGES);
+        Error::invalid(format!("`{path}` is missing: expected the folder of the images, unpacked"))
+    })
+}
+
+/// Path and text of a list: beside the images, or in the subfolder of the original download.
+fn read_list(dir: &str, files: &dyn Files, name: &str, subfolder: &str) -> Result<(String, String)> {
+    let beside = inside(dir, name);
+    let nested = inside(dir, &format!("{subfolder}/{name}"));
+    let path = if files.size(&beside).is_err() && files.size(&nested).is_ok() { nested } else { beside };
+    let bytes = match read_whole(files, &path, MAX_LIST_BYTES) {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(too_large)) => return Err(Error::invalid(format!("`{path}`: {too_large}"))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::invalid(format!("`{path}` is missing: {}", expectation(name))));
+        }
+        Err(error) => return Err(Error::io(&path, error)),
+    };
+    let text = decode_text(&path, &bytes)?;
+    Ok((path, text))
+}
+
+fn expectation(name: &str) -> &'static str {
+    match name {
+        ATTRIBUTES => "expected the number of rows, the attribute names, then `FILE 1 -1 …` per image",
+        _ => "expected a line `FILE SPLIT` per image, SPLIT being 0 (train), 1 (validation) or 2 (test)",
+    }
+}
+
+fn decode_text(path: &str, bytes: &[u8]) -> Result<String> {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Ok(text.to_string()),
+        Err(error) => {
+            let line = bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
+            Err(Error::invalid(format!("`{path}` line {line}: not UTF-8 text")))
+        }
+    }
+}
+
+/// Lines that are not blank, numbered from 1.
+fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.lines().enumerate().map(|(i, line)| (i + 1, line.trim())).filter(|(_, line)| !line.is_empty())
+}
+
+#[derive(Debug)]
+struct AttributeList {
+    vocabulary: Vocabulary,
+    rows: Vec<(String, Vec<i8>)>,
+    warnings: Vec<String>,
+}
+
+fn parse_attributes(path: &str, text: &str) -> Result<AttributeList> {
+    let mut lines = lines(text);
+    let (count_line, count) = lines.next().ok_or_else(|| Error::invalid(format!("`{path}` is empty")))?;
+    let count: usize = count.parse().map_err(|_| {
+        let found = shortened(count);
+        Error::invalid(format!("`{path}` line {count_line}: expected the number of rows, found `{found}`"))
+    })?;
+    let (names_line, names) = lines.next().ok_or_else(|| {
+        Error::invalid(format!("`{path}` ends after line {count_line}: expected the attribute names"))
+    })?;
+    let names = parse_names(&format!("`{path}` line {names_line}"), names)?;
+
+    let mut rows: Vec<(String, Vec<i8>)> = Vec::new();
+    let mut first_lines: HashMap<String, usize> = HashMap::new();
+    for (line, text) in lines {
+        let place = || format!("`{path}` line {line}");
+        let (item, labels) = parse_labels(&place, text, &names)?;
+        if let Some(first) = first_lines.insert(item.clone(), line) {
+            return Err(Error::invalid(format!("{}: `{item}` is there already in line {first}", place())));
+        }
+        rows.push((item, labels));
+    }
+    if rows.is_empty() {
+        return Err(Error::invalid(format!("`{path}` lists no image")));
+    }
+    let mut warnings = Vec::new();
+    if rows.len() != count {
+        let found = rows.len();
+        warnings.push(format!("`{path}` announces {count} rows and has {found}: it may be cut short"));
+    }
+    Ok(AttributeList { vocabulary: Vocabulary { names }, rows, warnings })
+}
+
+fn parse_names(place: &str, line: &str) -> Result<Vec<String>> {
+    let names: Vec<String> = line.split_whitespace().map(str::to_string).collect();
+    if names.iter().skip(1).all(|name| parse_label(name).is_some()) && names.len() > 1 {
+        return Err(Error::invalid(format!("{place}: expected the attribute names, found labels")));
+    }
+    check_names(place, &names)?;
+    Ok(names)
+}
+
+fn parse_labels(place: &dyn Fn() -> String, line: &str, names: &[String]) -> Result<(String, Vec<i8>)> {
+    let mut words = line.split_whitespace();
+    let item = words.next().unwrap_or_default();
+    check_item(place, item)?;
+    let mut labels = Vec::with_capacity(names.len());
+    for (i, word) in words.enumerate() {
+        let name = names.get(i).map_or("", String::as_str);
+        let label = parse_label(word).ok_or_else(|| {
+            let word = shortened(word);
+            let column = if name.is_empty() { String::new() } else { format!(" of `{name}`") };
+            Error::invalid(format!("{}: label `{word}`{column} is not 1, -1 or 0", place()))
+        })?;
+        labels.push(label);
+    }
+    if labels.len() != names.len() {
+        let (found, expected) = (labels.len(), names.len());
+        return Err(Error::invalid(format!("{}: {found} labels for {expected} attributes", place())));
+    }
+    Ok((item.to_string(), labels))
+}
+
+fn parse_label(word: &str) -> Option<i8> {
+    match word {
+        "1" | "+1" => Some(1),
+        "-1" => Some(-1),
+        "0" => Some(0),
+        _ => None,
+    }
+}
+
+/// A plain file name: what the list says is read, so it must not lead out of the folder.
+fn check_item(place: &dyn Fn() -> String, item: &str) -> Result<()> {
+    if item.contains(['/', '\\', '\0']) || item == "." || item == ".." {
+        return Err(Error::invalid(format!("{}: `{}` is no plain file name", place(), shortened(item))));
+    }
+    Ok(())
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().take(60).collect()
+}
+
+fn parse_partition(path: &str, text: &str) -> Result<HashMap<String, u8>> {
+    let mut splits = HashMap::new();
+    for (line, text) in lines(text) {
+        let place = || format!("`{path}` line {line}");
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let [item, split] = words[..] else {
+            let found = shortened(text);
+            return Err(Error::invalid(format!("{}: expected `FILE SPLIT`, found `{found}`", place())));
+        };
+        let split = match split {
+            "0" => 0,
+            "1" => 1,
+            "2" => 2,
+            other => {
+                let other = shortened(other);
+                return Err(Error::invalid(format!(
+                    "{}: split `{other}` is not 0 (train), 1 (validation) or 2 (test)",
+                    place()
+                )));
+            }
+        };
+        if splits.insert(item.to_string(), split).is_some() {
+            return Err(Error::invalid(format!("{}: `{item}` is there twice", place())));
+        }
+    }
+    Ok(splits)
+}
+
+/// Labels and splits together; a row without a split is a bad row.
+fn join(list: AttributeList, splits: &HashMap<String, u8>, images: &str, partition_path: &str) -> Scan {
+    let AttributeList { vocabulary, rows, mut warnings } = list;
+    let mut matched = 0;
+    let rows: Vec<ScanRow> = rows
+        .into_iter()
+        .map(|(item, attributes)| {
+            let split = splits.get(&item).copied();
+            matched += usize::from(split.is_some());
+            let problem = split.is_none().then(|| format!("not in `{partition_path}`"));
+            let place = Place::File { path: format!("{images}/{item}") };
+            ScanRow { item, place, attributes, split: split.unwrap_or(0), problem }
+        })
+        .collect();
+    let unlabelled = splits.len() - matched;
+    if unlabelled > 0 {
+        warnings.push(format!("{unlabelled} of {} files in `{partition_path}` have no labels", splits.len()));
+    }
+    Scan { vocabulary, rows, warnings }
+}
+
+#[cfg(test)]
+mod tests;
