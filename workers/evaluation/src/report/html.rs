@@ -162,7 +162,7 @@ fn hit(found: &Thumbnail) -> String {
     };
     let (class, mark) = if found.relevant { ("yes", "✓") } else { ("no", "✗") };
     format!(
-        "<figure class=\"hit {class}\"><div class=\"frame\">{picture}</div><figcaption title=\"{item}\">{mark} {:.3} {item}</figcaption></figure>\n",
+        "<figure class=\"hit {class}\"><div class=\"frame\">{picture}</div><figcaption title=\"{item}\">{mark} {:.3}<br>{item}</figcaption></figure>\n",
         found.distance
     )
 }
@@ -183,8 +183,10 @@ fn attributes(report: &Report) -> String {
         "queries",
     ];
     let rows: Vec<Vec<String>> = sorted.iter().map(|figures| attribute_row(figures)).collect();
-    let text = "Bars: AP of the query for the attribute alone; orange: chance. Sorted by the distance between the two.";
-    format!("{}{}{}", paragraph(text), plots::attributes(&sorted), table(&head, &rows))
+    let text = "Bars: AP of the query for having the attribute (left) and for not having it (right), alone; orange: chance. \
+                Sorted by the distance between the two on the left.";
+    let plots = [true, false].map(|positive| plots::attributes(&sorted, positive)).concat();
+    format!("{}<div class=\"row\">{plots}</div>{}", paragraph(text), table(&head, &rows))
 }
 
 fn attribute_gain(figures: &AttributeFigures) -> f64 {

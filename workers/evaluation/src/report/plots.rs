@@ -1,6 +1,6 @@
 //! The plots of the page.
 
-use super::svg::{Plot, ticks};
+use super::svg::{Bars, Plot, ticks};
 use super::{AttributeFigures, Report, SetFigures};
 use crate::headline::of_set;
 use crate::queries::QuerySet;
@@ -58,44 +58,19 @@ pub fn precision(report: &Report) -> String {
     plot.finish()
 }
 
-/// AP of the query for each attribute alone, widest gain over chance first.
-pub fn attributes(sorted: &[&AttributeFigures]) -> String {
+/// AP of the query for (or against) each attribute alone, in the order given; left out where it was not asked.
+pub fn attributes(sorted: &[&AttributeFigures], positive: bool) -> String {
     const ROW: f64 = 17.0;
-    const NAME: f64 = 150.0;
-    const WIDTH: f64 = 620.0;
-    let asked: Vec<_> = sorted.iter().filter_map(|figures| Some((&figures.attribute, figures.with?))).collect();
-    let scale = |value: f64| NAME + value * (WIDTH - NAME - 50.0);
-    let height = 30.0 + ROW * asked.len() as f64;
-    // The plot's own axes are not used: rows are placed in pixels.
-    let mut svg =
-        format!("<svg viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" role=\"img\">\n");
-    for tick in [0.0, 0.25, 0.5, 0.75, 1.0] {
-        let x = scale(tick);
-        svg += &format!("<line class=\"grid\" x1=\"{x:.1}\" y1=\"18\" x2=\"{x:.1}\" y2=\"{height}\"/>\n");
-        svg += &format!("<text class=\"tick mid\" x=\"{x:.1}\" y=\"12\">{tick:.2}</text>\n");
-    }
+    let single = |figures: &AttributeFigures| if positive { figures.with } else { figures.without };
+    let asked: Vec<_> =
+        sorted.iter().filter_map(|figures| Some((figures.attribute.as_str(), single(figures)?))).collect();
+    let sign = if positive { '+' } else { '−' };
+    let height = 48.0 + ROW * asked.len() as f64;
+    let mut bars = Bars::new(520.0, 150.0, height, if positive { "with the attribute" } else { "without it" });
     for (row, (name, single)) in asked.iter().enumerate() {
-        let y = 22.0 + ROW * row as f64;
-        let (ap, chance) = (scale(single.average_precision), scale(single.chance));
-        let (text, name) = (y + 11.0, super::page::escape(name));
-        let hint = format!("+{name}: AP {:.3}, chance {:.3}", single.average_precision, single.chance);
-        svg += &format!("<text class=\"label end\" x=\"{}\" y=\"{text:.1}\">{name}</text>\n", NAME - 8.0);
-        svg += &format!(
-            "<rect class=\"set0\" x=\"{NAME}\" y=\"{:.1}\" width=\"{:.1}\" height=\"11\"><title>{hint}</title></rect>\n",
-            y + 1.5,
-            ap - NAME
-        );
-        svg += &format!(
-            "<line class=\"chance solid\" x1=\"{chance:.1}\" y1=\"{y:.1}\" x2=\"{chance:.1}\" y2=\"{:.1}\"/>\n",
-            y + 14.0
-        );
-        svg += &format!(
-            "<text class=\"tick\" x=\"{:.1}\" y=\"{text:.1}\">{:.3}</text>\n",
-            ap + 5.0,
-            single.average_precision
-        );
+        bars.row(34.0 + ROW * row as f64, &format!("{sign}{name}"), single.average_precision, single.chance);
     }
-    svg + "</svg>\n"
+    bars.finish()
 }
 
 /// Loss and share of correct triplets over the steps of the training.

@@ -116,6 +116,60 @@ impl Plot {
     }
 }
 
+/// Level bars over 0–1 with a name at their left and a mark for chance.
+pub struct Bars {
+    width: f64,
+    height: f64,
+    names: f64,
+    body: String,
+}
+
+impl Bars {
+    /// Room for names of `names` pixels; a title.
+    pub fn new(width: f64, names: f64, height: f64, title: &str) -> Self {
+        let mut bars = Self { width, height, names, body: String::new() };
+        bars.put(&format!(r#"<text class="title" x="{names}" y="12">{}</text>"#, escape(title)));
+        for tick in [0.0, 0.25, 0.5, 0.75, 1.0] {
+            let x = bars.px(tick);
+            bars.put(&format!(r#"<line class="grid" x1="{x:.1}" y1="32" x2="{x:.1}" y2="{height}"/>"#));
+            bars.put(&format!(r#"<text class="tick mid" x="{x:.1}" y="28">{tick:.2}</text>"#));
+        }
+        bars
+    }
+
+    fn put(&mut self, element: &str) {
+        self.body.push_str(element);
+        self.body.push('\n');
+    }
+
+    fn px(&self, value: f64) -> f64 {
+        self.names + value * (self.width - self.names - 46.0)
+    }
+
+    /// A bar whose top is at `y`.
+    pub fn row(&mut self, y: f64, name: &str, value: f64, chance: f64) {
+        let (name, names, end, mark) = (escape(name), self.names, self.px(value), self.px(chance));
+        let (bar, text, low) = (y + 1.5, y + 11.0, y + 14.0);
+        self.put(&format!(r#"<text class="end" x="{}" y="{text:.1}">{name}</text>"#, names - 8.0));
+        self.put(&format!(
+            r#"<rect class="set0" x="{names}" y="{bar:.1}" width="{:.1}" height="11"><title>{name}: AP {value:.3}, chance {chance:.3}</title></rect>"#,
+            end - names
+        ));
+        self.put(&format!(r#"<line class="chance solid" x1="{mark:.1}" y1="{y:.1}" x2="{mark:.1}" y2="{low:.1}"/>"#));
+        self.put(&format!(r#"<text class="tick" x="{:.1}" y="{text:.1}">{value:.3}</text>"#, end + 5.0));
+    }
+
+    /// The finished element.
+    pub fn finish(self) -> String {
+        let Self { width, height, body, .. } = self;
+        element(width, height, &body)
+    }
+}
+
+fn element(width: f64, height: f64, body: &str) -> String {
+    format!("<svg viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" role=\"img\">\n{body}</svg>\n")
+}
+
 /// Round ticks from 0 to at least `max`: 4 to 6 of them.
 pub fn ticks(max: f64) -> Vec<f64> {
     let raw = (max / 5.0).max(1e-9);

@@ -34,7 +34,7 @@ fn example() -> (Report, Vec<QueryScore>) {
     // Smiling is not known of every tenth item; nobody wears a hat.
     let labels: Vec<i8> = (0..200i32)
         .flat_map(|i| {
-            [if i % 10 == 0 { 0 } else { i % 2 * 2 - 1 }, i / 2 % 2 * 2 - 1, i / 4 % 3 - i / 4 % 3 / 2 * 2, -1]
+            [if i % 10 == 0 { 0 } else { i % 2 * 2 - 1 }, i / 2 % 2 * 2 - 1, [1, -1, 0][i as usize / 4 % 3], -1]
         })
         .map(|label| label as i8)
         .collect();

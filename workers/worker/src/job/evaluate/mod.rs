@@ -1,31 +1,81 @@
 //! Evaluation: draws queries, ranks the gallery for them, writes the report, decides the gate.
+//!
+//! All numbers come from `likeness-evaluation`; here shards are streamed through it and queries become
+//! vectors. Every task reads records of earlier ones and immutable objects, so a repeated task gives the same
+//! bytes.
 
-use likeness_contract::jobs::{GenerationRef, TaskOutput};
+mod embedding;
+mod gallery;
+mod queries;
+mod range;
+mod report;
+mod thumbnail;
+
+use likeness_contract::jobs::{EvaluateStage, JobSpec, JobWork, TaskOutput, task_ids};
+use likeness_evaluation::{DrawnQueries, QueryScore, decode_scores, scores};
+
+pub use queries::run as queries;
+pub use range::run as range;
+pub use report::run as finish;
 
 use crate::error::TaskError;
 use crate::runtime::context::TaskContext;
 
-/// Draws the query sets.
-pub async fn queries(_cx: &TaskContext, _generation: &GenerationRef) -> Result<TaskOutput, TaskError> {
-    Err(TaskError::transient("queries is not built in"))
-}
-
-/// Ranks the items for the queries `from..from + queries`.
-pub async fn range(
-    _cx: &TaskContext,
-    _generation: &GenerationRef,
-    _from: u32,
-    _queries: u32,
-) -> Result<TaskOutput, TaskError> {
-    Err(TaskError::transient("range is not built in"))
-}
-
-/// Writes the report.
-pub async fn finish(_cx: &TaskContext, _generation: &GenerationRef) -> Result<TaskOutput, TaskError> {
-    Err(TaskError::transient("finish is not built in"))
-}
-
 /// Compares the new generation with the baseline, or with chance.
-pub async fn gate(_cx: &TaskContext) -> Result<TaskOutput, TaskError> {
-    Err(TaskError::transient("gate is not built in"))
+pub async fn gate(cx: &TaskContext) -> Result<TaskOutput, TaskError> {
+    let JobWork::Pipeline { evaluate, baseline, .. } = &cx.spec().work else {
+        return Err(TaskError::invalid(format!("a job of kind `{}` has no gate", cx.spec().work.kind())));
+    };
+    let drawn = drawn(cx).await?;
+    let candidate = scored(cx, evaluate, &drawn, false).await?;
+    let compared = match baseline {
+        Some(baseline) => Some((baseline.release, scored(cx, evaluate, &drawn, true).await?)),
+        None => None,
+    };
+    let compared = compared.as_ref().map(|(release, scores)| (*release, scores.as_slice()));
+    let decision = likeness_evaluation::gate(&candidate, compared, evaluate.settings.seed)?;
+    Ok(TaskOutput::Gate(decision))
+}
+
+fn stage(spec: &JobSpec) -> Result<&EvaluateStage, TaskError> {
+    match &spec.work {
+        JobWork::Evaluate { evaluate, .. } | JobWork::Pipeline { evaluate, .. } => Ok(evaluate),
+        other => Err(TaskError::invalid(format!("a job of kind `{}` evaluates nothing", other.kind()))),
+    }
+}
+
+/// The queries that the job drew.
+async fn drawn(cx: &TaskContext) -> Result<DrawnQueries, TaskError> {
+    let record = cx.record(&task_ids::queries()).await?;
+    let TaskOutput::Queries { object, .. } = record.output else {
+        return Err(TaskError::invalid(format!("the record of `{}` is not of drawn queries", record.task)));
+    };
+    let bytes = cx.store.read(&object).await?;
+    DrawnQueries::decode(&bytes).map_err(|error| about(&object.key, error))
+}
+
+/// The scores of all queries, from the records of all ranges in order.
+async fn scored(
+    cx: &TaskContext,
+    stage: &EvaluateStage,
+    drawn: &DrawnQueries,
+    baseline: bool,
+) -> Result<Vec<QueryScore>, TaskError> {
+    let queries = drawn.queries.len();
+    let ranges = queries.div_ceil(stage.settings.queries_per_task.max(1) as usize);
+    let mut joined = Vec::with_capacity(ranges);
+    for range in 0..ranges {
+        let record = cx.record(&task_ids::range(baseline, range as u32)).await?;
+        let TaskOutput::Scores { object, .. } = record.output else {
+            return Err(TaskError::invalid(format!("the record of `{}` is not of scores", record.task)));
+        };
+        let bytes = cx.store.read(&object).await?;
+        joined.push(decode_scores(bytes).map_err(|error| about(&object.key, error))?);
+    }
+    Ok(scores::join(joined, queries)?)
+}
+
+/// An error about a stored object, with its key.
+fn about(key: &str, error: likeness_evaluation::Error) -> TaskError {
+    TaskError::invalid(format!("`{key}`: {}", TaskError::from(error).chain()))
 }
