@@ -20,6 +20,8 @@ pub mod reactor;
 pub mod resolve;
 pub mod run;
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod testing;
 pub mod validate;
 pub mod workers;

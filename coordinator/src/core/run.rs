@@ -454,10 +454,14 @@ impl OpenRun {
         if !self.failures.is_empty() || self.stages.iter().all(|stage| stage.complete) {
             return self.failures.values().cloned().collect();
         }
-        let error = "the plan never lets it start";
-        let stuck = self.tasks.iter().filter(|task| task.state != State::Done);
-        let failure = |task: &Task| TaskFailure { task: task.id.clone(), error: error.into(), reported: 0, silent: 0 };
-        stuck.map(failure).collect()
+        let stuck = self.tasks.iter().filter(|task| task.state != State::Done).map(|task| &task.id);
+        let failure = |task: &TaskId| TaskFailure {
+            task: task.clone(),
+            error: "the plan never lets it start".into(),
+            reported: 0,
+            silent: 0,
+        };
+        stuck.chain(self.tells.keys()).map(failure).collect()
     }
 
     /// Tasks in the stream as messages with their subjects.
