@@ -8,7 +8,10 @@ use std::future::IntoFuture;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use async_nats::jetstream::context::{PublishError, PublishErrorKind};
+use async_nats::jetstream::context::{
+    CreateStreamError, CreateStreamErrorKind, GetStreamError, GetStreamErrorKind, PublishError, PublishErrorKind,
+};
+use async_nats::jetstream::stream::{ConsumerError, ConsumerErrorKind, PurgeError, PurgeErrorKind};
 use async_nats::jetstream::{self, ErrorCode, message::PublishMessage};
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr, ServerError};
 use bytes::Bytes;
@@ -65,7 +68,7 @@ impl Bus {
         let servers = servers(&settings.url)?;
         let address = address(&servers);
         let forbidden = Forbidden::default();
-        let options = options(settings, name, &address, &forbidden)?;
+        let options = options(settings, name, &servers, &forbidden)?;
         let timings = settings.timings.clone();
         // A name lookup or a TLS handshake that hangs is not covered by the client's own limit.
         let client = match tokio::time::timeout(timings.connect, options.connect(servers)).await {
@@ -184,7 +187,7 @@ impl Bus {
             PublishErrorKind::TimedOut if !self.is_connected() => {
                 failed(ErrorKind::Unreachable, &format!(": no answer from NATS at `{}`", self.address()))
             }
-            PublishErrorKind::Other => match jetstream_error(&error) {
+            PublishErrorKind::Other => match error.source().and_then(|e| e.downcast_ref()) {
                 Some(refusal) => of_refusal(refusal, &failed),
                 None => failed(ErrorKind::Transient, ""),
             },
@@ -212,7 +215,7 @@ impl Bus {
         let stream = stream.map_err(|e| failed(ErrorKind::Transient, e.into()))?;
         let purged = stream.purge().filter(subject).await;
         let purged = purged.map_err(|e| {
-            let gone = jetstream_error(&e).is_some_and(|e| e.error_code() == ErrorCode::STREAM_NOT_FOUND);
+            let gone = server_code(&e) == Some(ErrorCode::STREAM_NOT_FOUND);
             failed(if gone { ErrorKind::NotFound } else { ErrorKind::Transient }, e.into())
         })?;
         Ok(purged.purged)
@@ -261,14 +264,34 @@ fn of_refusal(refusal: &jetstream::Error, failed: &dyn Fn(ErrorKind, &str) -> Fa
     }
 }
 
-/// The server's own error among the causes.
-pub(crate) fn jetstream_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a jetstream::Error> {
+/// The code of the server's own error among the causes. The client library keeps it sometimes as the cause and
+/// sometimes in the kind of its own error.
+pub(crate) fn server_code(error: &(dyn StdError + 'static)) -> Option<ErrorCode> {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        if let Some(found) = error.downcast_ref::<jetstream::Error>() {
-            return Some(found);
+        if let Some(code) = refusal_of(error).map(|refusal| refusal.error_code()) {
+            return Some(code);
         }
         cause = error.source();
+    }
+    None
+}
+
+fn refusal_of(error: &(dyn StdError + 'static)) -> Option<jetstream::Error> {
+    if let Some(found) = error.downcast_ref::<jetstream::Error>() {
+        return Some(found.clone());
+    }
+    if let Some(ConsumerErrorKind::JetStream(found)) = error.downcast_ref::<ConsumerError>().map(|e| e.kind()) {
+        return Some(found);
+    }
+    if let Some(CreateStreamErrorKind::JetStream(found)) = error.downcast_ref::<CreateStreamError>().map(|e| e.kind()) {
+        return Some(found);
+    }
+    if let Some(GetStreamErrorKind::JetStream(found)) = error.downcast_ref::<GetStreamError>().map(|e| e.kind()) {
+        return Some(found);
+    }
+    if let Some(PurgeErrorKind::JetStream(found)) = error.downcast_ref::<PurgeError>().map(|e| e.kind()) {
+        return Some(found);
     }
     None
 }
@@ -287,9 +310,14 @@ fn address(servers: &[ServerAddr]) -> String {
     parts.join(",")
 }
 
-fn options(settings: &NatsSettings, name: &str, address: &str, forbidden: &Forbidden) -> Result<ConnectOptions> {
-    let (address, forbidden) = (address.to_string(), forbidden.clone());
-    let options = ConnectOptions::new()
+fn options(
+    settings: &NatsSettings,
+    name: &str,
+    servers: &[ServerAddr],
+    forbidden: &Forbidden,
+) -> Result<ConnectOptions> {
+    let (address, forbidden) = (address(servers), forbidden.clone());
+    let mut options = ConnectOptions::new()
         .name(name)
         .connection_timeout(settings.timings.connect)
         .request_timeout(Some(settings.timings.request))
@@ -298,6 +326,13 @@ fn options(settings: &NatsSettings, name: &str, address: &str, forbidden: &Forbi
             on_event(event, &address, &forbidden);
             std::future::ready(())
         });
+    // The client library does not look for credentials in the address.
+    let named = servers.iter().find_map(|server| Some((server.username()?, server.password())));
+    options = match named {
+        Some((user, Some(password))) => options.user_and_password(user.into(), password.into()),
+        Some((token, None)) => options.token(token.into()),
+        None => options,
+    };
     let Some(path) = &settings.credentials else { return Ok(options) };
     let unusable = |e: Box<dyn StdError + Send + Sync>| {
         Error::new(ErrorKind::Invalid, format!("can't use the credentials file `{}`", path.display())).because(e)

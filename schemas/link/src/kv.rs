@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use likeness_contract::codec::{self, Encoding, Message};
 
-use crate::bus::{Bus, jetstream_error};
+use crate::bus::{Bus, server_code};
 use crate::error::{Error, ErrorKind, Result, chain};
 
 /// Entries that are read at once.
@@ -63,7 +63,7 @@ impl Kv {
         match bus.jetstream().get_key_value(bucket).await {
             Ok(store) => Ok(Self { bus, store }),
             Err(error) => {
-                let gone = jetstream_error(&error).is_some_and(|e| e.error_code() == ErrorCode::STREAM_NOT_FOUND);
+                let gone = server_code(&error) == Some(ErrorCode::STREAM_NOT_FOUND);
                 let kind = match error.kind() {
                     KeyValueErrorKind::InvalidStoreName => ErrorKind::Invalid,
                     _ if gone => ErrorKind::NotFound,
@@ -237,7 +237,7 @@ fn decode<M: Message>(entry: &kv::Entry) -> Result<Entry<M>> {
 /// The server refused a write because the key has another revision.
 fn is_conflict(error: &(dyn std::error::Error + 'static)) -> bool {
     let codes = [ErrorCode::STREAM_WRONG_LAST_SEQUENCE, ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT];
-    jetstream_error(error).is_some_and(|e| codes.contains(&e.error_code()))
+    server_code(error).is_some_and(|code| codes.contains(&code))
 }
 
 fn kind_of(error: &(dyn std::error::Error + 'static)) -> ErrorKind {

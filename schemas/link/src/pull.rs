@@ -18,7 +18,7 @@ use likeness_contract::codec::{self, Encoding};
 use likeness_contract::jobs::TaskMessage;
 use likeness_contract::subjects;
 
-use crate::bus::{Bus, CONTENT_TYPE, jetstream_error};
+use crate::bus::{Bus, CONTENT_TYPE, server_code};
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::topology;
 
@@ -163,7 +163,7 @@ impl Pull {
             tracing::debug!(consumer, why, "pull request lost, asking again");
             return Ok(());
         };
-        match jetstream_error(&error).map(|e| e.error_code()) {
+        match server_code(&error) {
             Some(ErrorCode::STREAM_NOT_FOUND) => {
                 tracing::warn!(consumer, why, "the task stream was gone, making everything again");
                 self.bus.ensure_topology().await

@@ -154,7 +154,7 @@ pub(crate) async fn ensure_consumer(jetstream: &Context, config: pull::Config) -
 
 fn unmade(what: String, error: impl std::error::Error + Send + Sync + 'static) -> Error {
     use async_nats::jetstream::ErrorCode;
-    let kind = match crate::bus::jetstream_error(&error).map(|e| e.error_code()) {
+    let kind = match crate::bus::server_code(&error) {
         Some(ErrorCode::JETSTREAM_NOT_ENABLED | ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT) => ErrorKind::Refused,
         Some(ErrorCode::STORAGE_RESOURCES_EXCEEDED | ErrorCode::INSUFFICIENT_RESOURCES) => ErrorKind::Full,
         Some(ErrorCode::STREAM_NOT_FOUND) => ErrorKind::NotFound,

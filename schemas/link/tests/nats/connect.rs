@@ -1,10 +1,7 @@
 //! First connections that cannot succeed fail soon and say why.
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::Server;
 use likeness_contract::ids::JobId;
 use likeness_contract::jobs::{DeviceClass, Priority, TaskKind, TaskMessage, TaskWork};
 use likeness_contract::{ids, subjects};
@@ -12,6 +9,8 @@ use likeness_link::error::chain;
 use likeness_link::{Bus, Error, ErrorKind, NatsSettings, Timings};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
+
+use crate::server::Server;
 
 fn settings(url: String) -> NatsSettings {
     let timings = Timings::from_ack_wait(Duration::from_secs(1), Duration::from_secs(2));

@@ -1,10 +1,7 @@
 //! The work queue, the buckets and requests, against a real nats-server.
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::{DEADLINE, Server};
 use likeness_contract::codec::{self, Encoding};
 use likeness_contract::ids::{JobId, RunNumber, TaskId, WorkerId};
 use likeness_contract::jobs::{DeviceClass, Priority, TaskKind, TaskMessage, TaskWork};
@@ -16,6 +13,8 @@ use likeness_link::error::chain;
 use likeness_link::kv::Change;
 use likeness_link::{Bus, Delivery, Error, ErrorKind, Published, Pull};
 use tokio::time::timeout;
+
+use crate::server::{DEADLINE, Server};
 
 const ACK_WAIT: Duration = Duration::from_secs(1);
 
