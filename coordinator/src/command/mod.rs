@@ -135,7 +135,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
         Err(error) => return refuse(&error),
     };
     let filter = cli.global.log.clone();
-    telemetry::init(filter.as_deref().unwrap_or(cli.command.default_filter()), LogFormat::from_env());
+    let filter = filter.unwrap_or_else(|| telemetry::filter_from_env(cli.command.default_filter()));
+    telemetry::init(&filter, LogFormat::from_env());
     match start(cli) {
         Ok(exit) => exit,
         Err(failure) => {
