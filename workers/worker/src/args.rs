@@ -12,6 +12,8 @@ use likeness_contract::names;
 use likeness_link::settings::{NatsSettings, Timings};
 use likeness_link::telemetry::LogFormat;
 
+use crate::search::settings::{SearchArgs, SearchSettings};
+
 const ABOUT: &str = "\
 A worker of Likeness: takes tasks from NATS, computes them on one device, leaves the results in the store.
 
@@ -63,6 +65,8 @@ pub struct Args {
     /// Seconds between SIGTERM and the end
     #[arg(long, value_name = "SECONDS", env = "LIKENESS_GRACE_PERIOD", default_value_t = 30)]
     pub grace_period: u64,
+    #[command(flatten)]
+    pub search: SearchArgs,
     /// What is logged, for instance `info` or `likeness=debug`; LIKENESS_LOG_FORMAT=json for one JSON object a line
     #[arg(long, value_name = "FILTER", env = "LIKENESS_LOG", default_value = "info")]
     pub log: String,
@@ -94,6 +98,8 @@ pub struct Settings {
     pub nats: NatsSettings,
     /// Host name.
     pub host: String,
+    /// Of its search role.
+    pub search: SearchSettings,
 }
 
 impl Args {
@@ -108,6 +114,7 @@ impl Args {
             worker: self.id.unwrap_or_else(|| fresh_id(&host, now)),
             kinds: self.roles.kinds(),
             searches: self.roles.0.contains(&Role::Search),
+            search: self.search.resolve(threads),
             device: self.device,
             threads,
             cache_bytes: self.cache_bytes.0,

@@ -26,6 +26,7 @@ use super::{Leaving, Worker};
 use crate::args::{DeviceName, Settings};
 use crate::cache::Cache;
 use crate::error::{TaskError, TaskErrorKind};
+use crate::search::settings::SearchSettings;
 
 const ACK_WAIT: Duration = Duration::from_millis(1500);
 /// Longest wait for anything that must happen.
@@ -344,5 +345,6 @@ fn settings(bench: &Bench) -> Settings {
         store: bench.folder.path().join("store").to_str().unwrap().into(),
         nats: bench.settings.clone(),
         host: "test".into(),
+        search: SearchSettings::new(2, Duration::from_secs(600), 1),
     }
 }

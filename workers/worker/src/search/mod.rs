@@ -1,10 +1,110 @@
 //! Search: leaves answer for their shards, roots embed the query, ask the leaves and merge.
+//!
+//! Every searcher is both. Four parts run side by side: watchers keep the [`view::View`] of the buckets, the
+//! keeper loads and drops what [`keeper::Keeper`] decides and announces it, the [`leaf`] answers for shards,
+//! and the root ([`root`], behind [`service`]) answers the public subject. What they share is a [`Searcher`].
+//!
+//! Invariants. An announced shard is in memory and was checked against its digest. A query sticks to the
+//! generation it started with. What was not searched is said.
 
+mod fan_out;
+mod gather;
+mod holdings;
+mod keeper;
+mod leaf;
+mod loader;
+mod placement;
+mod query;
+mod rendezvous;
+mod root;
+mod service;
+pub mod settings;
+mod view;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use likeness_contract::search::LeafRequest;
+use likeness_contract::subjects;
+use tokio::sync::watch;
+
+use self::holdings::Holdings;
+use self::leaf::Leaf;
+use self::settings::SearchSettings;
+use self::view::View;
 use crate::error::TaskError;
 use crate::runtime::context::SearchContext;
 
-/// Serves searches until `cx.shutdown` is cancelled.
+/// Requests that the leaf's subject takes in at once; the leaf itself refuses what it can't do.
+const LEAF_REQUESTS: usize = 4096;
+
+/// How long a leaf answers on after it withdrew its announcement: until every root has heard of that.
+const LINGER: Duration = Duration::from_millis(300);
+
+/// What the parts of a searcher share.
+#[derive(Debug)]
+struct Searcher {
+    cx: SearchContext,
+    settings: SearchSettings,
+    holdings: Arc<Holdings>,
+    leaf: Leaf,
+    view: Mutex<View>,
+    /// Sees every change of view or holdings.
+    changed: watch::Sender<()>,
+    turn: AtomicUsize,
+}
+
+impl Searcher {
+    fn new(cx: SearchContext) -> Result<Self, TaskError> {
+        let settings = cx.settings.search.clone();
+        let threads = rayon::ThreadPoolBuilder::new().num_threads(cx.settings.threads);
+        let pool = threads.thread_name(|i| format!("scan-{i}")).build().map_err(TaskError::transient)?;
+        let holdings = Arc::new(Holdings::default());
+        let leaf = Leaf::new(cx.worker.clone(), Arc::clone(&holdings), pool, &settings);
+        let view = Mutex::new(View::new(cx.bus.timings().presence_ttl));
+        let (changed, _) = watch::channel(());
+        Ok(Self { cx, settings, holdings, leaf, view, changed, turn: AtomicUsize::new(0) })
+    }
+
+    fn view(&self) -> MutexGuard<'_, View> {
+        self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changes(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    fn tell_change(&self) {
+        self.changed.send_replace(());
+    }
+
+    /// Another number for every query.
+    fn turn(&self) -> usize {
+        self.turn.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// Serves searches until `cx.shutdown` is cancelled, then withdraws the announcement and answers what is
+/// under way.
 pub async fn serve(cx: SearchContext) -> Result<(), TaskError> {
-    cx.shutdown.cancelled().await;
-    Ok(())
+    let shutdown = cx.shutdown.clone();
+    let searcher = Arc::new(Searcher::new(cx)?);
+    let placement = tokio::select! {
+        placement = placement::start(&searcher) => placement,
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    let answering = Arc::clone(&searcher);
+    let answer = move |request: LeafRequest| {
+        let searcher = Arc::clone(&answering);
+        async move { searcher.leaf.answer(request).await }
+    };
+    let subject = subjects::leaf(&searcher.cx.worker);
+    let leaf = searcher.cx.bus.serve(subject, None, LEAF_REQUESTS, Leaf::refuse, answer).await?;
+    placement.settled().await;
+    let served = service::serve(Arc::clone(&searcher)).await;
+    placement.withdrawn().await;
+    tokio::time::sleep(LINGER).await;
+    leaf.stop().await;
+    served
 }

@@ -1,0 +1,376 @@
+//! The root's fan-out as pure decisions: whom to ask for which shard, what counts, what is missing.
+//!
+//! Every shard is asked of one replica. A replica that fails or refuses is followed by the next one; one that
+//! is late is *joined* by the next one, and whichever answers first counts. A shard counts once, with the rows
+//! that the manifest says, however many partials bring it. No clock and no network in here.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use likeness_contract::ids::WorkerId;
+use likeness_contract::jobs::GenerationRef;
+use likeness_contract::ranking::{Candidate, merge_top_k};
+use likeness_contract::search::Coverage;
+
+/// One request to one leaf; the number identifies it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// Identifies the request.
+    pub number: usize,
+    /// The leaf.
+    pub worker: WorkerId,
+    /// The shards that it is asked for.
+    pub shards: Vec<u32>,
+}
+
+/// A leaf's partial answer.
+#[derive(Debug, Clone)]
+pub struct Partial {
+    /// In ranking order.
+    pub candidates: Vec<Candidate>,
+    /// Shards with their rows.
+    pub searched: Vec<(u32, u64)>,
+    /// Shards that it did not search, with the reason.
+    pub missing: Vec<(u32, String)>,
+}
+
+#[derive(Debug)]
+struct Wanted {
+    /// Rows, as the manifest says.
+    rows: u64,
+    /// Replicas that were not asked yet, the next one last.
+    untried: Vec<WorkerId>,
+    /// Requests under way that have not been late.
+    patient: usize,
+    /// Requests under way.
+    in_flight: usize,
+    /// Who answered for it.
+    by: Option<WorkerId>,
+    /// The last reason why it is missing.
+    reason: String,
+}
+
+/// One fan-out.
+#[derive(Debug)]
+pub struct Gather {
+    shards: BTreeMap<u32, Wanted>,
+    asked: Vec<Asked>,
+    late: BTreeSet<usize>,
+    partials: Vec<Vec<Candidate>>,
+}
+
+impl Gather {
+    /// `shards` are (number, rows) of the whole generation, `holders` the replicas by shard. `turn` differs
+    /// from query to query, so that replicas share the work.
+    pub fn new(
+        generation: &GenerationRef,
+        shards: impl IntoIterator<Item = (u32, u64)>,
+        holders: &BTreeMap<u32, Vec<WorkerId>>,
+        turn: usize,
+    ) -> Self {
+        let wanted = |(shard, rows)| {
+            let mut untried = holders.get(&shard).cloned().unwrap_or_default();
+            untried.sort_unstable();
+            if !untried.is_empty() {
+                let by = turn % untried.len();
+                untried.rotate_left(by);
+            }
+            let reason = format!("no searcher holds it in generation `{}`", generation.generation);
+            (shard, Wanted { rows, untried, patient: 0, in_flight: 0, by: None, reason })
+        };
+        let shards = shards.into_iter().map(wanted).collect();
+        Self { shards, asked: Vec::new(), late: BTreeSet::new(), partials: Vec::new() }
+    }
+
+    /// The requests to send now, one per leaf. Empty when nothing can be asked at the moment.
+    pub fn next_requests(&mut self) -> Vec<Asked> {
+        let mut by_leaf: BTreeMap<WorkerId, Vec<u32>> = BTreeMap::new();
+        for (shard, wanted) in &mut self.shards {
+            if wanted.by.is_some() || wanted.patient > 0 {
+                continue;
+            }
+            let Some(worker) = wanted.untried.pop() else { continue };
+            wanted.patient += 1;
+            wanted.in_flight += 1;
+            by_leaf.entry(worker).or_default().push(*shard);
+        }
+        let first = self.asked.len();
+        let requests = by_leaf.into_iter().enumerate();
+        let requests: Vec<Asked> =
+            requests.map(|(i, (worker, shards))| Asked { number: first + i, worker, shards }).collect();
+        self.asked.extend(requests.iter().cloned());
+        requests
+    }
+
+    /// A leaf answered; also when it was late, or not the first.
+    pub fn on_partial(&mut self, number: usize, partial: Partial) {
+        let asked = self.settle(number);
+        let Partial { candidates, searched, missing } = partial;
+        if let Err(reason) = plausible(&asked, &candidates) {
+            return self.give_reason(&asked, &reason);
+        }
+        for (shard, reason) in missing {
+            self.reason(shard, format!("`{}`: {reason}", asked.worker));
+        }
+        let mut counted = BTreeSet::new();
+        for (shard, rows) in searched {
+            let Some(wanted) = self.shards.get_mut(&shard).filter(|_| asked.shards.contains(&shard)) else { continue };
+            if rows == wanted.rows {
+                wanted.by.get_or_insert_with(|| asked.worker.clone());
+                counted.insert(shard);
+            } else {
+                wanted.reason = format!("`{}` has {rows} rows of it, the manifest says {}", asked.worker, wanted.rows);
+            }
+        }
+        // Of a shard that another leaf answered already the same candidates come again; the merge drops them.
+        self.partials.push(candidates.into_iter().filter(|candidate| counted.contains(&candidate.shard)).collect());
+    }
+
+    /// A leaf failed or refused.
+    pub fn on_failure(&mut self, number: usize, reason: &str) {
+        let asked = self.settle(number);
+        self.give_reason(&asked, reason);
+    }
+
+    /// A leaf has had its time: the next replica may be asked as well. Its answer still counts.
+    pub fn on_late(&mut self, number: usize) {
+        if self.asked[number].shards.is_empty() || !self.late.insert(number) {
+            return;
+        }
+        let worker = self.asked[number].worker.clone();
+        for shard in self.asked[number].shards.clone() {
+            let Some(wanted) = self.shards.get_mut(&shard) else { continue };
+            wanted.patient -= 1;
+            wanted.reason = format!("`{worker}` did not answer in time");
+        }
+    }
+
+    /// Time is over: whoever was asked and did not answer was too late.
+    pub fn on_deadline(&mut self) {
+        for number in 0..self.asked.len() {
+            self.on_late(number);
+        }
+    }
+
+    /// Whether waiting longer can't bring anything.
+    pub fn is_complete(&self) -> bool {
+        self.shards.values().all(|wanted| wanted.by.is_some() || (wanted.in_flight == 0 && wanted.untried.is_empty()))
+    }
+
+    /// Who answered for a shard.
+    pub fn answered_by(&self, shard: u32) -> Option<&WorkerId> {
+        self.shards.get(&shard)?.by.as_ref()
+    }
+
+    /// The best `k` of what was searched, and how much that was.
+    pub fn finish(&mut self, k: usize) -> (Vec<Candidate>, Coverage) {
+        let best = merge_top_k(std::mem::take(&mut self.partials), k);
+        (best, self.coverage())
+    }
+
+    fn coverage(&self) -> Coverage {
+        let answered = self.shards.values().filter(|wanted| wanted.by.is_some());
+        Coverage {
+            rows: answered.clone().map(|wanted| wanted.rows).sum(),
+            total_rows: self.shards.values().map(|wanted| wanted.rows).sum(),
+            shards: answered.count() as u32,
+            total_shards: self.shards.len() as u32,
+            reasons: self.reasons(),
+        }
+    }
+
+    /// One line per reason, with the shards that it concerns.
+    fn reasons(&self) -> Vec<String> {
+        let mut by_reason: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for (shard, wanted) in self.shards.iter().filter(|(_, wanted)| wanted.by.is_none()) {
+            by_reason.entry(&wanted.reason).or_default().push(shard.to_string());
+        }
+        let line = |(reason, shards): (&str, Vec<String>)| match shards.as_slice() {
+            [shard] => format!("shard {shard}: {reason}"),
+            shards => format!("shards {}: {reason}", shards.join(", ")),
+        };
+        by_reason.into_iter().map(line).collect()
+    }
+
+    /// The request is no longer under way.
+    fn settle(&mut self, number: usize) -> Asked {
+        let was_late = self.late.contains(&number);
+        let asked = self.asked[number].clone();
+        for shard in &asked.shards {
+            let Some(wanted) = self.shards.get_mut(shard) else { continue };
+            wanted.in_flight -= 1;
+            wanted.patient -= usize::from(!was_late);
+        }
+        self.asked[number].shards.clear();
+        asked
+    }
+
+    fn give_reason(&mut self, asked: &Asked, reason: &str) {
+        for shard in &asked.shards {
+            self.reason(*shard, format!("`{}`: {reason}", asked.worker));
+        }
+    }
+
+    fn reason(&mut self, shard: u32, reason: String) {
+        if let Some(wanted) = self.shards.get_mut(&shard) {
+            wanted.reason = reason;
+        }
+    }
+}
+
+/// A partial must be in ranking order and only of shards that were asked, or the merge would be wrong.
+fn plausible(asked: &Asked, candidates: &[Candidate]) -> Result<(), String> {
+    if !candidates.is_sorted_by(|a, b| a.rank(b).is_le()) {
+        return Err("answered out of order".into());
+    }
+    match candidates.iter().find(|candidate| !asked.shards.contains(&candidate.shard)) {
+        Some(stray) => Err(format!("answered for shard {}, which it was not asked for", stray.shard)),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use likeness_contract::ids::{JobId, Name};
+
+    use super::*;
+
+    fn worker(name: &str) -> WorkerId {
+        WorkerId::new(name).unwrap()
+    }
+
+    /// Two shards of 10 rows on `a` and `b`, a third on `b` alone.
+    fn gather() -> Gather {
+        let generation = GenerationRef { gallery: Name::new("g").unwrap(), generation: JobId::new("j").unwrap() };
+        let both = vec![worker("a"), worker("b")];
+        let holders = BTreeMap::from([(0, both.clone()), (1, both), (2, vec![worker("b")])]);
+        // The last of the rotated list is asked first: `a` where both hold a shard.
+        Gather::new(&generation, [(0, 10), (1, 10), (2, 10)], &holders, 1)
+    }
+
+    fn row(shard: u32, d2: f64) -> Candidate {
+        Candidate { d2, item: format!("{shard}-{d2}"), shard, row: 0 }
+    }
+
+    fn partial(candidates: Vec<Candidate>, shards: &[u32]) -> Partial {
+        Partial { candidates, searched: shards.iter().map(|shard| (*shard, 10)).collect(), missing: Vec::new() }
+    }
+
+    fn asked(requests: &[Asked]) -> Vec<(&str, Vec<u32>)> {
+        requests.iter().map(|asked| (asked.worker.as_str(), asked.shards.clone())).collect()
+    }
+
+    #[test]
+    fn every_shard_is_asked_once_grouped_by_leaf() {
+        let mut gather = gather();
+        let requests = gather.next_requests();
+        assert_eq!(asked(&requests), [("a", vec![0, 1]), ("b", vec![2])]);
+        assert!(gather.next_requests().is_empty());
+        gather.on_partial(0, partial(vec![row(1, 0.1), row(0, 0.4)], &[0, 1]));
+        assert!(!gather.is_complete());
+        gather.on_partial(1, partial(vec![row(2, 0.2)], &[2]));
+        assert!(gather.is_complete());
+        let (hits, coverage) = gather.finish(2);
+        assert_eq!(hits, [row(1, 0.1), row(2, 0.2)]);
+        assert_eq!((coverage.rows, coverage.shards, coverage.share()), (30, 3, 1.0));
+        assert!(coverage.reasons.is_empty());
+        assert_eq!(gather.answered_by(1), Some(&worker("a")));
+    }
+
+    #[test]
+    fn a_failed_leaf_is_followed_by_the_other_replica() {
+        let mut gather = gather();
+        gather.next_requests();
+        gather.on_failure(0, "no responders");
+        let second = gather.next_requests();
+        assert_eq!(asked(&second), [("b", vec![0, 1])]);
+        gather.on_partial(second[0].number, partial(vec![row(0, 0.4)], &[0, 1]));
+        gather.on_failure(1, "busy");
+        assert!(gather.is_complete());
+        let (hits, coverage) = gather.finish(9);
+        assert_eq!(hits, [row(0, 0.4)]);
+        assert_eq!((coverage.rows, coverage.total_rows, coverage.shards, coverage.total_shards), (20, 30, 2, 3));
+        assert_eq!(coverage.reasons, ["shard 2: `b`: busy"]);
+    }
+
+    #[test]
+    fn a_late_leaf_is_joined_by_the_other_and_counts_once() {
+        let mut gather = gather();
+        gather.next_requests();
+        gather.on_partial(1, partial(vec![], &[2]));
+        gather.on_late(0);
+        gather.on_late(0);
+        let hedge = gather.next_requests();
+        assert_eq!(asked(&hedge), [("b", vec![0, 1])]);
+        gather.on_partial(hedge[0].number, partial(vec![row(0, 0.4), row(1, 0.5)], &[0, 1]));
+        assert!(gather.is_complete());
+        gather.on_partial(0, partial(vec![row(0, 0.4), row(1, 0.5)], &[0, 1]));
+        let (hits, coverage) = gather.finish(9);
+        assert_eq!(hits, [row(0, 0.4), row(1, 0.5)]);
+        assert_eq!((coverage.rows, coverage.shards), (30, 3));
+    }
+
+    #[test]
+    fn a_late_answer_counts_where_no_other_came() {
+        let mut gather = gather();
+        gather.next_requests();
+        gather.on_late(1);
+        assert!(gather.next_requests().is_empty(), "shard 2 has no other replica");
+        assert!(!gather.is_complete(), "the late one may still come");
+        gather.on_partial(1, partial(vec![row(2, 0.1)], &[2]));
+        gather.on_partial(0, partial(vec![], &[0, 1]));
+        assert_eq!(gather.finish(1).1.share(), 1.0);
+    }
+
+    #[test]
+    fn a_deadline_leaves_an_honest_coverage() {
+        let mut gather = gather();
+        gather.next_requests();
+        gather.on_partial(1, partial(vec![row(2, 0.3)], &[2]));
+        gather.on_deadline();
+        let (hits, coverage) = gather.finish(5);
+        assert_eq!((hits.len(), coverage.rows), (1, 10));
+        assert_eq!(coverage.reasons, ["shards 0, 1: `a` did not answer in time"]);
+    }
+
+    #[test]
+    fn an_implausible_partial_is_a_failure() {
+        let out_of_order = partial(vec![row(0, 0.4), row(0, 0.1)], &[0, 1]);
+        let stray = partial(vec![row(2, 0.4)], &[0, 1]);
+        for bad in [out_of_order, stray] {
+            let mut gather = gather();
+            gather.next_requests();
+            gather.on_partial(0, bad);
+            assert_eq!(asked(&gather.next_requests()), [("b", vec![0, 1])]);
+            assert!(gather.finish(9).0.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_shard_of_another_size_does_not_count() {
+        let mut gather = gather();
+        gather.next_requests();
+        let partial = Partial { candidates: vec![row(2, 0.1)], searched: vec![(2, 9)], missing: vec![] };
+        gather.on_partial(1, partial);
+        let (hits, coverage) = gather.finish(5);
+        assert!(hits.is_empty());
+        assert!(coverage.reasons.iter().any(|reason| reason == "shard 2: `b` has 9 rows of it, the manifest says 10"));
+    }
+
+    #[test]
+    fn shards_that_a_leaf_lacks_are_asked_elsewhere() {
+        let mut gather = gather();
+        gather.next_requests();
+        let mut answer = partial(vec![row(0, 0.1)], &[0]);
+        answer.missing = vec![(1, "not held here".into())];
+        gather.on_partial(0, answer);
+        assert_eq!(asked(&gather.next_requests()), [("b", vec![1])]);
+    }
+
+    #[test]
+    fn no_replica_is_said_as_such() {
+        let generation = GenerationRef { gallery: Name::new("g").unwrap(), generation: JobId::new("j").unwrap() };
+        let mut gather = Gather::new(&generation, [(0, 5)], &BTreeMap::new(), 0);
+        assert!(gather.next_requests().is_empty() && gather.is_complete());
+        assert_eq!(gather.finish(1).1.reasons, ["shard 0: no searcher holds it in generation `j`"]);
+    }
+}

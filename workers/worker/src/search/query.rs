@@ -1,0 +1,292 @@
+//! From a request to a query vector: what is refused, how terms are embedded, how they are summed.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use likeness_contract::names;
+use likeness_contract::ranking::MAX_K;
+use likeness_contract::search::{
+    MAX_QUERY_IMAGE_BYTES, MAX_QUERY_IMAGE_PX, SearchError, SearchErrorKind, SearchRequest, Term, WeightedTerm,
+};
+use likeness_contract::settings::{ModelSettings, QueryEncoding, Vocabulary};
+use likeness_data::Loader;
+use likeness_model::encode_query;
+
+use crate::cache::LoadedModel;
+use crate::error::TaskError;
+use crate::runtime::device::DeviceThread;
+
+/// Most terms of a request.
+pub const MAX_TERMS: usize = 64;
+/// A sum of terms whose norm is below this share of the weights has no direction: only rounding is left.
+const SMALLEST_NORM: f64 = 1e-6;
+
+/// A term that was checked.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// Input of the attribute tower, (A).
+    Attributes(Vec<f32>),
+    /// A file that is to be decoded.
+    Image(Vec<u8>),
+    /// An item of the gallery.
+    Item(String),
+    /// A vector of dimension D that is not zero.
+    Vector(Vec<f32>),
+}
+
+/// A request that was checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Question {
+    /// Weights and terms.
+    pub terms: Vec<(f32, Input)>,
+    /// Results wanted.
+    pub k: usize,
+}
+
+impl Question {
+    /// Items that are asked for by name: they are left out of the answer.
+    pub fn items<'a>(&'a self) -> BTreeSet<&'a str> {
+        let item = |term: &'a (f32, Input)| match &term.1 {
+            Input::Item(item) => Some(item.as_str()),
+            _ => None,
+        };
+        self.terms.iter().filter_map(item).collect()
+    }
+}
+
+/// The error for a request that can't be met as it is.
+pub fn invalid(message: impl Into<String>) -> SearchError {
+    SearchError { kind: SearchErrorKind::Invalid, message: message.into(), nearest: Vec::new() }
+}
+
+/// Checks a request against the model that will embed it.
+pub fn check(
+    request: &SearchRequest,
+    vocabulary: &Vocabulary,
+    settings: &ModelSettings,
+) -> Result<Question, SearchError> {
+    // The alias was looked up, and the deadline runs already.
+    let SearchRequest { alias: _, terms, k, min_coverage, deadline_ms: _ } = request;
+    let k = *k as usize;
+    if !(1..=MAX_K).contains(&k) {
+        return Err(invalid(format!("k is {k}, expected 1–{MAX_K}")));
+    }
+    if !(0.0..=1.0).contains(min_coverage) {
+        return Err(invalid(format!("min_coverage is {min_coverage}, expected 0–1")));
+    }
+    if !(1..=MAX_TERMS).contains(&terms.len()) {
+        return Err(invalid(format!("{} terms, expected 1–{MAX_TERMS}", terms.len())));
+    }
+    let terms = terms.iter().map(|term| check_term(term, vocabulary, settings)).collect::<Result<_, _>>()?;
+    Ok(Question { terms, k })
+}
+
+fn check_term(
+    term: &WeightedTerm,
+    vocabulary: &Vocabulary,
+    settings: &ModelSettings,
+) -> Result<(f32, Input), SearchError> {
+    let WeightedTerm { weight, term } = term;
+    if !weight.is_finite() || *weight == 0.0 {
+        return Err(invalid(format!("a term has the weight {weight}, expected a number other than 0")));
+    }
+    let input = match term {
+        Term::Attributes { with, without } => attributes(with, without, vocabulary, settings.encoding)?,
+        Term::Image { bytes } => image(bytes)?,
+        Term::Item { item } => Input::Item(item.clone()),
+        Term::Vector { values } => vector(values, settings.embedding_dim as usize)?,
+    };
+    Ok((*weight, input))
+}
+
+fn attributes(
+    with: &[String],
+    without: &[String],
+    vocabulary: &Vocabulary,
+    encoding: QueryEncoding,
+) -> Result<Input, SearchError> {
+    let positions =
+        |names: &[String]| names.iter().map(|name| position(name, vocabulary)).collect::<Result<Vec<_>, _>>();
+    let (with, without) = (positions(with)?, positions(without)?);
+    if with.is_empty() && without.is_empty() {
+        return Err(invalid("a term of attributes names none"));
+    }
+    if let Some(both) = with.iter().find(|position| without.contains(position)) {
+        return Err(invalid(format!("`{}` is asked for and against at once", vocabulary.names[*both])));
+    }
+    if encoding == QueryEncoding::MultiHot && !without.is_empty() {
+        let name = &vocabulary.names[without[0]];
+        return Err(invalid(format!(
+            "this model's multi-hot queries can't say \"without `{name}`\": give a term with it and a negative weight"
+        )));
+    }
+    Ok(Input::Attributes(encode_query(encoding, vocabulary.len(), &with, &without)))
+}
+
+fn position(name: &str, vocabulary: &Vocabulary) -> Result<usize, SearchError> {
+    vocabulary.position(name).ok_or_else(|| {
+        let nearest = names::nearest(name, vocabulary.names.iter().map(String::as_str));
+        let name: String = name.chars().take(60).collect();
+        let message = format!("unknown attribute `{name}`{}", names::hint(&nearest));
+        SearchError { kind: SearchErrorKind::NotFound, message, nearest }
+    })
+}
+
+fn image(bytes: &[u8]) -> Result<Input, SearchError> {
+    if bytes.len() > MAX_QUERY_IMAGE_BYTES {
+        let (size, limit) = (bytes.len(), MAX_QUERY_IMAGE_BYTES);
+        return Err(invalid(format!(
+            "the image has {size} bytes, at most {limit} are taken: shrink it to {MAX_QUERY_IMAGE_PX} px"
+        )));
+    }
+    Ok(Input::Image(bytes.to_vec()))
+}
+
+fn vector(values: &[f32], dim: usize) -> Result<Input, SearchError> {
+    if values.len() != dim {
+        return Err(invalid(format!("the vector has {} values, the model's dimension is {dim}", values.len())));
+    }
+    if !values.iter().all(|value| value.is_finite()) || values.iter().all(|value| *value == 0.0) {
+        return Err(invalid("the vector is zero or not finite"));
+    }
+    Ok(Input::Vector(unit(&values.iter().map(|v| f64::from(*v)).collect::<Vec<_>>())))
+}
+
+/// Weighted sum of unit vectors (each D), normalised.
+pub fn combine(terms: &[(f32, Vec<f32>)]) -> Result<Vec<f32>, SearchError> {
+    let dim = terms.first().map_or(0, |(_, vector)| vector.len());
+    let mut sum = vec![0f64; dim];
+    for (weight, vector) in terms {
+        for (sum, value) in sum.iter_mut().zip(vector) {
+            *sum += f64::from(*weight) * f64::from(*value);
+        }
+    }
+    let weights: f64 = terms.iter().map(|(weight, _)| f64::from(weight.abs())).sum();
+    if norm(&sum) <= SMALLEST_NORM * weights {
+        return Err(invalid("the terms cancel each other out: no direction is left to search in"));
+    }
+    Ok(unit(&sum))
+}
+
+fn norm(values: &[f64]) -> f64 {
+    values.iter().map(|value| value * value).sum::<f64>().sqrt()
+}
+
+fn unit(values: &[f64]) -> Vec<f32> {
+    let norm = norm(values);
+    values.iter().map(|value| (value / norm) as f32).collect()
+}
+
+/// Through the attribute tower: (A) → (D).
+pub async fn embed_attributes(
+    device: &DeviceThread,
+    model: Arc<LoadedModel>,
+    vector: Vec<f32>,
+) -> Result<Vec<f32>, TaskError> {
+    let embed = move |device: &candle_core::Device| {
+        let width = vector.len();
+        let input = Tensor::from_vec(vector, (1, width), device)?;
+        Ok(model.model.embed_attributes(&input)?.flatten_all()?.to_vec1::<f32>()?)
+    };
+    device.run(embed).await
+}
+
+/// Through the image tower: pixels `(3, px, px)` → (D).
+pub async fn embed_pixels(
+    device: &DeviceThread,
+    model: Arc<LoadedModel>,
+    pixels: Vec<f32>,
+) -> Result<Vec<f32>, TaskError> {
+    let embed = move |device: &candle_core::Device| {
+        let px = model.manifest.settings.preprocessing.input_px as usize;
+        let input = Tensor::from_vec(pixels, (1, 3, px, px), device)?;
+        Ok(model.model.embed_images(&input)?.flatten_all()?.to_vec1::<f32>()?)
+    };
+    device.run(embed).await
+}
+
+/// Decodes an image into the model's input `(3, px, px)`; compute, not for tokio's threads.
+pub fn pixels(model: &LoadedModel, bytes: &[u8]) -> Result<Vec<f32>, SearchError> {
+    let loader = Loader::new(&model.manifest.settings.preprocessing);
+    let mut pixels = vec![0.0; loader.input_len()];
+    loader.load(bytes, &mut pixels).map_err(|error| invalid(format!("the image can't be used: {error}")))?;
+    Ok(pixels)
+}
+
+#[cfg(test)]
+mod tests {
+    use likeness_contract::ids::Name;
+    use likeness_contract::settings::{Architecture, Preprocessing};
+
+    use super::*;
+
+    fn vocabulary() -> Vocabulary {
+        Vocabulary { names: ["Smiling", "Male", "Eyeglasses"].map(String::from).to_vec() }
+    }
+
+    fn settings(encoding: QueryEncoding) -> ModelSettings {
+        let preprocessing = Preprocessing::imagenet(64);
+        ModelSettings { architecture: Architecture::CnnS, embedding_dim: 2, encoding, preprocessing }
+    }
+
+    fn request(terms: Vec<(f32, Term)>) -> SearchRequest {
+        let terms = terms.into_iter().map(|(weight, term)| WeightedTerm { weight, term }).collect();
+        SearchRequest { alias: Name::new("a").unwrap(), terms, k: 10, min_coverage: 0.0, deadline_ms: 1000 }
+    }
+
+    fn asked(with: &[&str], without: &[&str]) -> Term {
+        let names = |names: &[&str]| names.iter().map(|name| name.to_string()).collect();
+        Term::Attributes { with: names(with), without: names(without) }
+    }
+
+    fn refusal(request: &SearchRequest) -> (SearchErrorKind, String) {
+        let error = check(request, &vocabulary(), &settings(QueryEncoding::ThreeState)).unwrap_err();
+        (error.kind, error.message)
+    }
+
+    #[test]
+    fn what_cannot_be_met_is_refused_with_its_reason() {
+        let term = |term| refusal(&request(vec![(1.0, term)]));
+        let invalid = |message: &str| (SearchErrorKind::Invalid, message.to_string());
+        assert_eq!(refusal(&request(vec![])), invalid("0 terms, expected 1–64"));
+        assert_eq!(term(asked(&[], &[])), invalid("a term of attributes names none"));
+        assert_eq!(term(asked(&["smiling"], &["Smiling"])), invalid("`Smiling` is asked for and against at once"));
+        let unknown = "unknown attribute `Smilling`; did you mean `Smiling`?";
+        assert_eq!(term(asked(&["Smilling"], &[])), (SearchErrorKind::NotFound, unknown.to_string()));
+        let vector = |values: &[f32]| term(Term::Vector { values: values.to_vec() });
+        assert_eq!(vector(&[1.0]), invalid("the vector has 1 values, the model's dimension is 2"));
+        assert_eq!(vector(&[0.0, 0.0]), invalid("the vector is zero or not finite"));
+        assert_eq!(vector(&[f32::NAN, 0.0]), invalid("the vector is zero or not finite"));
+        assert!(term(Term::Image { bytes: vec![0; MAX_QUERY_IMAGE_BYTES + 1] }).1.contains("at most 262144 are taken"));
+        for weight in [0.0, f32::NAN, f32::INFINITY] {
+            assert!(refusal(&request(vec![(weight, asked(&["Male"], &[]))])).1.contains("weight"));
+        }
+        for k in [0, 10_001] {
+            let request = SearchRequest { k, ..request(vec![(1.0, asked(&["Male"], &[]))]) };
+            assert_eq!(refusal(&request), invalid(&format!("k is {k}, expected 1–10000")));
+        }
+        for min_coverage in [-0.1, 1.1, f64::NAN] {
+            let request = SearchRequest { min_coverage, ..request(vec![(1.0, asked(&["Male"], &[]))]) };
+            assert!(refusal(&request).1.starts_with("min_coverage"));
+        }
+    }
+
+    #[test]
+    fn a_multi_hot_model_refuses_what_it_cannot_say() {
+        let request = request(vec![(1.0, asked(&["Smiling"], &["Male"]))]);
+        let multi_hot = settings(QueryEncoding::MultiHot);
+        assert!(check(&request, &vocabulary(), &multi_hot).unwrap_err().message.contains("without `Male`"));
+        let three_state = check(&request, &vocabulary(), &settings(QueryEncoding::ThreeState)).unwrap();
+        assert_eq!(three_state.terms, [(1.0, Input::Attributes(vec![1.0, -1.0, 0.0]))]);
+    }
+
+    #[test]
+    fn terms_are_summed_by_weight_and_normalised() {
+        let (x, y) = (vec![1.0, 0.0], vec![0.0, 1.0]);
+        assert_eq!(combine(&[(3.0, x.clone()), (4.0, y.clone())]).unwrap(), [0.6, 0.8]);
+        assert_eq!(combine(&[(2.0, x.clone())]).unwrap(), [1.0, 0.0]);
+        assert_eq!(combine(&[(1.0, x.clone()), (-1.0, y)]).unwrap(), [0.5f32.sqrt(), -0.5f32.sqrt()]);
+        assert!(combine(&[(1.0, x.clone()), (-1.0, x)]).unwrap_err().message.contains("cancel"));
+    }
+}

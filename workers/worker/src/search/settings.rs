@@ -1,0 +1,49 @@
+//! Settings of a searcher.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use clap::Args;
+
+/// Flags of the search role.
+#[derive(Debug, Clone, Args)]
+pub struct SearchArgs {
+    /// Searchers that hold every shard, as far as there are so many; the same for all searchers
+    #[arg(long, value_name = "N", env = "LIKENESS_REPLICAS", default_value = "2")]
+    pub replicas: NonZeroUsize,
+    /// Seconds for which a generation stays in memory after the switch to another release
+    #[arg(long, value_name = "SECONDS", env = "LIKENESS_KEEP_GENERATION", default_value_t = 600)]
+    pub keep_generation: u64,
+}
+
+/// What a searcher is told.
+#[derive(Debug, Clone)]
+pub struct SearchSettings {
+    /// R, searchers that hold every shard.
+    pub replicas: usize,
+    /// How long a generation stays that no alias names any more.
+    pub keep_generation: Duration,
+    /// Scans that run at once; each uses all threads.
+    pub scans: usize,
+    /// Requests that may wait for a scan; more are refused at once.
+    pub waiting: usize,
+    /// Queries that a root works on at once; more are refused at once.
+    pub queries: usize,
+    /// First pause after something could not be loaded; doubles up to a minute.
+    pub retry_first: Duration,
+}
+
+impl SearchArgs {
+    /// The settings of a process with so many threads.
+    pub fn resolve(&self, threads: usize) -> SearchSettings {
+        SearchSettings::new(self.replicas.get(), Duration::from_secs(self.keep_generation), threads)
+    }
+}
+
+impl SearchSettings {
+    /// The settings of a process with so many threads.
+    pub fn new(replicas: usize, keep_generation: Duration, threads: usize) -> Self {
+        let retry_first = Duration::from_secs(1);
+        Self { replicas, keep_generation, scans: threads.max(2), waiting: 256, queries: 256, retry_first }
+    }
+}
