@@ -79,3 +79,6 @@ async fn scored(
 fn about(key: &str, error: likeness_evaluation::Error) -> TaskError {
     TaskError::invalid(format!("`{key}`: {}", TaskError::from(error).chain()))
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,7 +31,8 @@ pub async fn run(cx: &TaskContext, generation: &GenerationRef, from: u32, count:
     };
     let scores = cx.device.run(rank).await?;
     let what = format!("scores-{}-{from:06}", generation.generation);
-    let object = cx.create_object(|digest| keys::job_data(cx.job(), &what, digest, "parquet"), encode_scores(&scores)?).await?;
+    let object =
+        cx.create_object(|digest| keys::job_data(cx.job(), &what, digest, "parquet"), encode_scores(&scores)?).await?;
     Ok(TaskOutput::Scores { object, from, queries: scores.len() as u32 })
 }
 

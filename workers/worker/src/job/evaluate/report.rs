@@ -94,7 +94,8 @@ async fn look(
         .run(move |device| {
             let asked = embed_queries(&loaded, asked, device)?;
             let hits = top_items(&asked, SHOWN, gallery.blocks(), |number| gallery.wait_for_block(number))?;
-            let mut found: Vec<Found> = hits.into_iter().map(|hits| hits.into_iter().map(|hit| (hit, (0, 0))).collect()).collect();
+            let mut found: Vec<Found> =
+                hits.into_iter().map(|hits| hits.into_iter().map(|hit| (hit, (0, 0))).collect()).collect();
             let mut labels = LabelCounts::new(gallery.manifest.vocabulary.len());
             for number in 0..gallery.blocks() {
                 let block = gallery.wait_for_block(number)?;
@@ -107,7 +108,12 @@ async fn look(
         .await
 }
 
-async fn sheets(cx: &TaskContext, gallery: &Gallery, picked: &[Pick], found: Vec<Found>) -> Result<Vec<Sheet>, TaskError> {
+async fn sheets(
+    cx: &TaskContext,
+    gallery: &Gallery,
+    picked: &[Pick],
+    found: Vec<Found>,
+) -> Result<Vec<Sheet>, TaskError> {
     let dataset = cx.cache.dataset(&gallery.manifest.dataset).await?;
     let pictures = thumbnails(cx, &dataset, found.iter().flatten().map(|(_, place)| *place)).await?;
     let thumbnail = |(hit, place): (Hit, (u32, u32))| Thumbnail {

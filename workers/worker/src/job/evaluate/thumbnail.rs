@@ -31,7 +31,8 @@ pub async fn thumbnails(
     for (number, rows) in by_part {
         let Some(entry) = dataset.parts.get(number as usize) else { continue };
         let part = cx.cache.part(entry, dataset.vocabulary.len()).await?;
-        let shrunk = tokio::task::spawn_blocking(move || shrink_rows(&part, &rows)).await.map_err(TaskError::transient)?;
+        let shrunk =
+            tokio::task::spawn_blocking(move || shrink_rows(&part, &rows)).await.map_err(TaskError::transient)?;
         made.extend(shrunk.into_iter().map(|(row, jpeg)| ((number, row), jpeg)));
     }
     Ok(made)
