@@ -224,7 +224,7 @@ impl Follower {
             return Ok(());
         }
         if let Found::Open(opened) = recover::job(&self.cx.store, job).await? {
-            tracing::info!(%job, run = run.0, "job accepted by another coordinator");
+            tracing::debug!(%job, run = run.0, "a run was opened elsewhere");
             self.tell(Input::Opened(job.clone(), opened)).await;
         }
         Ok(())

@@ -110,6 +110,7 @@ async fn try_stand_by(cx: &Context) -> Result<Lease> {
 async fn lead(cx: &Arc<Context>, lease: Lease, shutdown: &CancellationToken) -> Result<()> {
     tracing::info!(id = %cx.settings.id, fence = lease.fence().0, "this coordinator leads");
     let stop = shutdown.child_token();
+    let _whoever_drops_this = stop.clone().drop_guard();
     let holding = tokio::spawn(lease.hold(stop.clone()));
     let ended = leader::lead(cx.clone(), stop.clone()).await;
     stop.cancel();
