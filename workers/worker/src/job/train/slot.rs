@@ -1,17 +1,237 @@
 //! H inner steps from the checkpoint before the round.
 
-use likeness_contract::jobs::TaskOutput;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use candle_core::{Device, Tensor};
+use likeness_contract::jobs::{TaskOutput, TrainStage, task_ids};
+use likeness_contract::keys;
+use likeness_data::{TripletRows, TripletSampler};
+use likeness_model::{StepFigures, Trainer};
+
+use super::figures::{self, FigureRow, Phase};
+use super::training_set::{self, Rows, TrainingSet};
+use super::{Checkpoint, advice, checkpoint, stage};
 use crate::error::TaskError;
 use crate::runtime::context::TaskContext;
 
-/// H inner steps from the checkpoint before the round.
+/// Batches that are ready before the device asks for them.
+const PREFETCHED: usize = 2;
+/// Share of all steps that counts as early: advice is given then.
+const EARLY: f64 = 0.2;
+
+/// Trains `steps` steps from `first_step` on, measures where the settings say so, and stores θ′ and the figures.
 pub async fn run(
-    _cx: &TaskContext,
-    _round: u32,
-    _slot: u32,
-    _first_step: u64,
-    _steps: u32,
+    cx: &TaskContext,
+    round: u32,
+    slot: u32,
+    first_step: u64,
+    steps: u32,
 ) -> Result<TaskOutput, TaskError> {
-    Err(TaskError::transient("slot is not built in"))
+    let stage = stage(cx.spec())?.clone();
+    let Checkpoint { step, object, .. } = checkpoint_before(cx, round).await?;
+    if step != first_step {
+        return Err(TaskError::invalid(format!("round {round} starts at step {first_step}, its checkpoint at {step}")));
+    }
+    let theta = cx.store.read(&object).await?;
+    let set = training_set::load(cx, &stage).await?;
+    let inner = Round { cx: cx.clone(), stage, set, round, first_step, steps: u64::from(steps), theta };
+    let Trained { checkpoint, figures, loss, validation_loss, images_per_second, wait_share } =
+        cx.device.run(move |device| inner.train(device)).await?;
+    let object = cx.create_object(|digest| keys::checkpoint(cx.job(), round + 1, digest), checkpoint).await?;
+    let what = format!("figures-{}", task_ids::slot(round, slot));
+    let metrics = cx.create_object(|digest| keys::job_data(cx.job(), &what, digest, "parquet"), figures).await?;
+    Ok(TaskOutput::Checkpoint {
+        step: first_step + u64::from(steps),
+        object,
+        metrics: Some(metrics),
+        loss: Some(loss),
+        validation_loss,
+        images_per_second: Some(images_per_second),
+        wait_share: Some(wait_share),
+    })
+}
+
+async fn checkpoint_before(cx: &TaskContext, round: u32) -> Result<Checkpoint, TaskError> {
+    let before = match round.checked_sub(1) {
+        Some(last) => task_ids::outer(last),
+        None => task_ids::train_init(),
+    };
+    checkpoint(cx.record(&before).await?.output)
+}
+
+/// One slot's work; all of it runs on the device thread.
+struct Round {
+    cx: TaskContext,
+    stage: TrainStage,
+    set: Arc<TrainingSet>,
+    round: u32,
+    first_step: u64,
+    steps: u64,
+    theta: Bytes,
+}
+
+/// What it leaves. All but the last two are a function of spec, round and slot.
+struct Trained {
+    checkpoint: Vec<u8>,
+    figures: Vec<u8>,
+    loss: f64,
+    validation_loss: Option<f64>,
+    images_per_second: f64,
+    wait_share: f64,
+}
+
+impl Round {
+    fn train(&self, device: &Device) -> Result<Trained, TaskError> {
+        let TrainStage { vocabulary, model, train, .. } = &self.stage;
+        let total = self.stage.total_steps();
+        let mut trainer = Trainer::from_checkpoint(&self.theta, model, train, vocabulary.len(), total, device)?;
+        let sampler = self.sampler(&self.set.train)?;
+
+        let started = Instant::now();
+        let (steps, waited) = std::thread::scope(|scope| {
+            let (sender, batches) = sync_channel(PREFETCHED);
+            scope.spawn(|| self.prefetch(&sampler, sender));
+            self.steps(&mut trainer, &batches, device)
+        })?;
+        let elapsed = started.elapsed().as_secs_f64().max(1e-9);
+        self.advise(&steps);
+
+        let validation = self.validate(&trainer, device)?;
+        let rows = figure_rows(self.first_step, &steps, validation.as_ref());
+        let mean = StepFigures::mean_of(&steps).ok_or_else(|| TaskError::invalid("a round without steps"))?;
+        Ok(Trained {
+            checkpoint: trainer.checkpoint()?,
+            figures: figures::encode(&rows)?,
+            loss: mean.loss,
+            validation_loss: validation.map(|figures| figures.loss),
+            images_per_second: mean.rows as f64 / elapsed,
+            wait_share: waited.as_secs_f64() / elapsed,
+        })
+    }
+
+    fn sampler(&self, rows: &Rows) -> Result<TripletSampler, TaskError> {
+        let TrainStage { vocabulary, model, train, .. } = &self.stage;
+        Ok(TripletSampler::new(train, model.encoding, rows.labels.clone(), vocabulary.len())?)
+    }
+
+    /// Makes batches while the device computes; ends when nobody takes them any more.
+    fn prefetch(&self, sampler: &TripletSampler, batches: SyncSender<Result<Batch, TaskError>>) {
+        for step in self.first_step..self.first_step + self.steps {
+            let batch = Batch::new(&self.stage, &self.set.train, sampler.batch(step));
+            if batches.send(batch).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The figures of every step, and how long the device waited for data.
+    fn steps(
+        &self,
+        trainer: &mut Trainer,
+        batches: &Receiver<Result<Batch, TaskError>>,
+        device: &Device,
+    ) -> Result<(Vec<StepFigures>, Duration), TaskError> {
+        let mut steps = Vec::new();
+        let mut waited = Duration::ZERO;
+        let started = Instant::now();
+        for done in 0..self.steps {
+            self.go_on()?;
+            let asked = Instant::now();
+            let batch = batches.recv().map_err(|_| TaskError::transient("no batch was made"))??;
+            waited += asked.elapsed();
+            let [images, positives, negatives] = batch.on(device)?;
+            let figures = trainer.step(&images, &positives, &negatives)?;
+            if self.first_step + done == 0 {
+                self.tell(advice::at_the_start(&figures));
+            }
+            steps.push(figures);
+            self.cx.progress(done + 1, self.steps, note(&steps, started));
+        }
+        Ok((steps, waited))
+    }
+
+    /// Fails with the reason when the attempt was told to stop.
+    fn go_on(&self) -> Result<(), TaskError> {
+        if self.cx.cancelled() { self.cx.ensure_leased() } else { Ok(()) }
+    }
+
+    fn advise(&self, steps: &[StepFigures]) {
+        let end = (self.first_step + self.steps) as f64;
+        if self.round == 0 || end <= EARLY * self.stage.total_steps() as f64 {
+            self.tell(advice::early_on(steps));
+        }
+    }
+
+    fn tell(&self, advice: Option<String>) {
+        if let Some(advice) = advice {
+            tracing::info!(job = %self.cx.job(), round = self.round, advice);
+            self.cx.progress(self.steps, self.steps, advice);
+        }
+    }
+
+    /// Figures over the whole validation split, after the rounds that the settings name and after the last.
+    fn validate(&self, trainer: &Trainer, device: &Device) -> Result<Option<StepFigures>, TaskError> {
+        let ended = self.round + 1;
+        let due = ended.is_multiple_of(self.stage.train.validate_every.max(1)) || ended == self.stage.rounds();
+        let rows = &self.set.validation;
+        if !due || rows.images.is_empty() {
+            return Ok(None);
+        }
+        let mut batches = Vec::new();
+        for triplets in self.sampler(rows)?.validation() {
+            self.go_on()?;
+            let [images, positives, negatives] = Batch::new(&self.stage, rows, triplets)?.on(device)?;
+            batches.push(trainer.validate(&images, &positives, &negatives)?);
+        }
+        Ok(StepFigures::mean_of(&batches))
+    }
+}
+
+fn note(steps: &[StepFigures], started: Instant) -> String {
+    let Some(last) = steps.last() else { return String::new() };
+    let images: u64 = steps.iter().map(|step| step.rows).sum();
+    let rate = images as f64 / started.elapsed().as_secs_f64().max(1e-9);
+    format!("loss {:.4}, correct {:.0} %, {rate:.0} images/s", last.loss, 100.0 * last.correct)
+}
+
+fn figure_rows(first_step: u64, steps: &[StepFigures], validation: Option<&StepFigures>) -> Vec<FigureRow> {
+    let train = steps.iter().zip(first_step..);
+    let mut rows: Vec<_> =
+        train.map(|(figures, step)| FigureRow { step, phase: Phase::Train, figures: figures.clone() }).collect();
+    let step = first_step + steps.len() as u64;
+    rows.extend(validation.map(|figures| FigureRow { step, phase: Phase::Validation, figures: figures.clone() }));
+    rows
+}
+
+/// One batch in memory.
+struct Batch {
+    size: usize,
+    px: usize,
+    attributes: usize,
+    images: Vec<f32>,
+    positives: Vec<f32>,
+    negatives: Vec<f32>,
+}
+
+impl Batch {
+    fn new(stage: &TrainStage, set: &Rows, triplets: TripletRows) -> Result<Self, TaskError> {
+        let TripletRows { rows, positives, negatives, augment } = triplets;
+        let px = stage.model.preprocessing.input_px as usize;
+        let mut images = vec![0.0; rows.len() * 3 * px * px];
+        set.images.fill(&rows, &augment, &mut images)?;
+        Ok(Self { size: rows.len(), px, attributes: stage.vocabulary.len(), images, positives, negatives })
+    }
+
+    /// Images (B, 3, H, W), positives and negatives (B, A).
+    fn on(self, device: &Device) -> Result<[Tensor; 3], TaskError> {
+        let Self { size, px, attributes, images, positives, negatives } = self;
+        Ok([
+            Tensor::from_vec(images, (size, 3, px, px), device)?,
+            Tensor::from_vec(positives, (size, attributes), device)?,
+            Tensor::from_vec(negatives, (size, attributes), device)?,
+        ])
+    }
 }
