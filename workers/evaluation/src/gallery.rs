@@ -138,17 +138,18 @@ pub fn judge(terms: &[Term], labels: &[i8]) -> Judgement {
     if relevant { Judgement::Relevant } else { Judgement::NotRelevant }
 }
 
-/// Refuses a model whose vocabulary is not the gallery's: its queries would mean other attributes.
-pub fn check_vocabulary(model: &str, of_model: &Vocabulary, gallery: &str, of_gallery: &Vocabulary) -> Result<()> {
-    if of_model == of_gallery {
+/// Refuses `who` (a model, a set of queries) whose vocabulary `theirs` is not the gallery's: its queries would
+/// mean other attributes.
+pub fn check_vocabulary(who: &str, theirs: &Vocabulary, gallery: &str, of_gallery: &Vocabulary) -> Result<()> {
+    if theirs == of_gallery {
         return Ok(());
     }
-    let difference = of_model.names.iter().zip(&of_gallery.names).position(|(a, b)| a != b);
+    let difference = theirs.names.iter().zip(&of_gallery.names).position(|(a, b)| a != b);
     let detail = match difference {
-        Some(at) => format!("attribute {at} is `{}` there and `{}` here", of_model.names[at], of_gallery.names[at]),
-        None => format!("{} attributes there and {} here", of_model.len(), of_gallery.len()),
+        Some(at) => format!("attribute {at} is `{}` there and `{}` here", theirs.names[at], of_gallery.names[at]),
+        None => format!("{} attributes there and {} here", theirs.len(), of_gallery.len()),
     };
-    Err(Error::invalid(format!("model `{model}` has another vocabulary than generation `{gallery}`: {detail}")))
+    Err(Error::invalid(format!("{who} has another vocabulary than generation `{gallery}`: {detail}")))
 }
 
 /// Refuses a model whose embeddings have another length than the gallery's.
@@ -194,12 +195,12 @@ mod tests {
     #[test]
     fn another_vocabulary_or_dimension_is_named_on_both_sides() {
         let vocabulary = |names: &[&str]| Vocabulary { names: names.iter().map(|name| name.to_string()).collect() };
-        let error = check_vocabulary("m", &vocabulary(&["A", "B"]), "g", &vocabulary(&["A", "C"])).unwrap_err();
+        let error = check_vocabulary("model `m`", &vocabulary(&["A", "B"]), "g", &vocabulary(&["A", "C"])).unwrap_err();
         assert_eq!(
             error.to_string(),
             "model `m` has another vocabulary than generation `g`: attribute 1 is `B` there and `C` here"
         );
-        assert!(check_vocabulary("m", &vocabulary(&["A"]), "g", &vocabulary(&["A", "C"])).is_err());
+        assert!(check_vocabulary("model `m`", &vocabulary(&["A"]), "g", &vocabulary(&["A", "C"])).is_err());
         let error = check_dimension("m", 128, "g", 300).unwrap_err();
         assert_eq!(error.to_string(), "model `m` has dimension 128, generation `g` has dimension 300");
     }

@@ -15,7 +15,7 @@ use crate::runtime::context::TaskContext;
 pub async fn model_of(cx: &TaskContext, generation: &GenerationManifest) -> Result<Arc<LoadedModel>, TaskError> {
     let loaded = cx.cache.model(&generation.model, cx.device.device()).await?;
     let (model, name) = (generation.model.as_str(), generation.generation.generation.as_str());
-    gallery::check_vocabulary(model, &loaded.manifest.vocabulary, name, &generation.vocabulary)?;
+    gallery::check_vocabulary(&format!("model `{model}`"), &loaded.manifest.vocabulary, name, &generation.vocabulary)?;
     gallery::check_dimension(model, loaded.manifest.settings.embedding_dim, name, generation.embedding_dim)?;
     if loaded.manifest.weights.digest != generation.weights {
         let text = format!("generation `{name}` was embedded with other weights than model `{model}` has");

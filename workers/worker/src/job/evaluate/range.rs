@@ -3,6 +3,7 @@
 use candle_core::Device;
 use likeness_contract::jobs::{GenerationRef, TaskOutput};
 use likeness_contract::keys;
+use likeness_evaluation::gallery::check_vocabulary;
 use likeness_evaluation::{Query, QueryScore, encode_scores, score};
 
 use super::embedding::{embed_queries, model_of};
@@ -16,12 +17,9 @@ pub async fn run(cx: &TaskContext, generation: &GenerationRef, from: u32, count:
     let gallery = Gallery::open(cx, generation, stage(cx.spec())?.rows).await?;
     let loaded = model_of(cx, &gallery.manifest).await?;
     let drawn = drawn(cx).await?;
-    likeness_evaluation::gallery::check_vocabulary(
-        cx.job().as_str(),
-        &drawn.vocabulary,
-        generation.generation.as_str(),
-        &gallery.manifest.vocabulary,
-    )?;
+    let who = format!("the query set of job `{}`", cx.job());
+    let name = generation.generation.as_str();
+    check_vocabulary(&who, &drawn.vocabulary, name, &gallery.manifest.vocabulary)?;
     let asked = select(&drawn.queries, from, count)?;
     let progress = cx.clone();
     let rank = move |device: &Device| -> Result<Vec<QueryScore>, TaskError> {

@@ -1,5 +1,8 @@
 //! Joins the ranges into the report: JSON, Parquet, HTML, manifest.
 
+use std::collections::HashMap;
+
+use candle_core::Device;
 use likeness_contract::documents::{ModelManifest, ReportManifest};
 use likeness_contract::ids::Digest;
 use likeness_contract::jobs::{EvaluateStage, GenerationRef, TaskOutput};
@@ -7,7 +10,7 @@ use likeness_contract::keys;
 use likeness_evaluation::report::{LabelCounts, Report, Sheet, Subject, Thumbnail, report_html, report_json};
 use likeness_evaluation::sheets::{Hit, Pick, picks, top_items};
 use likeness_evaluation::training::TrainingCurve;
-use likeness_evaluation::{Block as _, QueryScore, encode_scores};
+use likeness_evaluation::{Query, QueryScore, encode_scores};
 use likeness_link::error::ErrorKind;
 
 use super::embedding::{embed_queries, model_of};
@@ -28,12 +31,12 @@ pub async fn run(cx: &TaskContext, generation: &GenerationRef) -> Result<TaskOut
     let drawn = drawn(cx).await?;
     let scores = scored(cx, &stage, &drawn, false).await?;
     let picked = picks(&scores);
-    let (found, labels) = look(cx, &gallery, &drawn.queries, &picked).await?;
-    let sheets = sheets(cx, &gallery, &picked, found).await?;
+    let looked = look(cx, &gallery, &drawn.queries, &picked).await?;
+    let sheets = sheets(cx, &gallery, &picked, &looked).await?;
     let curve = curve(cx, &model).await?;
 
-    let subject = subject(cx, &gallery, &model, &stage, labels.items());
-    let report = Report::new(subject, stage.settings.clone(), &drawn, &labels, &scores);
+    let subject = subject(cx, &gallery, &model, &stage, looked.labels.items());
+    let report = Report::new(subject, stage.settings.clone(), &drawn, &looked.labels, &scores);
     let html = report_html(&report, &scores, curve.as_ref(), &sheets);
     store(cx, report, &scores, html).await
 }
@@ -77,55 +80,54 @@ fn subject(cx: &TaskContext, gallery: &Gallery, model: &ModelManifest, stage: &E
     }
 }
 
-/// A found item and where its image lies.
-type Found = Vec<(Hit, (u32, u32))>;
+/// What passes over the gallery tell beside the scores.
+struct Looked {
+    /// The nearest items of every picked query.
+    hits: Vec<Vec<Hit>>,
+    /// Dataset part and row of each of them, by block and row.
+    places: HashMap<(usize, usize), (u32, u32)>,
+    labels: LabelCounts,
+}
 
-/// The nearest items of the picked queries, and the counts of labels: passes over the gallery.
-async fn look(
-    cx: &TaskContext,
-    gallery: &Gallery,
-    queries: &[likeness_evaluation::Query],
-    picked: &[Pick],
-) -> Result<(Vec<Found>, LabelCounts), TaskError> {
+async fn look(cx: &TaskContext, gallery: &Gallery, queries: &[Query], picked: &[Pick]) -> Result<Looked, TaskError> {
     let loaded = model_of(cx, &gallery.manifest).await?;
-    let asked: Vec<_> = picked.iter().map(|pick| queries[pick.query as usize].clone()).collect();
+    let asked: Vec<Query> = picked.iter().map(|pick| queries[pick.query as usize].clone()).collect();
     let gallery = gallery.clone();
-    cx.device
-        .run(move |device| {
-            let asked = embed_queries(&loaded, asked, device)?;
-            let hits = top_items(&asked, SHOWN, gallery.blocks(), |number| gallery.wait_for_block(number))?;
-            let mut found: Vec<Found> =
-                hits.into_iter().map(|hits| hits.into_iter().map(|hit| (hit, (0, 0))).collect()).collect();
-            let mut labels = LabelCounts::new(gallery.manifest.vocabulary.len());
-            for number in 0..gallery.blocks() {
-                let block = gallery.wait_for_block(number)?;
-                labels.add(&block);
-                let here = found.iter_mut().flatten().filter(|(hit, _)| hit.block == number && hit.row < block.rows());
-                here.for_each(|(hit, place)| *place = block.source(hit.row));
+    let look = move |device: &Device| {
+        let asked = embed_queries(&loaded, asked, device)?;
+        let hits = top_items(&asked, SHOWN, gallery.blocks(), |number| gallery.wait_for_block(number))?;
+        let mut places = HashMap::new();
+        let mut labels = LabelCounts::new(gallery.manifest.vocabulary.len());
+        for number in 0..gallery.blocks() {
+            let block = gallery.wait_for_block(number)?;
+            labels.add(&block);
+            for hit in hits.iter().flatten().filter(|hit| hit.block == number) {
+                places.insert((number, hit.row), block.source(hit.row));
             }
-            Ok((found, labels))
-        })
-        .await
+        }
+        Ok(Looked { hits, places, labels })
+    };
+    cx.device.run(look).await
 }
 
 async fn sheets(
     cx: &TaskContext,
     gallery: &Gallery,
     picked: &[Pick],
-    found: Vec<Found>,
+    looked: &Looked,
 ) -> Result<Vec<Sheet>, TaskError> {
     let dataset = cx.cache.dataset(&gallery.manifest.dataset).await?;
-    let pictures = thumbnails(cx, &dataset, found.iter().flatten().map(|(_, place)| *place)).await?;
-    let thumbnail = |(hit, place): (Hit, (u32, u32))| Thumbnail {
+    let pictures = thumbnails(cx, &dataset, looked.places.values().copied()).await?;
+    let thumbnail = |hit: &Hit| Thumbnail {
+        item: hit.item.clone(),
         distance: hit.d2.sqrt(),
-        item: hit.item,
         relevant: hit.relevant,
-        jpeg: pictures.get(&place).cloned(),
+        jpeg: looked.places.get(&(hit.block, hit.row)).and_then(|place| pictures.get(place)).cloned(),
     };
-    let sheets = picked.iter().zip(found).map(|(pick, found)| Sheet {
+    let sheets = picked.iter().zip(&looked.hits).map(|(pick, hits)| Sheet {
         why: pick.why,
         query: pick.query,
-        found: found.into_iter().map(thumbnail).collect(),
+        found: hits.iter().map(thumbnail).collect(),
     });
     Ok(sheets.collect())
 }
