@@ -80,13 +80,13 @@ pub struct Tally {
     pub stages: Vec<StageProgress>,
     /// Tasks that failed at least once.
     pub troubles: Vec<TaskFailure>,
-    /// Time on devices, milliseconds.
-    pub device_ms: u64,
+    /// Time on devices, milliseconds; none where nobody asked for it yet.
+    pub device_ms: Option<u64>,
 }
 
 impl Tally {
     /// Of a run.
-    pub fn of(run: &OpenRun, device_ms: u64) -> Self {
+    pub fn of(run: &OpenRun, device_ms: Option<u64>) -> Self {
         Self { stages: run.stages(), troubles: run.troubles(), device_ms }
     }
 
@@ -108,6 +108,18 @@ impl OpenedJob {
 }
 
 impl Job {
+    /// What the store must be asked before the job can be told: of one that ended before this leader began, its
+    /// counts, and in full also the time on devices.
+    pub fn untold(&self, in_full: bool) -> Option<ClosedJob> {
+        let Progress::Closed { outcome, tally } = &self.progress else { return None };
+        if tally.as_ref().is_some_and(|tally| !in_full || tally.device_ms.is_some()) {
+            return None;
+        }
+        let run = Run { job: self.id.clone(), run: self.run, opened_ms: self.opened_ms };
+        let (spec, accepted_ms, outcome) = ((*self.spec).clone(), self.accepted_ms, outcome.clone());
+        Some(ClosedJob { spec, accepted_ms, run, outcome })
+    }
+
     /// Where it stands.
     pub fn state(&self) -> JobState {
         match &self.progress {
@@ -139,7 +151,7 @@ impl Job {
     /// In full.
     pub fn detail(&self) -> JobDetail {
         let (tally, active, result) = match &self.progress {
-            Progress::Open(run) => (Tally::of(run, self.device_ms), run.active(), None),
+            Progress::Open(run) => (Tally::of(run, Some(self.device_ms)), run.active(), None),
             Progress::Closed { outcome, tally } => {
                 (tally.clone().unwrap_or_default(), Vec::new(), Some(outcome.result.clone()))
             }
@@ -154,7 +166,7 @@ impl Job {
             stages: tally.stages,
             active,
             troubles: tally.troubles,
-            device_ms: tally.device_ms,
+            device_ms: tally.device_ms.unwrap_or(0),
             result,
             gate,
         }

@@ -78,8 +78,10 @@ impl Reactor {
     /// What was done in a job that ended before this leader began.
     pub fn on_tally(&mut self, id: &JobId, of_run: RunNumber, found: Tally) {
         let Some(job) = self.jobs.get_mut(id).filter(|job| job.run == of_run) else { return };
-        if let Progress::Closed { tally, .. } = &mut job.progress {
-            tally.get_or_insert(found);
+        if let Progress::Closed { tally, .. } = &mut job.progress
+            && tally.as_ref().is_none_or(|known| known.device_ms.is_none())
+        {
+            *tally = Some(found);
         }
     }
 
@@ -207,7 +209,7 @@ impl Reactor {
         let id = outcome.job.clone();
         let Some(job) = self.jobs.get_mut(&id).filter(|job| job.run == outcome.run) else { return };
         let Progress::Open(run) = &job.progress else { return };
-        let tally = Some(Tally::of(run, job.device_ms));
+        let tally = Some(Tally::of(run, Some(job.device_ms)));
         out.send(Effect::PurgeJob { job: id.clone() });
         let what = JobNews::Closed(outcome.result.clone());
         out.send(Effect::Announce(JobEvent { job: id.clone(), run: outcome.run, at_ms: now_ms, what }));

@@ -660,7 +660,7 @@ fn a_job_that_closed_before_this_leader_is_known_and_told_in_full_when_asked() {
     let run = Run { job: id.clone(), run: RunNumber(2), opened_ms: 3 };
     let outcome = Outcome { job: id.clone(), run: RunNumber(2), closed_ms: 9, result: DONE };
     b.core.on_found_closed(&id, ClosedJob { spec: embed(1, 1), accepted_ms: 1, run, outcome });
-    assert_eq!(b.core.job(&id).unwrap().summary().tasks, 0);
+    assert!(b.core.job(&id).unwrap().untold(false).is_some());
     let (_, run) = OpenedJob {
         spec: embed(1, 1),
         plan: planner::plan(&id, &embed(1, 1)),
@@ -670,7 +670,12 @@ fn a_job_that_closed_before_this_leader_is_known_and_told_in_full_when_asked() {
         tellers: Vec::new(),
     }
     .open();
-    b.core.on_tally(&id, RunNumber(2), Tally::of(&run, 77));
-    let detail = b.core.job(&id).unwrap().detail();
+    b.core.on_tally(&id, RunNumber(2), Tally::of(&run, None));
+    assert!(b.core.job(&id).unwrap().untold(false).is_none(), "a list is told by counts");
+    assert!(b.core.job(&id).unwrap().untold(true).is_some());
+    b.core.on_tally(&id, RunNumber(2), Tally::of(&run, Some(77)));
+    let job = b.core.job(&id).unwrap();
+    let detail = job.detail();
     assert_eq!((detail.summary.done, detail.summary.tasks, detail.device_ms), (2, 2, 77));
+    assert!(job.untold(true).is_none());
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::{StreamExt, TryStreamExt};
 use likeness_contract::documents::{DatasetManifest, Release};
 use likeness_contract::ids::{JobId, Name};
 use likeness_contract::jobs::{DatasetRef, GenerationRef};
@@ -15,7 +16,7 @@ use super::context::Context;
 use super::leader::{Inbox, Input};
 use super::promote::{NoRelease, promote};
 use super::{accept, events, facts, recover, releases, status};
-use crate::core::job::{ClosedJob, Job, Progress};
+use crate::core::job::Job;
 use crate::core::promote::{Replaces, Wanted};
 use crate::core::reactor::Reactor;
 use crate::core::resolve;
@@ -24,6 +25,8 @@ use crate::core::resolve;
 const AT_ONCE: usize = 64;
 /// Two leaders share the questions instead of both answering.
 const GROUP: &str = "coordinators";
+/// Jobs that are looked up in the store at once.
+const TALLIES_AT_ONCE: usize = 16;
 /// Most rows of a list.
 const MAX_LISTED: usize = 1000;
 
@@ -151,24 +154,24 @@ impl Api {
             jobs.truncate(limit);
             jobs.into_iter().map(|job| job.id.clone()).collect::<Vec<JobId>>()
         };
-        let mut summaries = Vec::new();
-        for id in self.ask(newest).await? {
-            self.ensure_tally(&id).await?;
-            summaries.push(self.job(&id, Job::summary).await?);
-        }
-        Ok(summaries)
+        let listed = self.ask(newest).await?;
+        let tallies =
+            futures::stream::iter(listed.clone()).map(|id| async move { self.ensure_tally(&id, false).await });
+        tallies.buffer_unordered(TALLIES_AT_ONCE).try_collect::<()>().await?;
+        let summaries = move |core: &Reactor| listed.iter().filter_map(|id| core.job(id)).map(Job::summary).collect();
+        self.ask(summaries).await
     }
 
     async fn show(&self, id: &JobId) -> Answer<JobDetail> {
-        self.ensure_tally(id).await?;
+        self.ensure_tally(id, true).await?;
         self.job(id, Job::detail).await
     }
 
     /// A job that ended before this leader began is looked up in the store when somebody asks about it.
-    async fn ensure_tally(&self, id: &JobId) -> Answer<()> {
-        let Some(closed) = self.job(id, without_tally).await? else { return Ok(()) };
+    async fn ensure_tally(&self, id: &JobId, in_full: bool) -> Answer<()> {
+        let Some(closed) = self.job(id, move |job| job.untold(in_full)).await? else { return Ok(()) };
         let run = closed.outcome.run;
-        let tally = recover::tally(&self.cx.store, id, closed).await?;
+        let tally = recover::tally(&self.cx.store, id, closed, in_full).await?;
         self.tell(Input::Tally(id.clone(), run, tally)).await
     }
 
@@ -239,10 +242,4 @@ impl Api {
 
 fn not_leading() -> Refusal {
     unavailable("this coordinator leads no longer, ask again".into())
-}
-
-fn without_tally(job: &Job) -> Option<ClosedJob> {
-    let Progress::Closed { outcome, tally: None } = &job.progress else { return None };
-    let run = likeness_contract::jobs::Run { job: job.id.clone(), run: job.run, opened_ms: job.opened_ms };
-    Some(ClosedJob { spec: (*job.spec).clone(), accepted_ms: job.accepted_ms, run, outcome: outcome.clone() })
 }

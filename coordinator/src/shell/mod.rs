@@ -74,8 +74,14 @@ fn new_id() -> WorkerId {
 /// Runs a coordinator until `shutdown`. Fails when NATS or the store can't be reached at the start (`Unreachable`) or
 /// are of no use (`Refused`); later losses are waited out.
 pub async fn run(settings: CoordinatorSettings, shutdown: CancellationToken) -> Result<()> {
+    let store = Store::open(&settings.store).await?;
+    run_over(settings, store, shutdown).await
+}
+
+/// The same over a store that is open already.
+pub async fn run_over(settings: CoordinatorSettings, store: Store, shutdown: CancellationToken) -> Result<()> {
     let name = format!("likeness-{}", settings.id);
-    let (bus, store) = tokio::try_join!(Bus::connect(&settings.nats, &name), Store::open(&settings.store))?;
+    let bus = Bus::connect(&settings.nats, &name).await?;
     store.probe().await?;
     tracing::info!(id = %settings.id, nats = %bus.address(), store = %store.url(), "coordinator started");
     let cx = Arc::new(Context::new(settings, bus, store));

@@ -8,7 +8,7 @@ use likeness_contract::documents::{GenerationManifest, Release};
 use likeness_contract::ids::Name;
 use likeness_contract::keys;
 use likeness_contract::messages::{AliasState, Placement};
-use likeness_contract::subjects::{ALIASES_BUCKET, PLACEMENT_BUCKET};
+use likeness_contract::subjects::PLACEMENT_BUCKET;
 use likeness_link::error::chain;
 use likeness_link::{Error, Result};
 use tokio::time::Instant;
@@ -79,7 +79,7 @@ pub(super) async fn promote(
     let releases = releases::of_alias(&cx.store, &wanted.alias).await?;
     let release = match promote::decide(&releases, wanted) {
         Decision::AlreadyMade(made) => {
-            announce(cx, &wanted.alias, &releases).await?;
+            releases::tell(cx, &wanted.alias, &releases::state_of(releases.last())).await?;
             return Ok(*made);
         }
         Decision::MovedOn { newest, compared } => return Err(moved_on(&wanted.alias, newest, compared)),
@@ -88,7 +88,7 @@ pub(super) async fn promote(
     let serving = releases.last();
     let made = load_and_create(cx, serving, release, still_wanted).await;
     match &made {
-        Ok(release) => put_alias(cx, &wanted.alias, &promote::serving(release)).await?,
+        Ok(release) => releases::tell(cx, &wanted.alias, &promote::serving(release)).await?,
         Err(_) => stop_loading(cx, &wanted.alias, serving).await,
     }
     made
@@ -103,7 +103,7 @@ async fn load_and_create(
     let manifest_key = keys::generation_manifest(&release.generation.gallery, &release.generation.generation);
     let manifest: GenerationManifest = cx.store.require(&manifest_key).await?;
     let state = AliasState { serving: serving.map(promote::served), loading: Some(promote::served(&release)) };
-    put_alias(cx, &release.alias, &state).await?;
+    releases::tell(cx, &release.alias, &state).await?;
     release.warnings.extend(wait_for_searchers(cx, &manifest).await?);
     if !still_wanted() {
         return Err(NoRelease::Refused("its run was closed before the release was made".into()));
@@ -166,21 +166,9 @@ pub(super) async fn placements(cx: &Context) -> Result<Vec<Placement>> {
     Ok(kv.entries::<Placement>().await?.into_iter().map(|entry| entry.value).collect())
 }
 
-async fn announce(cx: &Context, alias: &Name, releases: &[Release]) -> Result<()> {
-    match releases.last() {
-        Some(newest) => put_alias(cx, alias, &promote::serving(newest)).await,
-        None => Ok(()),
-    }
-}
-
-async fn put_alias(cx: &Context, alias: &Name, state: &AliasState) -> Result<()> {
-    cx.bus.kv(ALIASES_BUCKET).await?.put(alias.as_str(), state).await.map(drop)
-}
-
-/// Searchers may let go of what will not be served. Should that be lost, the next leader says it again.
+/// Searchers may let go of what will not be served. Should that be lost, the next look at the aliases says it again.
 async fn stop_loading(cx: &Context, alias: &Name, serving: Option<&Release>) {
-    let state = serving.map_or(AliasState { serving: None, loading: None }, promote::serving);
-    if let Err(error) = put_alias(cx, alias, &state).await {
+    if let Err(error) = releases::tell(cx, alias, &releases::state_of(serving)).await {
         tracing::warn!(%alias, error = %chain(&error), "searchers were not told that a promotion ended");
     }
 }

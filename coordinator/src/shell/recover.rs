@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use futures::StreamExt;
 use likeness_contract::ids::{JobId, RunNumber, TaskId};
-use likeness_contract::jobs::{JobSpec, Outcome, Plan, Run, TaskRecord};
+use likeness_contract::jobs::{JobSpec, Outcome, Plan, Run, RunResult, TaskRecord};
 use likeness_contract::keys;
 use likeness_link::error::chain;
 use likeness_link::{Error, ErrorKind, Result, Store};
@@ -91,14 +91,14 @@ pub(super) async fn records(store: &Store, id: &JobId) -> Result<HashSet<TaskId>
     Ok(listed.iter().filter_map(task).collect())
 }
 
-/// What was done in a job that ended before this leader began.
-pub(super) async fn tally(store: &Store, id: &JobId, closed: ClosedJob) -> Result<Tally> {
+/// What was done in a job that ended before this leader began. Only `in_full` every record is read.
+pub(super) async fn tally(store: &Store, id: &JobId, closed: ClosedJob, in_full: bool) -> Result<Tally> {
     let (plan, records, tellers) = progress(store, id).await?;
-    let device_ms = device_ms(store, id, &records).await;
+    let device_ms = if in_full { Some(device_ms(store, id, &records).await) } else { None };
     let ClosedJob { spec, accepted_ms, run, outcome } = closed;
     let (_, run) = OpenedJob { spec, plan, accepted_ms, run, records, tellers }.open();
     let mut tally = Tally::of(&run, device_ms);
-    if let likeness_contract::jobs::RunResult::Failed { failures } = outcome.result {
+    if let RunResult::Failed { failures } = outcome.result {
         tally.troubles = failures;
     }
     Ok(tally)

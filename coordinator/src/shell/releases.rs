@@ -9,7 +9,8 @@ use likeness_contract::ids::Name;
 use likeness_contract::keys;
 use likeness_contract::messages::AliasState;
 use likeness_contract::subjects::ALIASES_BUCKET;
-use likeness_link::{Error, ErrorKind, Result, Store};
+use likeness_link::error::chain;
+use likeness_link::{Result, Store};
 
 use super::context::Context;
 use crate::core::promote;
@@ -28,10 +29,14 @@ pub(super) async fn of_alias(store: &Store, alias: &Name) -> Result<Vec<Release>
 
 /// All aliases that have releases.
 pub(super) async fn aliases(store: &Store) -> Result<Vec<Name>> {
-    let folders = store.children(keys::RELEASES).await?;
-    let name =
-        |folder| Name::new(folder).map_err(|e| Error::new(ErrorKind::Corrupt, "a folder below `releases`").because(e));
-    folders.into_iter().map(name).collect()
+    let mut aliases = Vec::new();
+    for folder in store.children(keys::RELEASES).await? {
+        match Name::new(folder) {
+            Ok(alias) => aliases.push(alias),
+            Err(error) => tracing::warn!(%error, "a folder below `releases` is left out"),
+        }
+    }
+    Ok(aliases)
 }
 
 /// The newest release of an alias. Numbers have no gaps and keys sort by them.
@@ -42,19 +47,46 @@ async fn newest(store: &Store, alias: &Name) -> Result<Option<Release>> {
     }
 }
 
-/// Makes the bucket say what the store says. What was being loaded is loaded again by whoever promotes it.
+/// Makes the bucket say what the store says. An alias that is being promoted is left to its promotion; one whose
+/// release can't be read is left out, loudly, for the others must go on.
 pub(super) async fn rebuild_aliases(cx: &Context) -> Result<()> {
     let kv = cx.bus.kv(ALIASES_BUCKET).await?;
     let mut names: BTreeSet<Name> = aliases(&cx.store).await?.into_iter().collect();
     let entries = kv.entries::<AliasState>().await?;
     names.extend(entries.iter().filter_map(|entry| Name::new(entry.key.clone()).ok()));
     for alias in names {
-        let newest = newest(&cx.store, &alias).await?;
-        let state = newest.as_ref().map_or(AliasState { serving: None, loading: None }, promote::serving);
-        let known = entries.iter().find(|entry| entry.key == alias.as_str());
-        if known.is_none_or(|known| known.value != state) {
-            kv.put(alias.as_str(), &state).await?;
+        let lock = cx.promotion_lock(&alias);
+        let Ok(_not_promoting) = lock.try_lock() else { continue };
+        match newest(&cx.store, &alias).await {
+            Ok(newest) => tell(cx, &alias, &state_of(newest.as_ref())).await?,
+            Err(error) if error.is_transient() => return Err(error),
+            Err(error) => {
+                tracing::error!(%alias, error = %chain(&error), "a release can't be read, somebody must mend it")
+            }
         }
     }
     Ok(())
+}
+
+/// What serves, with nothing to load.
+pub(super) fn state_of(newest: Option<&Release>) -> AliasState {
+    newest.map_or(AliasState { serving: None, loading: None }, promote::serving)
+}
+
+/// Tells searchers the state of an alias, unless they were told of a newer release: a coordinator that led before
+/// may still be finishing a promotion.
+pub(super) async fn tell(cx: &Context, alias: &Name, state: &AliasState) -> Result<()> {
+    let kv = cx.bus.kv(ALIASES_BUCKET).await?;
+    let number = |state: &AliasState| state.serving.as_ref().map_or(0, |served| served.release);
+    loop {
+        let told = kv.get::<AliasState>(alias.as_str()).await?;
+        let written = match &told {
+            Some(entry) if entry.value == *state || number(&entry.value) > number(state) => return Ok(()),
+            Some(entry) => kv.update(alias.as_str(), state, entry.revision).await?,
+            None => kv.create(alias.as_str(), state).await?,
+        };
+        if written.is_some() {
+            return Ok(());
+        }
+    }
 }

@@ -62,6 +62,9 @@ pub(super) async fn watch(cx: Arc<Context>, inbox: Inbox, follow: Arc<Follow>) {
         connects = self::connects(&cx.bus);
         if due {
             next_sweep = Instant::now() + sweep_every;
+            if let Err(error) = releases::rebuild_aliases(&cx).await {
+                tracing::warn!(error = %chain(&error), "the aliases can't be looked after yet");
+            }
             let _not_leading = inbox.send(Input::Tick).await;
         }
     }

@@ -7,6 +7,7 @@ mod worker;
 
 use std::collections::HashSet;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use likeness::shell::{self, CoordinatorSettings};
@@ -20,6 +21,7 @@ use likeness_contract::settings::{
     Architecture, EvaluateSettings, ModelSettings, Preprocessing, QueryEncoding, Split, TrainSettings,
 };
 use likeness_contract::{codec, keys, subjects};
+use likeness_link::store::faulty::FaultyStore;
 use likeness_link::{Bus, Client, ClientError, ErrorKind, NatsSettings, Store, Timings};
 use tokio_util::sync::CancellationToken;
 
@@ -34,7 +36,6 @@ const LEASE: Duration = Duration::from_millis(1500);
 /// A server, a store and a client; coordinators and workers come and go.
 struct Cluster {
     server: Server,
-    dir: tempfile::TempDir,
     store: Store,
     client: Client,
 }
@@ -62,22 +63,26 @@ impl Drop for Coordinator {
 }
 
 impl Cluster {
+    /// Over a folder that is left to the system's temporary folder when the process ends.
     async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap().keep();
+        Self::over(Store::open(dir.to_str().unwrap()).await.unwrap()).await
+    }
+
+    async fn over(store: Store) -> Self {
         let server = Server::start();
-        let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path().to_str().unwrap()).await.unwrap();
         let bus = Bus::connect(&settings(&server), "test").await.unwrap();
         bus.ensure_topology().await.unwrap();
         let client = Client::over(bus, store.clone());
-        Self { server, dir, store, client }
+        Self { server, store, client }
     }
 
     fn coordinator(&self) -> Coordinator {
-        let mut settings = CoordinatorSettings::new(settings(&self.server), self.dir.path().to_str().unwrap());
+        let mut settings = CoordinatorSettings::new(settings(&self.server), self.store.url());
         settings.promotion_limit = Duration::from_secs(2);
         let stop = CancellationToken::new();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let task = runtime.spawn(shell::run(settings, stop.clone()));
+        let task = runtime.spawn(shell::run_over(settings, self.store.clone(), stop.clone()));
         Coordinator { stop, task, runtime: Some(runtime) }
     }
 
@@ -485,4 +490,99 @@ async fn an_address_where_nobody_answers_is_named_within_seconds() {
     assert_eq!(error.kind, ErrorKind::Unreachable);
     assert!(error.to_string().contains(&free.to_string()), "{error}");
     assert!(start.elapsed() < Duration::from_secs(10));
+}
+
+/// A cluster whose store fails on demand.
+async fn faulty_cluster() -> (Cluster, FaultyStore) {
+    let faulty = FaultyStore::in_memory();
+    (Cluster::over(Store::over(Arc::new(faulty.clone()), "memory:")).await, faulty)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_ignores_create_if_absent_is_refused() {
+    let (cluster, faulty) = faulty_cluster().await;
+    faulty.set(|faults| faults.ignores_create = true);
+    let mut coordinator = cluster.coordinator();
+    let error = (&mut coordinator.task).await.unwrap().unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Refused, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_a_full_disk_kept_out_is_not_half_accepted() {
+    let (cluster, faulty) = faulty_cluster().await;
+    let _coordinator = cluster.coordinator();
+    let accepted = cluster.submit(ingest("first")).await.job;
+    let only = |faults: &mut likeness_link::store::faulty::Faults| {
+        (faults.full, faults.only) = (true, Some("runs/".into()));
+    };
+    faulty.set(only);
+    match cluster.client.submit(ingest("second")).await {
+        Err(ClientError::Api(error)) => {
+            assert_eq!(error.kind, ApiErrorKind::Unavailable);
+            assert!(error.message.contains("full"), "{error}");
+        }
+        other => panic!("accepted on a full disk: {other:?}"),
+    }
+    let jobs = cluster.client.list(10).await.unwrap();
+    assert_eq!(jobs.iter().map(|job| &job.job).collect::<Vec<_>>(), [&accepted]);
+    faulty.set(|faults| faults.full = false);
+    let second = cluster.submit(ingest("second")).await.job;
+    let _worker = cluster.worker();
+    assert_eq!(cluster.outcome(&second, 1).await, DONE);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outcome_waits_for_room_on_the_disk() {
+    let (cluster, faulty) = faulty_cluster().await;
+    let _coordinator = cluster.coordinator();
+    let job = cluster.submit(ingest("faces")).await.job;
+    faulty.set(|faults| (faults.full, faults.only) = (true, Some("outcomes/".into())));
+    let _worker = cluster.worker();
+    let last = format!("{}/dataset.json", keys::task_records(&job));
+    eventually("everything is done", || async { cluster.store.get(&last).await.unwrap() }).await;
+    let all_done = || async { cluster.client.show(&job).await.ok().filter(|d| d.summary.done == 27) };
+    let detail = eventually("the leader knows it", all_done).await;
+    assert_eq!(detail.summary.state, JobState::Running);
+    faulty.set(|faults| faults.full = false);
+    assert_eq!(cluster.outcome(&job, 1).await, DONE);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_reports_failures_after_success_closes_a_run_once() {
+    let (cluster, faulty) = faulty_cluster().await;
+    let _coordinator = cluster.coordinator();
+    let job = cluster.submit(ingest("faces")).await.job;
+    faulty.set(|faults| faults.errors_after_success = 20);
+    let _worker = cluster.worker();
+    assert_eq!(cluster.outcome(&job, 1).await, DONE);
+    cluster.state(&job, JobState::Done).await;
+    assert_eq!(cluster.store.list(&keys::job_outcomes(&job)).await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_record_fails_the_run_and_is_named() {
+    let cluster = Cluster::start().await;
+    let _coordinator = cluster.coordinator();
+    let job = cluster.submit(ingest("faces")).await.job;
+    let key = format!("{}/scan.json", keys::task_records(&job));
+    cluster.store.create(&key, "{ no record".into()).await.unwrap();
+    let RunResult::Failed { failures } = cluster.outcome(&job, 1).await else { panic!("not failed") };
+    assert_eq!(failures.len(), 1);
+    assert!(failures[0].error.contains("tasks/scan.json"), "{}", failures[0].error);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_of_a_leader_before_is_told_in_full() {
+    let cluster = Cluster::start().await;
+    let first = cluster.coordinator();
+    let worker = cluster.worker();
+    let job = cluster.dataset().await;
+    cluster.state(&job, JobState::Done).await;
+    drop(worker);
+    first.stop().await;
+    let _second = cluster.coordinator();
+    let list = || async { cluster.client.list(10).await.ok() };
+    let listed = eventually("another leads", list).await;
+    assert_eq!((listed[0].done, listed[0].tasks, listed[0].state), (27, 27, JobState::Done));
+    assert_eq!(cluster.client.show(&job).await.unwrap().device_ms, 27 * 5);
 }
