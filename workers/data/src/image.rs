@@ -20,6 +20,8 @@ use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
+use crate::guard::guarded;
+
 /// Most bytes of an encoded image.
 pub const MAX_IMAGE_BYTES: usize = 32 << 20;
 /// Most pixels of an image: a large camera's photograph passes.
@@ -81,13 +83,19 @@ pub fn decode_rgb(bytes: &[u8]) -> Result<Rgb8, ImageError> {
     if bytes.len() > MAX_IMAGE_BYTES {
         return Err(ImageError::TooManyBytes { bytes: bytes.len() });
     }
-    match image::guess_format(bytes) {
-        Ok(ImageFormat::Jpeg) => decode_jpeg(bytes),
-        Ok(ImageFormat::Png) => {
+    let format = image::guess_format(bytes).map_err(|_| ImageError::Format)?;
+    let panicked = |detail| ImageError::Damaged { format: format.to_mime_type(), detail };
+    guarded(|| decode(bytes, format)).map_err(panicked)?
+}
+
+fn decode(bytes: &[u8], format: ImageFormat) -> Result<Rgb8, ImageError> {
+    match format {
+        ImageFormat::Jpeg => decode_jpeg(bytes),
+        ImageFormat::Png => {
             let decoder = image::codecs::png::PngDecoder::with_limits(Cursor::new(bytes), limits());
             decode_with("PNG", decoder)
         }
-        Ok(ImageFormat::WebP) => decode_with("WebP", image::codecs::webp::WebPDecoder::new(Cursor::new(bytes))),
+        ImageFormat::WebP => decode_with("WebP", image::codecs::webp::WebPDecoder::new(Cursor::new(bytes))),
         _ => Err(ImageError::Format),
     }
 }

@@ -13,6 +13,7 @@
 
 mod columns;
 mod error;
+mod guard;
 pub mod image;
 pub mod images;
 pub mod part;

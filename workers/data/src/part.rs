@@ -24,6 +24,7 @@ use rayon::prelude::*;
 
 use crate::columns::{self, Checked, labels_of, typed};
 use crate::error::{Error, Result};
+use crate::guard::guarded;
 
 /// Rows of one row group: a few MB of images.
 pub const GROUP_ROWS: usize = 256;
@@ -135,16 +136,20 @@ impl Part {
     /// Reads what [`encode_part`] wrote; anything else is `Corrupt`, and the error says what is wrong.
     pub fn decode(bytes: Bytes, attributes: usize) -> Result<Part> {
         let corrupt = |detail: String| Error::corrupt(format!("dataset part: {detail}"));
-        let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(|e| corrupt(e.to_string()))?;
-        columns::check_schema(builder.schema(), &dataset_part_schema(attributes)).map_err(corrupt)?;
-        let reader = builder.with_batch_size(GROUP_ROWS).build().map_err(|e| corrupt(e.to_string()))?;
+        guarded(|| Self::decode_checked(bytes, attributes)).and_then(|part| part).map_err(corrupt)
+    }
+
+    fn decode_checked(bytes: Bytes, attributes: usize) -> Checked<Part> {
+        let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(|e| e.to_string())?;
+        columns::check_schema(builder.schema(), &dataset_part_schema(attributes))?;
+        let reader = builder.with_batch_size(GROUP_ROWS).build().map_err(|e| e.to_string())?;
         let mut part = Part { attributes, groups: Vec::new(), starts: vec![0] };
         for batch in reader {
-            let batch = batch.map_err(|e| corrupt(e.to_string()))?;
+            let batch = batch.map_err(|e| e.to_string())?;
             part.starts.push(part.rows() + batch.num_rows());
-            part.groups.push(Group::of(&batch, attributes).map_err(corrupt)?);
+            part.groups.push(Group::of(&batch, attributes)?);
         }
-        part.check_items().map_err(corrupt)?;
+        part.check_items()?;
         Ok(part)
     }
 

@@ -13,8 +13,9 @@ use parquet::arrow::arrow_reader::{ParquetRecordBatchReaderBuilder, RowSelection
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 
-use crate::columns::{self, labels_of, typed};
+use crate::columns::{self, Checked, labels_of, typed};
 use crate::error::{Error, Result};
+use crate::guard::guarded;
 
 /// Rows of one row group.
 const GROUP_ROWS: usize = 4096;
@@ -117,29 +118,30 @@ fn batch(rows: &[ScanRow], attributes: usize, schema: Arc<Schema>) -> RecordBatc
 /// The rows `from..from + rows`; fewer, or other than [`encode_rows`] wrote, is an error (`Corrupt`).
 pub fn decode_rows(bytes: Bytes, vocabulary_len: usize, from: u64, rows: u32) -> Result<Vec<ScanRow>> {
     let corrupt = |detail: String| Error::corrupt(format!("list of rows: {detail}"));
-    let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(|e| corrupt(e.to_string()))?;
-    columns::check_schema(builder.schema(), &schema(vocabulary_len)).map_err(corrupt)?;
+    guarded(|| read_range(bytes, vocabulary_len, from, rows)).and_then(|rows| rows).map_err(corrupt)
+}
+
+fn read_range(bytes: Bytes, vocabulary_len: usize, from: u64, rows: u32) -> Checked<Vec<ScanRow>> {
+    let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(|e| e.to_string())?;
+    columns::check_schema(builder.schema(), &schema(vocabulary_len))?;
     let selection = RowSelection::from(vec![
-        RowSelector::skip(usize::try_from(from).map_err(|e| corrupt(e.to_string()))?),
+        RowSelector::skip(usize::try_from(from).map_err(|e| e.to_string())?),
         RowSelector::select(rows as usize),
     ]);
     let total = builder.metadata().file_metadata().num_rows();
     if from.saturating_add(u64::from(rows)) > u64::try_from(total).unwrap_or(0) {
-        return Err(corrupt(format!("rows {from}..{} of {total} were asked for", from + u64::from(rows))));
+        return Err(format!("rows {from}..{} of {total} were asked for", from + u64::from(rows)));
     }
-    let reader = builder
-        .with_row_selection(selection)
-        .with_batch_size(GROUP_ROWS)
-        .build()
-        .map_err(|e| corrupt(e.to_string()))?;
+    let reader =
+        builder.with_row_selection(selection).with_batch_size(GROUP_ROWS).build().map_err(|e| e.to_string())?;
     let mut read = Vec::with_capacity(rows as usize);
     for batch in reader {
-        append(&mut read, &batch.map_err(|e| corrupt(e.to_string()))?, vocabulary_len).map_err(corrupt)?;
+        append(&mut read, &batch.map_err(|e| e.to_string())?, vocabulary_len)?;
     }
     Ok(read)
 }
 
-fn append(rows: &mut Vec<ScanRow>, batch: &RecordBatch, attributes: usize) -> std::result::Result<(), String> {
+fn append(rows: &mut Vec<ScanRow>, batch: &RecordBatch, attributes: usize) -> Checked<()> {
     let (items, paths) = (typed::<StringArray>(batch, "item_id")?, typed::<StringArray>(batch, "path")?);
     let (files, places) = (typed::<UInt32Array>(batch, "file")?, typed::<UInt64Array>(batch, "row")?);
     let (splits, problems) = (typed::<UInt8Array>(batch, "split")?, typed::<StringArray>(batch, "problem")?);

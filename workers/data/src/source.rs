@@ -46,19 +46,24 @@ pub trait Files: Send + Sync + 'static {
 pub struct Disk;
 
 impl Disk {
-    fn local(path: &str) -> &str {
-        path.strip_prefix("file://").unwrap_or(path)
+    fn local(path: &str) -> std::io::Result<&str> {
+        let local = path.strip_prefix("file://").unwrap_or(path);
+        let remote = local.split_once("://").is_some_and(|(scheme, _)| scheme.chars().all(char::is_alphanumeric));
+        if remote {
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "sources are read from the file system"));
+        }
+        Ok(local)
     }
 }
 
 impl Files for Disk {
     fn size(&self, path: &str) -> std::io::Result<u64> {
-        std::fs::metadata(Self::local(path)).map(|metadata| metadata.len())
+        std::fs::metadata(Self::local(path)?).map(|metadata| metadata.len())
     }
 
     fn read(&self, path: &str, range: Range<u64>) -> std::io::Result<Bytes> {
         use std::io::{Read, Seek, SeekFrom};
-        let mut file = std::fs::File::open(Self::local(path))?;
+        let mut file = std::fs::File::open(Self::local(path)?)?;
         file.seek(SeekFrom::Start(range.start))?;
         let length = range.end.saturating_sub(range.start);
         let mut bytes = vec![0; usize::try_from(length).map_err(std::io::Error::other)?];
@@ -67,7 +72,7 @@ impl Files for Disk {
     }
 
     fn is_folder(&self, path: &str) -> bool {
-        std::path::Path::new(Self::local(path)).is_dir()
+        Self::local(path).is_ok_and(|path| std::path::Path::new(path).is_dir())
     }
 }
 
@@ -78,10 +83,25 @@ pub fn scan(source: &IngestSource) -> Result<Scan> {
 
 /// [`scan`] of a source that lies elsewhere.
 pub fn scan_from(source: &IngestSource, files: Arc<dyn Files>) -> Result<Scan> {
-    match source {
-        IngestSource::Celeba { dir } => celeba::scan(dir, files.as_ref()),
-        IngestSource::Parquet { files: paths } => parquet::scan(paths, files),
+    let mut scan = match source {
+        IngestSource::Celeba { dir } => celeba::scan(dir, files.as_ref())?,
+        IngestSource::Parquet { files: paths } => parquet::scan(paths, files)?,
+    };
+    scan.warnings.extend(constant_attributes(&scan));
+    Ok(scan)
+}
+
+/// A warning that names the attributes that never differ: nothing can be learned about them.
+fn constant_attributes(scan: &Scan) -> Option<String> {
+    let mut seen = vec![[false; 3]; scan.vocabulary.len()];
+    for row in &scan.rows {
+        row.attributes.iter().zip(&mut seen).for_each(|(label, seen)| seen[(label + 1) as usize] = true);
     }
+    let differs = |[has_not, _, has]: &[bool; 3]| *has_not && *has;
+    let constant = scan.vocabulary.names.iter().zip(&seen).filter(|(_, seen)| !differs(seen));
+    let constant: Vec<&str> = constant.map(|(name, _)| name.as_str()).collect();
+    let names = constant.join("`, `");
+    (!constant.is_empty()).then(|| format!("`{names}` never differ between rows: nothing can be learned about them"))
 }
 
 /// Reads the images of `rows` from disk and decodes each on all cores; `progress` hears, from any thread, how

@@ -59,7 +59,7 @@ fn a_single_image_lies_in_a_small_uncompressed_page() {
     assert_eq!(metadata.num_row_groups(), 3);
     let image = metadata.row_group(0).column(1);
     assert_eq!((image.column_path().string().as_str(), image.compression()), ("image", Compression::UNCOMPRESSED));
-    let pages = metadata.offset_index().unwrap()[0][1].page_locations();
+    let pages = metadata.page_index().unwrap().offset_index(0, 1).unwrap().page_locations();
     assert_eq!(pages.len(), GROUP_ROWS / PAGE_ROWS);
 }
 

@@ -4,14 +4,14 @@ use crate::error::ErrorKind;
 fn scan(rows: usize) -> Scan {
     let row = |i: usize| ScanRow {
         item: format!("{i:06}.jpg"),
-        place: if i % 2 == 0 {
+        place: if i.is_multiple_of(2) {
             Place::File { path: format!("img/{i:06}.jpg") }
         } else {
             Place::Parquet { file: (i % 3) as u32, row: i as u64 }
         },
         attributes: vec![(i % 3) as i8 - 1, 1],
         split: (i % 3) as u8,
-        problem: (i % 7 == 0).then(|| "no split".to_string()),
+        problem: i.is_multiple_of(7).then(|| "no split".to_string()),
     };
     let vocabulary = Vocabulary { names: vec!["Smiling".into(), "Male".into()] };
     Scan { vocabulary, rows: (0..rows).map(row).collect(), warnings: vec![] }

@@ -16,10 +16,11 @@ use arrow_schema::DataType;
 use bytes::Bytes;
 use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
 
-use self::file::{Blame, changed, open, projection};
+use self::file::{Blame, changed, damaged, open, projection};
 use self::listing::Listing;
 use super::{Counter, Files, Found, PartContent, check_all};
 use crate::error::{Error, Result};
+use crate::guard::guarded;
 use crate::rows::{Place, Scan, ScanRow};
 
 mod columns;
@@ -39,7 +40,7 @@ pub(super) fn scan(paths: &[String], files: Arc<dyn Files>) -> Result<Scan> {
     let mut listing = Listing::default();
     for (number, path) in paths.iter().enumerate() {
         let number = u32::try_from(number).map_err(|_| Error::invalid("more than 2³² files"))?;
-        listing.add_file(number, path, files.clone())?;
+        whole(path, || listing.add_file(number, path, files.clone()))?;
     }
     listing.finish(paths)
 }
@@ -56,9 +57,14 @@ pub(super) fn read_rows(
         let path = file_of(&run[0])
             .and_then(|file| paths.get(file as usize))
             .ok_or_else(|| Error::corrupt("list of rows: a row of a file that the source does not have"))?;
-        read_run(path, run, files.clone(), progress, &mut content)?;
+        whole(path, || read_run(path, run, files.clone(), progress, &mut content))?;
     }
     Ok(content)
+}
+
+/// Runs work on one file that may be damaged.
+fn whole<T>(path: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    guarded(work).unwrap_or_else(|panic| Err(damaged(path).because(std::io::Error::other(panic))))
 }
 
 fn file_of(row: &ScanRow) -> Option<u32> {
@@ -78,6 +84,10 @@ fn read_run(
     let (builder, blame) = open(path, files)?;
     let mask = projection(&builder, |column| column == IMAGE || column.starts_with("image."));
     let selection = select(rows)?;
+    let present = u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0);
+    if rows.iter().any(|row| matches!(row.place, Place::Parquet { row, .. } if row >= present)) {
+        return Err(changed(path));
+    }
     let reader = builder
         .with_projection(mask)
         .with_row_selection(selection)

@@ -1,21 +1,236 @@
 //! Ingest: lists a source's rows, stores their images in parts, writes the dataset's manifest.
+//!
+//! The scan fixes everything that parts share: the list of rows is an object, and part `n` is the rows
+//! `from..from + rows` of it. Parts read, decode and check images on all cores; a bad image costs its row, not the task.
+//! The manifest is written last, when every part has its record, so a dataset version is there whole or not at all.
 
-use likeness_contract::jobs::TaskOutput;
+use std::time::Instant;
+
+use bytes::Bytes;
+use likeness_contract::documents::{DatasetManifest, ObjectRef, PartEntry, Skipped};
+use likeness_contract::ids::Name;
+use likeness_contract::jobs::{DatasetRef, IngestSource, JobSpec, JobWork, TaskOutput, TaskRecord, task_ids};
+use likeness_contract::keys;
+use likeness_contract::settings::Vocabulary;
+use likeness_data::{PartContent, PartRow, ScanRow, decode_rows, encode_part, encode_rows, read_rows};
 
 use crate::error::TaskError;
 use crate::runtime::context::TaskContext;
 
+/// Rows between two looks at the lease: a fraction of a second of decoding.
+const ROWS_PER_STEP: usize = 512;
+
 /// Lists the source's rows and fixes the parts.
-pub async fn scan(_cx: &TaskContext) -> Result<TaskOutput, TaskError> {
-    Err(TaskError::transient("scan is not built in"))
+pub async fn scan(cx: &TaskContext) -> Result<TaskOutput, TaskError> {
+    let source = ingest_spec(cx.spec())?.source.clone();
+    cx.progress(0, 1, "listing rows");
+    let list = move || -> Result<_, TaskError> {
+        let scan = likeness_data::scan(&source)?;
+        let bytes = encode_rows(&scan);
+        Ok((scan.vocabulary, scan.rows.len() as u64, scan.warnings, bytes))
+    };
+    let (vocabulary, rows, warnings, bytes) = blocking(list).await?;
+    let rows_object = cx.create_object(|digest| keys::job_data(cx.job(), "rows", digest, "parquet"), bytes).await?;
+    Ok(TaskOutput::Scan { rows_object, rows, vocabulary, warnings })
 }
 
 /// Reads, checks and stores the images of the rows `from..from + rows` of the scan.
-pub async fn part(_cx: &TaskContext, _part: u32, _from: u64, _rows: u32) -> Result<TaskOutput, TaskError> {
-    Err(TaskError::transient("part is not built in"))
+pub async fn part(cx: &TaskContext, part: u32, from: u64, rows: u32) -> Result<TaskOutput, TaskError> {
+    let spec = ingest_spec(cx.spec())?;
+    let Scanned { rows_object, vocabulary, .. } = scanned(cx.record(&task_ids::scan()).await?)?;
+    let list = cx.store.read(&rows_object).await?;
+    let (task, source, attributes) = (cx.clone(), spec.source.clone(), vocabulary.len());
+    let Stored { bytes, rows, split_rows, skipped } =
+        blocking(move || read_part(&task, &source, list, attributes, from, rows)).await?;
+    let object = match bytes {
+        Some(bytes) => {
+            let key = |digest: &_| keys::dataset_part(spec.dataset, cx.job(), part, digest);
+            Some(cx.create_object(key, bytes).await?)
+        }
+        None => None,
+    };
+    Ok(TaskOutput::Part { object, rows, split_rows, skipped })
 }
 
 /// Writes the dataset's manifest.
-pub async fn finish(_cx: &TaskContext) -> Result<TaskOutput, TaskError> {
-    Err(TaskError::transient("finish is not built in"))
+pub async fn finish(cx: &TaskContext) -> Result<TaskOutput, TaskError> {
+    let spec = ingest_spec(cx.spec())?;
+    let Scanned { rows, vocabulary, warnings, .. } = scanned(cx.record(&task_ids::scan()).await?)?;
+    let planned = part_count(rows, spec.part_rows)?;
+    let (mut parts, mut skipped) = (Vec::new(), Vec::new());
+    for number in 0..planned {
+        let (entry, left_out) = stored(cx.record(&task_ids::part(number)).await?)?;
+        parts.extend(entry);
+        skipped.extend(left_out);
+        cx.progress(u64::from(number) + 1, u64::from(planned), "parts");
+    }
+    let dataset = DatasetRef { dataset: spec.dataset.clone(), version: cx.job().clone() };
+    let manifest = manifest_of(dataset, vocabulary, parts, skipped, warnings)?;
+    let key = keys::dataset_manifest(spec.dataset, cx.job());
+    cx.ensure_leased()?;
+    cx.store.create_document(&key, &manifest).await?;
+    Ok(TaskOutput::Manifest { key })
+}
+
+struct IngestSpec<'a> {
+    dataset: &'a Name,
+    source: &'a IngestSource,
+    part_rows: u32,
+}
+
+fn ingest_spec(spec: &JobSpec) -> Result<IngestSpec<'_>, TaskError> {
+    match &spec.work {
+        JobWork::Ingest { dataset, source, part_rows } => Ok(IngestSpec { dataset, source, part_rows: *part_rows }),
+        other => Err(TaskError::invalid(format!("a job of kind `{}` ingests nothing", other.kind()))),
+    }
+}
+
+/// What the scan's record says.
+struct Scanned {
+    rows_object: ObjectRef,
+    rows: u64,
+    vocabulary: Vocabulary,
+    warnings: Vec<String>,
+}
+
+fn scanned(record: TaskRecord) -> Result<Scanned, TaskError> {
+    match record.output {
+        TaskOutput::Scan { rows_object, rows, vocabulary, warnings } => {
+            Ok(Scanned { rows_object, rows, vocabulary, warnings })
+        }
+        _ => Err(TaskError::invalid(format!("the record of `{}` is not of a scan", record.task))),
+    }
+}
+
+/// The entry of a part, none when all its rows were skipped; and these.
+fn stored(record: TaskRecord) -> Result<(Option<PartEntry>, Vec<Skipped>), TaskError> {
+    match record.output {
+        TaskOutput::Part { object, rows, split_rows, skipped } => {
+            Ok((object.map(|object| PartEntry { object, rows, split_rows }), skipped))
+        }
+        _ => Err(TaskError::invalid(format!("the record of `{}` is not of a part", record.task))),
+    }
+}
+
+fn part_count(rows: u64, part_rows: u32) -> Result<u32, TaskError> {
+    let count = rows.div_ceil(u64::from(part_rows.max(1)));
+    u32::try_from(count).map_err(|_| TaskError::invalid(format!("{count} parts are too many")))
+}
+
+/// A part that is ready to be stored.
+struct Stored {
+    /// None when every row was skipped.
+    bytes: Option<Vec<u8>>,
+    rows: u64,
+    split_rows: [u64; 3],
+    skipped: Vec<Skipped>,
+}
+
+fn read_part(
+    cx: &TaskContext,
+    source: &IngestSource,
+    list: Bytes,
+    attributes: usize,
+    from: u64,
+    rows: u32,
+) -> Result<Stored, TaskError> {
+    let listed = decode_rows(list, attributes, from, rows)?;
+    let PartContent { rows, skipped } = read_images(cx, source, &listed)?;
+    let bytes = if rows.is_empty() { None } else { Some(encode_part(&rows, attributes)?) };
+    Ok(Stored { bytes, rows: rows.len() as u64, split_rows: count_splits(&rows), skipped })
+}
+
+/// Reads in steps, so that a lost lease or a closed run is noticed between them.
+fn read_images(cx: &TaskContext, source: &IngestSource, listed: &[ScanRow]) -> Result<PartContent, TaskError> {
+    let (started, of) = (Instant::now(), listed.len() as u64);
+    let mut content = PartContent::default();
+    for (step, rows) in listed.chunks(ROWS_PER_STEP).enumerate() {
+        cx.ensure_leased()?;
+        let before = (step * ROWS_PER_STEP) as u64;
+        let progress = |read: u64| {
+            let done = before + read;
+            let rate = done as f64 / started.elapsed().as_secs_f64().max(1e-9);
+            cx.progress(done, of, format!("{rate:.0} images/s"));
+        };
+        let PartContent { rows, skipped } = read_rows(source, rows, &progress)?;
+        content.rows.extend(rows);
+        content.skipped.extend(skipped);
+    }
+    Ok(content)
+}
+
+fn count_splits(rows: &[PartRow]) -> [u64; 3] {
+    let mut counts = [0; 3];
+    rows.iter().for_each(|row| counts[usize::from(row.split)] += 1);
+    counts
+}
+
+/// The manifest; a dataset without a usable row is none.
+fn manifest_of(
+    dataset: DatasetRef,
+    vocabulary: Vocabulary,
+    parts: Vec<PartEntry>,
+    skipped: Vec<Skipped>,
+    mut warnings: Vec<String>,
+) -> Result<DatasetManifest, TaskError> {
+    if parts.is_empty() {
+        let first = skipped.first().map_or(String::new(), |s| format!(", the first (`{}`): {}", s.item, s.reason));
+        return Err(TaskError::invalid(format!(
+            "dataset `{}`: no usable row, {} were skipped{first}",
+            dataset.dataset,
+            skipped.len()
+        )));
+    }
+    for (split, name) in ["training", "validation", "test"].into_iter().enumerate() {
+        if parts.iter().all(|part| part.split_rows[split] == 0) {
+            warnings.push(format!("the {name} split has no row"));
+        }
+    }
+    Ok(DatasetManifest { dataset, vocabulary, parts, skipped, warnings })
+}
+
+/// Works away from tokio's own threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, TaskError> + Send + 'static,
+) -> Result<T, TaskError> {
+    tokio::task::spawn_blocking(work).await.map_err(TaskError::transient)?
+}
+
+#[cfg(test)]
+mod tests {
+    use likeness_contract::ids::{Digest, JobId};
+
+    use super::*;
+
+    fn dataset() -> DatasetRef {
+        DatasetRef { dataset: Name::new("faces").unwrap(), version: JobId::new("ingest-1").unwrap() }
+    }
+
+    fn entry(split_rows: [u64; 3]) -> PartEntry {
+        let object = ObjectRef { key: "k".into(), digest: Digest::of(b""), bytes: 0 };
+        PartEntry { object, rows: split_rows.iter().sum(), split_rows }
+    }
+
+    #[test]
+    fn a_dataset_without_a_usable_row_is_refused_with_the_first_reason() {
+        let skipped = vec![Skipped { item: "a.jpg".into(), reason: "empty file".into() }];
+        let error = manifest_of(dataset(), Vocabulary::default(), vec![], skipped, vec![]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "dataset `faces`: no usable row, 1 were skipped, the first (`a.jpg`): empty file"
+        );
+    }
+
+    #[test]
+    fn empty_splits_are_warned_of() {
+        let parts = vec![entry([3, 0, 0]), entry([0, 0, 2])];
+        let manifest = manifest_of(dataset(), Vocabulary::default(), parts, vec![], vec!["w".into()]).unwrap();
+        assert_eq!(manifest.warnings, ["w", "the validation split has no row"]);
+    }
+
+    #[test]
+    fn parts_cover_all_rows() {
+        assert_eq!([0, 1, 10, 11].map(|rows| part_count(rows, 10).unwrap()), [0, 1, 1, 2]);
+        assert!(part_count(u64::MAX, 1).is_err());
+    }
 }

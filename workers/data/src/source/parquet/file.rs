@@ -45,9 +45,14 @@ impl Blame {
         let failure = self.failure.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
         match failure {
             Some(failure) => Error::io(&self.path, failure),
-            None => Error::invalid(format!("`{}` is no Parquet file or is damaged", self.path)).because(error),
+            None => damaged(&self.path).because(error),
         }
     }
+}
+
+/// Not what the reader expects.
+pub(super) fn damaged(path: &str) -> Error {
+    Error::invalid(format!("`{path}` is no Parquet file or is damaged"))
 }
 
 /// The file is another one than at the scan.
