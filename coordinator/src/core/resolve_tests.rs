@@ -236,7 +236,8 @@ fn a_mix_of_negatives_must_sum_to_one_and_flip_at_most_a_third() {
 #[test]
 fn a_model_out_of_range_is_refused_by_name() {
     let with = |change: fn(&mut ModelSettings)| training(move |t| change(&mut t.model));
-    let cases: [(fn(&mut ModelSettings), &str); 6] = [
+    type Change = fn(&mut ModelSettings);
+    let cases: [(Change, &str); 6] = [
         (|m| m.embedding_dim = 0, "`embedding_dim` is 0"),
         (|m| m.embedding_dim = 4097, "`embedding_dim` is 4097"),
         (|m| m.preprocessing.input_px = 31, "`input_px` is 31"),

@@ -74,6 +74,8 @@ struct World {
     attempts: u64,
     /// Tasks whose every attempt fails.
     poisoned: HashSet<(JobId, TaskId)>,
+    /// One leader stays, so that no new one makes up for what it forgets.
+    steady: bool,
 }
 
 impl World {
@@ -92,6 +94,7 @@ impl World {
             leaders: Vec::new(),
             attempts: 0,
             poisoned: HashSet::new(),
+            steady: false,
         };
         world.start_leader();
         world
@@ -297,6 +300,7 @@ impl World {
             return;
         }
         match self.dice.below(40) {
+            0..=12 if self.steady => self.queue.clear(),
             0..=4 if self.leaders.len() > 1 => {
                 let at = self.dice.below(self.leaders.len());
                 self.leaders.remove(at);
@@ -418,6 +422,19 @@ fn a_world_without_poison_fails_nothing_for_good() {
     for seed in 100..140 {
         simulate(seed, |world| {
             world.accept("ingest", ingest(20));
+            world.run_until_over();
+            assert!(matches!(world.checked_outcome("ingest"), RunResult::Done { .. }));
+        });
+    }
+}
+
+#[test]
+fn a_leader_that_stays_fills_a_queue_that_was_emptied() {
+    for seed in 400..420 {
+        simulate(seed, |world| {
+            world.steady = true;
+            world.accept("ingest", ingest(20));
+            world.accept("embed", embed(60, 2));
             world.run_until_over();
             assert!(matches!(world.checked_outcome("ingest"), RunResult::Done { .. }));
         });
