@@ -42,6 +42,9 @@ use self::backoff::Backoff;
 use self::context::Context;
 use self::lease::Lease;
 
+/// Pause after a failure to take over.
+const AFTER_FAILURE: Duration = Duration::from_secs(1);
+
 /// How a coordinator works.
 #[derive(Debug, Clone)]
 pub struct CoordinatorSettings {
@@ -126,6 +129,8 @@ async fn lead(cx: &Arc<Context>, lease: Lease, shutdown: &CancellationToken) -> 
     match ended {
         Err(error) if may_pass(&error) => {
             tracing::warn!(error = %likeness_link::error::chain(&error), "leading broke, standing for the lease again");
+            // Another coordinator may have more luck with the store.
+            tokio::time::sleep(AFTER_FAILURE).await;
             Ok(())
         }
         ended => ended,

@@ -381,6 +381,29 @@ async fn a_purged_queue_is_filled_again_by_the_sweep_and_by_hand() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_makes_the_publisher_wait_and_loses_nothing() {
+    let cluster = Cluster::start().await;
+    let _coordinator = cluster.coordinator();
+    // Who begins to lead brings the stream's settings up to date.
+    eventually("somebody leads", || async { cluster.client.status().await.ok() }).await;
+    let bus = cluster.bus();
+    let stream = bus.jetstream().get_stream(subjects::JOBS_STREAM).await.unwrap();
+    let roomy = stream.cached_info().config.clone();
+    // Room for about two messages.
+    let tight = async_nats::jetstream::stream::Config { max_bytes: 600, ..roomy.clone() };
+    bus.jetstream().update_stream(tight).await.unwrap();
+    let job = cluster.submit(ingest("faces")).await.job;
+    let worker = cluster.worker();
+    let fifth = format!("{}/part-00004.json", keys::task_records(&job));
+    eventually("parts go through one by one", || async { cluster.store.get(&fifth).await.unwrap() }).await;
+    drop(worker);
+    assert!(cluster.queued().await < 16, "the queue holds less than a window");
+    bus.jetstream().update_stream(roomy).await.unwrap();
+    let _worker = cluster.worker();
+    assert_eq!(cluster.outcome(&job, 1).await, DONE);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_stream_is_made_again() {
     let cluster = Cluster::start().await;
     let _coordinator = cluster.coordinator();
