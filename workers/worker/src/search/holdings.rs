@@ -32,7 +32,11 @@ pub struct Held {
 
 /// All generations in memory; root and leaf take what they need and let go of the lock.
 #[derive(Debug, Default)]
-pub struct Holdings(RwLock<BTreeMap<GenerationRef, Held>>);
+pub struct Holdings {
+    held: RwLock<BTreeMap<GenerationRef, Held>>,
+    /// Why the kit of a generation is not there.
+    troubles: RwLock<BTreeMap<GenerationRef, String>>,
+}
 
 impl Holdings {
     /// For a root.
@@ -50,8 +54,19 @@ impl Holdings {
         self.read().clone()
     }
 
+    /// Why a generation's kit could not be loaded.
+    pub fn trouble(&self, generation: &GenerationRef) -> Option<String> {
+        self.troubles.read().unwrap_or_else(PoisonError::into_inner).get(generation).cloned()
+    }
+
+    /// A generation's kit could not be loaded, the last time.
+    pub fn on_trouble(&self, generation: GenerationRef, trouble: String) {
+        self.troubles.write().unwrap_or_else(PoisonError::into_inner).insert(generation, trouble);
+    }
+
     /// A generation's kit was loaded.
     pub fn add_kit(&self, generation: GenerationRef, kit: Kit) {
+        self.troubles.write().unwrap_or_else(PoisonError::into_inner).remove(&generation);
         self.write().insert(generation, Held { kit: Arc::new(kit), shards: BTreeMap::new() });
     }
 
@@ -85,10 +100,10 @@ impl Holdings {
     }
 
     fn read(&self) -> RwLockReadGuard<'_, BTreeMap<GenerationRef, Held>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
+        self.held.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<GenerationRef, Held>> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
+        self.held.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -12,7 +12,7 @@ use likeness_contract::ids::WorkerId;
 use likeness_contract::jobs::GenerationRef;
 use likeness_contract::messages::Served;
 
-use super::rendezvous;
+use super::rendezvous::Ring;
 use super::view::View;
 
 /// Longest pause before another attempt to load something.
@@ -150,8 +150,8 @@ impl Keeper {
         inventory: &Inventory,
         now: Instant,
     ) -> Option<Step> {
-        let takers = view.takers(&self.me, now);
-        let holders = |shard: u32| rendezvous::holders(generation, shard, takers.iter().copied(), self.replicas);
+        let ring = Ring::new(view.takers(&self.me, now));
+        let holders = |shard: u32| ring.holders(generation, shard, self.replicas);
         let (mine, others): (Vec<u32>, Vec<u32>) =
             inventory.all.iter().partition(|shard| holders(**shard).contains(&&self.me));
         let missing = mine.into_iter().filter(|shard| !inventory.held.contains(shard));
@@ -281,9 +281,10 @@ mod tests {
             appear(&mut view, name, now);
         }
         let generation = served("g1").generation;
-        let takers = view.takers(&worker("me"), now);
-        let holders = |shard| rendezvous::holders(&generation, shard, takers.iter().copied(), 2);
-        let foreign = (0..100).find(|shard| !holders(*shard).contains(&&worker("me"))).unwrap();
+        let me = worker("me");
+        let ring = Ring::new(view.takers(&me, now));
+        let holders = |shard| ring.holders(&generation, shard, 2);
+        let foreign = (0..100).find(|shard| !holders(*shard).contains(&&me)).unwrap();
         let owners: Vec<WorkerId> = holders(foreign).into_iter().cloned().collect();
         let only = Inventory { all: vec![foreign], held: BTreeSet::from([foreign]) };
         let held = BTreeMap::from([(generation.clone(), only)]);

@@ -214,7 +214,11 @@ impl Keep {
                 self.searcher.holdings.add_kit(served.generation, kit);
                 self.searcher.tell_change();
             }
-            Err(error) => failed(keeper, &served.generation, None, &error),
+            Err(error) => {
+                failed(keeper, &served.generation, None, &error);
+                self.searcher.holdings.on_trouble(served.generation, error.chain());
+                self.searcher.tell_change();
+            }
         }
     }
 

@@ -8,24 +8,42 @@ use std::cmp::Reverse;
 use likeness_contract::ids::{Digest, WorkerId};
 use likeness_contract::jobs::GenerationRef;
 
-/// The `replicas` searchers (all, when there are fewer) that are to hold a shard, the first choice first.
-pub fn holders<'a>(
-    generation: &GenerationRef,
-    shard: u32,
-    searchers: impl IntoIterator<Item = &'a WorkerId>,
-    replicas: usize,
-) -> Vec<&'a WorkerId> {
-    let mut scored: Vec<(Reverse<u64>, &WorkerId)> =
-        searchers.into_iter().map(|searcher| (Reverse(score(generation, shard, searcher)), searcher)).collect();
-    scored.sort_unstable();
-    scored.truncate(replicas);
-    scored.into_iter().map(|(_, searcher)| searcher).collect()
+/// The searchers among which shards are shared.
+#[derive(Debug)]
+pub struct Ring<'a> {
+    searchers: Vec<(u64, &'a WorkerId)>,
 }
 
-fn score(generation: &GenerationRef, shard: u32, searcher: &WorkerId) -> u64 {
-    let GenerationRef { gallery, generation } = generation;
-    let digest = Digest::of(format!("{gallery}/{generation}/{shard}/{searcher}").as_bytes());
+impl<'a> Ring<'a> {
+    /// A ring of these searchers, in whatever order.
+    pub fn new(searchers: impl IntoIterator<Item = &'a WorkerId>) -> Self {
+        let seeded = searchers.into_iter().map(|searcher| (seed(searcher.as_str()), searcher));
+        Self { searchers: seeded.collect() }
+    }
+
+    /// The `replicas` searchers (all, when there are fewer) that are to hold a shard, the first choice first.
+    pub fn holders(&self, generation: &GenerationRef, shard: u32, replicas: usize) -> Vec<&'a WorkerId> {
+        let GenerationRef { gallery, generation } = generation;
+        let shard = seed(&format!("{gallery}/{generation}/{shard}"));
+        let score = |seed: u64| Reverse(mixed(shard ^ seed));
+        let mut scored: Vec<_> = self.searchers.iter().map(|(seed, searcher)| (score(*seed), *searcher)).collect();
+        scored.sort_unstable();
+        scored.truncate(replicas);
+        scored.into_iter().map(|(_, searcher)| searcher).collect()
+    }
+}
+
+/// The same in every process and version: places must not move with an upgrade.
+fn seed(text: &str) -> u64 {
+    let digest = Digest::of(text.as_bytes());
     u64::from_be_bytes(*digest.as_bytes().first_chunk().expect("a digest has 32 bytes"))
+}
+
+/// The finaliser of splitmix64: every bit of the result depends on every bit of the seed.
+fn mixed(seed: u64) -> u64 {
+    let seed = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let seed = (seed ^ (seed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    seed ^ (seed >> 31)
 }
 
 #[cfg(test)]
@@ -41,9 +59,8 @@ mod tests {
     fn placement(searchers: &[WorkerId], replicas: usize) -> Vec<Vec<WorkerId>> {
         let generation =
             GenerationRef { gallery: Name::new("faces").unwrap(), generation: JobId::new("embed-1").unwrap() };
-        (0..SHARDS)
-            .map(|shard| holders(&generation, shard, searchers, replicas).into_iter().cloned().collect())
-            .collect()
+        let ring = Ring::new(searchers);
+        (0..SHARDS).map(|shard| ring.holders(&generation, shard, replicas).into_iter().cloned().collect()).collect()
     }
 
     fn searchers(count: usize) -> Vec<WorkerId> {

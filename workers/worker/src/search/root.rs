@@ -110,6 +110,9 @@ impl Query<'_> {
             if let Some(kit) = self.searcher.holdings.kit(&served.generation) {
                 return Ok(kit);
             }
+            if let Some(trouble) = self.searcher.holdings.trouble(&served.generation) {
+                return Err(unavailable(format!("release {} can't be loaded: {trouble}", served.release)));
+            }
             if timeout_at(self.deadline, changed.changed()).await.is_err() {
                 return Err(unavailable(format!("release {} is not loaded yet", served.release)));
             }

@@ -1,0 +1,529 @@
+//! Searchers over a real broker and a store with hand-made generations.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use candle_core::{Device, Tensor};
+use likeness_contract::codec::{self, Encoding};
+use likeness_contract::documents::{
+    DatasetManifest, GenerationManifest, ModelManifest, ObjectRef, PartEntry, ShardEntry,
+};
+use likeness_contract::ids::{Digest, JobId, Name, WorkerId};
+use likeness_contract::jobs::{DatasetRef, GenerationRef};
+use likeness_contract::keys;
+use likeness_contract::messages::{AliasState, Placement, Served};
+use likeness_contract::ranking::{canonical_d2, rank};
+use likeness_contract::search::{
+    Hit, SearchError, SearchErrorKind, SearchReply, SearchRequest, SearchResults, Term, WeightedTerm,
+};
+use likeness_contract::settings::{
+    Architecture, ModelSettings, Preprocessing, QueryEncoding, Split, TrainSettings, Vocabulary,
+};
+use likeness_contract::subjects;
+use likeness_index::{ShardRows, encode_shard};
+use likeness_link::{Bus, NatsSettings, Store, Timings};
+use likeness_model::{Model, encode_query};
+use likeness_worker::args::{DeviceName, Settings};
+use likeness_worker::runtime::shutdown::Shutdown;
+use likeness_worker::runtime::{self, Leaving};
+use likeness_worker::search::settings::SearchSettings;
+
+const DIM: usize = 24;
+const SHARDS: u32 = 5;
+const SHARD_ROWS: usize = 300;
+/// Presence dies after so long.
+const PRESENCE: Duration = Duration::from_millis(1500);
+/// Longest wait for anything that must happen.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A broker and a store of a test's own.
+struct Bench {
+    store: Store,
+    bus: Bus,
+    nats: NatsSettings,
+    server: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+impl Bench {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let server = Command::new(nats_server())
+            .args(["-js", "-a", "127.0.0.1", "-p", &port.to_string(), "-sd"])
+            .arg(folder.path().join("nats"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let timings = Timings::from_ack_wait(PRESENCE, PRESENCE);
+        let nats = NatsSettings { url: format!("nats://127.0.0.1:{port}"), credentials: None, timings };
+        let bus = until(async || Bus::connect(&nats, "test").await.ok()).await;
+        bus.ensure_topology().await.unwrap();
+        let store = Store::open(folder.path().join("store").to_str().unwrap()).await.unwrap();
+        Self { store, bus, nats, server, folder }
+    }
+
+    fn searcher(&self, name: &str, replicas: usize) -> Searcher {
+        let settings = Settings {
+            worker: WorkerId::new(name).unwrap(),
+            kinds: vec![],
+            searches: true,
+            device: DeviceName::Cpu,
+            threads: 1,
+            cache_bytes: 0,
+            grace_period: Duration::from_secs(5),
+            store: self.folder.path().join("store").to_str().unwrap().into(),
+            nats: self.nats.clone(),
+            host: "test".into(),
+            search: SearchSettings::new(replicas, Duration::from_secs(600), 1),
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let shutdown = Shutdown::default();
+        let running = runtime.spawn(runtime::run(settings, Device::Cpu, shutdown.clone()));
+        Searcher { runtime: Some(runtime), shutdown, running }
+    }
+
+    async fn alias(&self, serving: Option<Served>, loading: Option<Served>) {
+        let aliases = self.bus.kv(subjects::ALIASES_BUCKET).await.unwrap();
+        aliases.put("production", &AliasState { serving, loading }).await.unwrap();
+    }
+
+    async fn placements(&self) -> Vec<Placement> {
+        let bucket = self.bus.kv(subjects::PLACEMENT_BUCKET).await.unwrap();
+        bucket.entries::<Placement>().await.unwrap().into_iter().map(|entry| entry.value).collect()
+    }
+
+    /// Waits until `searchers` announce shards, and every shard of the generation `replicas` times.
+    async fn placed(&self, generation: &GenerationRef, searchers: usize, replicas: usize) {
+        until(async || {
+            let placements = self.placements().await;
+            let held = placements.iter().flat_map(|placement| &placement.held);
+            let held: Vec<_> = held.filter(|held| held.generation == *generation && !held.shards.is_empty()).collect();
+            let holders = |shard| held.iter().filter(|held| held.shards.contains(&shard)).count();
+            (held.len() == searchers && (0..SHARDS).all(|shard| holders(shard) == replicas)).then_some(())
+        })
+        .await
+    }
+
+    async fn ask(&self, request: &SearchRequest) -> Result<SearchResults, SearchError> {
+        match self.bus.request(subjects::SEARCH.into(), request, Duration::from_secs(10)).await {
+            Ok(SearchReply::Found(results)) => Ok(*results),
+            Ok(SearchReply::Error(error)) => Err(error),
+            Err(error) => {
+                let (kind, message) = (SearchErrorKind::Unavailable, error.to_string());
+                Err(SearchError { kind, message, nearest: vec![] })
+            }
+        }
+    }
+
+    /// Asks until the answer covers the whole gallery.
+    async fn ask_all(&self, request: &SearchRequest) -> SearchResults {
+        let request = SearchRequest { min_coverage: 1.0, ..request.clone() };
+        until(async || self.ask(&request).await.ok()).await
+    }
+
+    /// Stores a generation of random rows and the model that embeds its queries.
+    async fn generation(&self, name: &str, seed: u64) -> Generation {
+        let job = JobId::new(name).unwrap();
+        let gallery = Name::new("faces").unwrap();
+        let dataset = self.dataset().await;
+        let (model, model_manifest) = self.model(&job, &dataset, seed).await;
+        let (mut shards, mut rows) = (Vec::new(), Vec::new());
+        for number in 0..SHARDS {
+            let shard = shard_rows(number, seed);
+            rows.extend(shard.item_ids.iter().cloned().zip(shard.embeddings.chunks(DIM).map(<[f32]>::to_vec)));
+            let bytes = Bytes::from(encode_shard(&shard, DIM, vocabulary().len()).unwrap());
+            let digest = Digest::of(&bytes);
+            let key = keys::shard(&gallery, &job, number, &digest);
+            let object = self.store.create_object(key, bytes, digest).await.unwrap();
+            shards.push(ShardEntry { shard: number, object, rows: SHARD_ROWS as u64 });
+        }
+        let key = keys::generation_manifest(&gallery, &job);
+        let manifest = GenerationManifest {
+            generation: GenerationRef { gallery, generation: job.clone() },
+            model: job,
+            weights: model_manifest.weights.digest,
+            dataset,
+            rows: Split::All,
+            embedding_dim: DIM as u32,
+            vocabulary: vocabulary(),
+            shards,
+            skipped: vec![],
+        };
+        self.store.create_document(&key, &manifest).await.unwrap();
+        Generation { reference: manifest.generation.clone(), manifest, model, rows }
+    }
+
+    async fn dataset(&self) -> DatasetRef {
+        let dataset = DatasetRef { dataset: Name::new("faces").unwrap(), version: JobId::new("ingest").unwrap() };
+        let rows = SHARD_ROWS as u64;
+        let part = |number: u32| PartEntry { object: object(part_key(number)), rows, split_rows: [rows, 0, 0] };
+        let manifest = DatasetManifest {
+            dataset: dataset.clone(),
+            vocabulary: vocabulary(),
+            parts: (0..SHARDS).map(part).collect(),
+            skipped: vec![],
+            warnings: vec![],
+        };
+        let key = keys::dataset_manifest(&dataset.dataset, &dataset.version);
+        self.store.create_document(&key, &manifest).await.unwrap();
+        dataset
+    }
+
+    async fn model(&self, job: &JobId, dataset: &DatasetRef, seed: u64) -> (Model, ModelManifest) {
+        let settings = ModelSettings {
+            architecture: Architecture::CnnS,
+            embedding_dim: DIM as u32,
+            encoding: QueryEncoding::ThreeState,
+            preprocessing: Preprocessing::imagenet(32),
+        };
+        let model = Model::fresh(&settings, vocabulary().len(), seed, &Device::Cpu).unwrap();
+        let bytes = Bytes::from(model.weights().unwrap());
+        let digest = Digest::of(&bytes);
+        let weights = self.store.create_object(keys::weights(job, &digest), bytes, digest).await.unwrap();
+        let manifest = ModelManifest {
+            model: job.clone(),
+            settings,
+            train: TrainSettings::default(),
+            vocabulary: vocabulary(),
+            dataset: dataset.clone(),
+            checkpoint: weights.clone(),
+            weights,
+            distance: "euclidean".into(),
+            steps: 0,
+            validation_loss: None,
+            training: object("training".into()),
+            tensorboard: object("events".into()),
+        };
+        self.store.create_document(&keys::model_manifest(job), &manifest).await.unwrap();
+        (model, manifest)
+    }
+}
+
+/// A searcher on an async runtime of its own, so that it can be killed.
+struct Searcher {
+    runtime: Option<tokio::runtime::Runtime>,
+    shutdown: Shutdown,
+    running: tokio::task::JoinHandle<Result<Leaving, runtime::StartError>>,
+}
+
+impl Searcher {
+    /// Ends it as SIGKILL does: in the middle of everything, without a farewell.
+    fn kill(self) {}
+
+    /// Ends it as SIGTERM does.
+    async fn leave(mut self) {
+        self.shutdown.leaving.cancel();
+        assert_eq!((&mut self.running).await.unwrap().unwrap(), Leaving::Asked);
+    }
+}
+
+impl Drop for Searcher {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+struct Generation {
+    reference: GenerationRef,
+    manifest: GenerationManifest,
+    model: Model,
+    rows: Vec<(String, Vec<f32>)>,
+}
+
+impl Generation {
+    fn served(&self, release: u64) -> Served {
+        Served { release, model: self.reference.generation.clone(), generation: self.reference.clone() }
+    }
+
+    fn embedding(&self, item: &str) -> &[f32] {
+        &self.rows.iter().find(|row| row.0 == item).unwrap().1
+    }
+
+    /// The oracle: all rows by distance and id, without `left_out`.
+    fn nearest(&self, query: &[f32], k: usize, left_out: &str) -> Vec<(String, f64)> {
+        let kept = self.rows.iter().filter(|(item, _)| item != left_out);
+        let mut all: Vec<_> = kept.map(|(item, row)| (item.clone(), canonical_d2(query, row))).collect();
+        all.sort_by(|a, b| rank((a.1, &a.0), (b.1, &b.0)));
+        all.into_iter().take(k).map(|(item, d2)| (item, d2.sqrt())).collect()
+    }
+}
+
+fn vocabulary() -> Vocabulary {
+    Vocabulary { names: ["Smiling", "Male", "Eyeglasses"].map(String::from).to_vec() }
+}
+
+fn part_key(number: u32) -> String {
+    format!("datasets/faces/ingest/part-{number:05}.parquet")
+}
+
+fn object(key: String) -> ObjectRef {
+    ObjectRef { key, digest: Digest::of(b""), bytes: 0 }
+}
+
+/// Rows of which every third has a twin in the shard before: equal distances, other ids.
+fn shard_rows(number: u32, seed: u64) -> ShardRows {
+    let vector = |shard: u32, row: usize| -> Vec<f32> {
+        let byte = |i: usize| Digest::of(format!("{seed}/{shard}/{row}/{i}").as_bytes()).as_bytes()[0];
+        unit(&(0..DIM).map(|i| f32::from(byte(i)) - 127.5).collect::<Vec<_>>())
+    };
+    let source = |row: usize| if row.is_multiple_of(3) { number.saturating_sub(1) } else { number };
+    let rows = 0..SHARD_ROWS;
+    ShardRows {
+        item_ids: rows.clone().map(|row| format!("{:06}.jpg", row * SHARDS as usize + number as usize)).collect(),
+        embeddings: rows.clone().flat_map(|row| vector(source(row), row)).collect(),
+        labels: rows.clone().flat_map(|row| [1, -1, (row % 3) as i8 - 1]).collect(),
+        split: vec![0; SHARD_ROWS],
+        source_part: vec![number; SHARD_ROWS],
+        source_row: rows.map(|row| row as u32).collect(),
+        image_digest: vec![[0; 32]; SHARD_ROWS],
+    }
+}
+
+/// As a root normalises the sum of one term.
+fn unit(values: &[f32]) -> Vec<f32> {
+    let norm = values.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt();
+    values.iter().map(|v| (f64::from(*v) / norm) as f32).collect()
+}
+
+/// The server that the environment, the PATH or `target/tools` has; without one the tests fail.
+fn nats_server() -> PathBuf {
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/nats-server");
+    let named = std::env::var_os("LIKENESS_NATS_SERVER").map(PathBuf::from);
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&paths).map(|folder| folder.join("nats-server")).find(|path| path.is_file());
+    let found = named.or(on_path).or_else(|| tools.is_file().then_some(tools));
+    found.expect("a nats-server: set LIKENESS_NATS_SERVER, put it on the PATH, or into target/tools")
+}
+
+/// Asks again and again until there is an answer.
+async fn until<T>(ask: impl AsyncFn() -> Option<T>) -> T {
+    let asking = async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asking).await.expect("it happens in time")
+}
+
+fn request(terms: Vec<Term>) -> SearchRequest {
+    let terms = terms.into_iter().map(|term| WeightedTerm { weight: 1.0, term }).collect();
+    SearchRequest { alias: Name::new("production").unwrap(), terms, k: 20, min_coverage: 0.0, deadline_ms: 8000 }
+}
+
+fn strict(request: SearchRequest) -> SearchRequest {
+    SearchRequest { min_coverage: 1.0, ..request }
+}
+
+fn attributes(with: &[&str], without: &[&str]) -> Term {
+    let names = |names: &[&str]| names.iter().map(|name| name.to_string()).collect();
+    Term::Attributes { with: names(with), without: names(without) }
+}
+
+fn vector(values: &[f32]) -> Term {
+    Term::Vector { values: values.to_vec() }
+}
+
+fn found(hits: &[Hit]) -> Vec<(String, f64)> {
+    hits.iter().map(|hit| (hit.item.clone(), hit.distance)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_searcher_and_two_give_the_exact_answer() {
+    let bench = Bench::start().await;
+    let generation = bench.generation("g1", 1).await;
+    bench.alias(Some(generation.served(1)), None).await;
+    let _a = bench.searcher("a", 1);
+    bench.placed(&generation.reference, 1, 1).await;
+    the_answers_are_exact(&bench, &generation).await;
+    let _b = bench.searcher("b", 1);
+    bench.placed(&generation.reference, 2, 1).await;
+    the_answers_are_exact(&bench, &generation).await;
+}
+
+async fn the_answers_are_exact(bench: &Bench, generation: &Generation) {
+    let asked = unit(&generation.rows[77].1);
+    let like = unit(generation.embedding("000033.jpg"));
+    for k in [1, 20, 5000] {
+        // Each root gets its turn.
+        for _ in 0..4 {
+            let results = bench.ask_all(&SearchRequest { k, ..request(vec![vector(&asked)]) }).await;
+            assert_eq!(found(&results.hits), generation.nearest(&unit(&asked), k as usize, ""));
+            let item = Term::Item { item: "000033.jpg".into() };
+            let results = bench.ask_all(&SearchRequest { k, ..request(vec![item]) }).await;
+            let expected = generation.nearest(&like, k as usize, "000033.jpg");
+            assert_eq!(found(&results.hits), expected, "the item itself is left out");
+        }
+    }
+    let input = encode_query(QueryEncoding::ThreeState, 3, &[0], &[1]);
+    let input = Tensor::from_vec(input, (1, 3), &Device::Cpu).unwrap();
+    let embedded = generation.model.embed_attributes(&input).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let results = bench.ask_all(&request(vec![attributes(&["smiling"], &["Male"])])).await;
+    assert_eq!(found(&results.hits), generation.nearest(&unit(&embedded), 20, ""));
+    assert_eq!((results.release, results.coverage.total_shards), (1, SHARDS));
+    assert_eq!(results.vocabulary, vocabulary().names);
+    let hit = &results.hits[0];
+    let number = hit.item[..6].parse::<u32>().unwrap();
+    assert_eq!(hit.image.part, part_key(number % SHARDS));
+    assert_eq!((hit.image.row, hit.labels[..2].to_vec()), (number / SHARDS, vec![1, -1]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_searcher_leaves_honest_coverage_until_its_shards_are_taken_over() {
+    let bench = Bench::start().await;
+    let generation = bench.generation("g1", 1).await;
+    bench.alias(Some(generation.served(1)), None).await;
+    let (_a, b) = (bench.searcher("a", 1), bench.searcher("b", 1));
+    bench.placed(&generation.reference, 2, 1).await;
+    let question = request(vec![vector(&generation.rows[5].1)]);
+    let before = bench.ask_all(&question).await;
+    b.kill();
+    let partial = until(async || bench.ask(&question).await.ok()).await.coverage;
+    assert!(partial.share() < 1.0 && partial.rows == u64::from(partial.shards) * SHARD_ROWS as u64, "{partial:?}");
+    assert!(partial.reasons.iter().all(|reason| reason.contains("`b`: is gone")), "{partial:?}");
+    let refused = bench.ask(&strict(question.clone())).await.unwrap_err();
+    assert_eq!(refused.kind, SearchErrorKind::Coverage, "{refused}");
+    let after = bench.ask_all(&question).await;
+    assert_eq!(found(&after.hits), found(&before.hits));
+    until(async || (bench.placements().await.len() == 1).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_two_replicas_nobody_notices_that_one_left_or_was_killed() {
+    let bench = Bench::start().await;
+    let generation = bench.generation("g1", 1).await;
+    bench.alias(Some(generation.served(1)), None).await;
+    let (_a, b, c) = (bench.searcher("a", 2), bench.searcher("b", 2), bench.searcher("c", 2));
+    bench.placed(&generation.reference, 3, 2).await;
+    let question = strict(request(vec![vector(&generation.rows[5].1)]));
+    let expected = found(&bench.ask_all(&question).await.hits);
+    let leaving = tokio::spawn(b.leave());
+    while !leaving.is_finished() {
+        assert_eq!(found(&bench.ask(&question).await.unwrap().hits), expected);
+    }
+    leaving.await.unwrap();
+    assert!(bench.placements().await.iter().all(|placement| placement.worker.as_str() != "b"));
+    bench.placed(&generation.reference, 2, 2).await;
+    c.kill();
+    for _ in 0..20 {
+        let results = until(async || bench.ask(&question).await.ok()).await;
+        assert_eq!(found(&results.hits), expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_release_is_switched_without_a_gap_and_rolled_back() {
+    let bench = Bench::start().await;
+    let (old, new) = (bench.generation("g1", 1).await, bench.generation("g2", 2).await);
+    bench.alias(Some(old.served(1)), None).await;
+    let (_a, _b) = (bench.searcher("a", 2), bench.searcher("b", 2));
+    bench.placed(&old.reference, 2, 2).await;
+    let question = strict(request(vec![attributes(&["Eyeglasses"], &[])]));
+    assert_eq!(bench.ask_all(&question).await.release, 1);
+    bench.alias(Some(old.served(1)), Some(new.served(2))).await;
+    bench.placed(&new.reference, 2, 2).await;
+    assert_eq!(bench.ask(&question).await.unwrap().release, 1, "loaded is not yet served");
+    let switched_to = async |release: u64| {
+        until(async || {
+            let results = bench.ask(&question).await.unwrap();
+            let generation = if results.release == 2 { &new } else { &old };
+            assert_eq!(results.generation, generation.reference);
+            (results.release == release).then_some(())
+        })
+        .await
+    };
+    bench.alias(Some(new.served(2)), None).await;
+    switched_to(2).await;
+    bench.alias(Some(old.served(3)), None).await;
+    switched_to(3).await;
+    let kept: Vec<usize> = bench.placements().await.iter().map(|placement| placement.held.len()).collect();
+    assert_eq!(kept, [2, 2], "the generation that was left stays in memory for a while");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_shard_is_named_and_the_rest_answers() {
+    let bench = Bench::start().await;
+    let generation = bench.generation("g1", 1).await;
+    let damaged = &generation.manifest.shards[2].object.key;
+    let path = bench.folder.path().join("store").join(damaged);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[1000] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    bench.alias(Some(generation.served(1)), None).await;
+    let _a = bench.searcher("a", 2);
+    let question = request(vec![attributes(&["Smiling"], &[])]);
+    let all_others = |results: &SearchResults| results.coverage.shards == SHARDS - 1;
+    let results = until(async || bench.ask(&question).await.ok().filter(all_others)).await;
+    assert_eq!(results.coverage.reasons, ["shard 2: no searcher holds it in generation `g1`"]);
+    let troubles = bench.placements().await[0].troubles.clone();
+    assert!(troubles.len() == 1 && troubles[0].contains(damaged.as_str()), "{troubles:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_answered_says_why_in_the_form_that_was_asked() {
+    let bench = Bench::start().await;
+    let generation = bench.generation("g1", 1).await;
+    bench.alias(Some(generation.served(1)), None).await;
+    let _a = bench.searcher("a", 2);
+    let right = request(vec![attributes(&["Smiling"], &[])]);
+    bench.ask_all(&right).await;
+
+    let refused = async |request: SearchRequest| bench.ask(&request).await.unwrap_err().message;
+    let alias = Name::new("productoin").unwrap();
+    assert_eq!(
+        refused(SearchRequest { alias, ..right.clone() }).await,
+        "unknown alias `productoin`; did you mean `production`?"
+    );
+    let term = async |term| refused(request(vec![term])).await;
+    assert_eq!(term(attributes(&["Smilling"], &[])).await, "unknown attribute `Smilling`; did you mean `Smiling`?");
+    assert_eq!(term(Term::Item { item: "nobody".into() }).await, "gallery `faces` has no item `nobody`");
+    let image = Term::Image { bytes: b"GIF89a".to_vec() };
+    assert_eq!(term(image).await, "the image can't be used: neither JPEG nor PNG nor WebP");
+
+    let client = bench.bus.client();
+    let reply = client.request(subjects::SEARCH, "nonsense".into()).await.unwrap();
+    let answer: SearchReply = codec::decode(&reply.payload, Encoding::Bincode).unwrap();
+    assert!(matches!(answer, SearchReply::Error(error) if error.kind == SearchErrorKind::Invalid));
+    let json = codec::encode(&right, Encoding::Json).unwrap();
+    let reply = client.request(subjects::SEARCH, json.into()).await.unwrap();
+    let answer: SearchReply = codec::decode(&reply.payload, Encoding::Json).unwrap();
+    assert!(matches!(answer, SearchReply::Found(results) if results.hits.len() == 20));
+    let info = client.request("$SRV.INFO.likeness-search", "".into()).await.unwrap();
+    let info = String::from_utf8(info.payload.to_vec()).unwrap();
+    assert!(info.contains(subjects::SEARCH) && info.contains(subjects::SEARCH_GROUP), "{info}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_searches_at_once_are_all_answered_alike() {
+    let bench = Arc::new(Bench::start().await);
+    let generation = bench.generation("g1", 1).await;
+    bench.alias(Some(generation.served(1)), None).await;
+    let (_a, _b) = (bench.searcher("a", 2), bench.searcher("b", 2));
+    bench.placed(&generation.reference, 2, 2).await;
+    let question = strict(request(vec![vector(&generation.rows[5].1)]));
+    let expected = found(&bench.ask_all(&question).await.hits);
+    let asks = (0..100).map(|_| {
+        let (bench, question) = (Arc::clone(&bench), question.clone());
+        tokio::spawn(async move { bench.ask(&question).await.map(|results| found(&results.hits)) })
+    });
+    for asked in asks.collect::<Vec<_>>() {
+        assert_eq!(asked.await.unwrap().unwrap(), expected);
+    }
+}
