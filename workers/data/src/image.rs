@@ -10,8 +10,9 @@
 
 use std::io::Cursor;
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::{DynamicImage, ImageDecoder, ImageFormat, Limits};
 use likeness_contract::settings::{Crop, Preprocessing};
 use rayon::prelude::*;
@@ -193,17 +194,20 @@ pub(crate) fn window_of(crop: Crop, width: u32, height: u32) -> Window {
 
 /// A window of an image as `width × height` RGB bytes. Pixels outside the window take part at its edges.
 pub(crate) fn resize(image: &Rgb8, window: Window, width: u32, height: u32) -> Vec<u8> {
-    let source = ImageRef::new(image.width, image.height, &image.pixels, PixelType::U8x3)
+    let source = TypedImageRef::<U8x3>::from_buffer(image.width, image.height, &image.pixels)
         .expect("an Rgb8 has three bytes per pixel");
-    let mut target = Image::new(width, height, PixelType::U8x3);
+    let mut pixels = vec![0; 3 * width as usize * height as usize];
+    let mut target =
+        TypedImage::<U8x3>::from_buffer(width, height, &mut pixels).expect("three bytes per pixel were allocated");
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).crop(
         window.left,
         window.top,
         window.width,
         window.height,
     );
-    Resizer::new().resize(&source, &mut target, &options).expect("the window lies inside the image");
-    target.into_vec()
+    // `resize_typed` and not `resize`, which would compile the filters for every kind of pixel.
+    Resizer::new().resize_typed(&source, &mut target, &options).expect("the window lies inside the image");
+    pixels
 }
 
 /// Bytes 0–255 to the numbers that a network sees, per channel.
