@@ -184,7 +184,7 @@ fn attributes(report: &Report) -> String {
     ];
     let rows: Vec<Vec<String>> = sorted.iter().map(|figures| attribute_row(figures)).collect();
     let text = "Bars: AP of the query for having the attribute (left) and for not having it (right), alone; orange: chance. \
-                Sorted by the distance between the two on the left.";
+                Sorted by the distance between the two on the left. In the table, an orange AP is not above chance.";
     let plots = [true, false].map(|positive| plots::attributes(&sorted, positive)).concat();
     format!("{}<div class=\"row\">{plots}</div>{}", paragraph(text), table(&head, &rows))
 }
@@ -207,11 +207,8 @@ fn single_cells(single: Option<SingleFigures>) -> Vec<String> {
     let Some(SingleFigures { average_precision, chance, p_at_10, .. }) = single else {
         return vec!["–".into(); 3];
     };
-    let ap = if average_precision < chance * 1.05 && chance < 0.9 {
-        format!("<span class=\"low\">{average_precision:.3}</span>")
-    } else {
-        format!("{average_precision:.3}")
-    };
+    let class = if average_precision > chance { "" } else { " class=\"low\"" };
+    let ap = format!("<span{class}>{average_precision:.3}</span>");
     vec![ap, format!("{chance:.3}"), format!("{p_at_10:.2}")]
 }
 

@@ -156,7 +156,7 @@ impl Bars {
             end - names
         ));
         self.put(&format!(r#"<line class="chance solid" x1="{mark:.1}" y1="{y:.1}" x2="{mark:.1}" y2="{low:.1}"/>"#));
-        self.put(&format!(r#"<text class="tick" x="{:.1}" y="{text:.1}">{value:.3}</text>"#, end + 5.0));
+        self.put(&format!(r#"<text class="tick" x="{:.1}" y="{text:.1}">{value:.3}</text>"#, end.max(mark) + 5.0));
     }
 
     /// The finished element.
