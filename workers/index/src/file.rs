@@ -222,20 +222,17 @@ fn check_schema(found: &Schema, expected: &Schema) -> Result<()> {
 }
 
 fn check_type(found: &Field, wanted: &Field) -> Result<()> {
-    let name = wanted.name();
-    match (found.data_type(), wanted.data_type()) {
+    let difference = match (found.data_type(), wanted.data_type()) {
         (DataType::FixedSizeList(a, found), DataType::FixedSizeList(b, wanted)) if a.data_type() == b.data_type() => {
-            if found != wanted {
-                return Err(Error::corrupt(format!("column `{name}` has {found} values per row, expected {wanted}")));
-            }
+            (found != wanted).then(|| format!("has {found} values per row, expected {wanted}"))
         }
-        (a, b) if a != b => return Err(Error::corrupt(format!("column `{name}` is {a}, expected {b}"))),
-        _ => {}
+        (a, b) => (a != b).then(|| format!("is {a}, expected {b}")),
+    };
+    let difference = difference.or_else(|| found.is_nullable().then(|| "may be null, expected required".into()));
+    match difference {
+        Some(difference) => Err(Error::corrupt(format!("column `{}` {difference}", wanted.name()))),
+        None => Ok(()),
     }
-    if found.is_nullable() {
-        return Err(Error::corrupt(format!("column `{name}` may be null, expected required")));
-    }
-    Ok(())
 }
 
 /// Appends a batch of the columns `item_id`, `split`, `source_part`, `source_row`, `image_digest`.

@@ -169,8 +169,8 @@ impl<'a> Scan<'a> {
             first_pass::distances(&query.padded, rows, &mut first[..strip.rows]);
             limit = first_pass::limit(bound, query.padded.len());
         }
-        for i in 0..strip.rows {
-            if first[i] > limit {
+        for (i, first) in first[..strip.rows].iter().enumerate() {
+            if *first > limit {
                 continue;
             }
             let row = (strip.first + i) as u32;
