@@ -7,12 +7,14 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
 
+use async_nats::datetime::DateTime;
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{KeyValueErrorKind, PublishErrorKind};
 use async_nats::jetstream::kv;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use likeness_contract::codec::{self, Encoding, Message};
+use tokio::time::Interval;
 
 use crate::bus::{Bus, server_code};
 use crate::error::{Error, ErrorKind, Result, chain};
@@ -21,6 +23,8 @@ use crate::error::{Error, ErrorKind, Result, chain};
 const AT_ONCE: usize = 16;
 /// Pause before a broken watch is opened again.
 const REOPEN_PAUSE: Duration = Duration::from_millis(500);
+/// A watch looks so often whether its bucket is still the one that it was opened on.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
 
 /// A bucket. Cheap to clone.
 #[derive(Clone)]
@@ -143,7 +147,15 @@ impl Kv {
 
     /// Reports all entries and then every change. Mends itself when the connection or the bucket was lost.
     pub fn watch<M: Message>(&self) -> Watch<M> {
-        Watch { kv: self.clone(), changes: None, of: PhantomData }
+        Watch { kv: self.clone(), changes: None, look: tokio::time::interval(LOOK_EVERY), of: PhantomData }
+    }
+
+    /// Whether the bucket is certainly another one than that made at `then`, or gone.
+    async fn was_made_anew(&self, then: DateTime) -> bool {
+        match self.store.stream.get_info().await {
+            Ok(info) => info.created != then,
+            Err(error) => server_code(&error) == Some(ErrorCode::STREAM_NOT_FOUND),
+        }
     }
 
     fn failed(&self, what: &str, key: &str, error: impl std::error::Error + Send + Sync + 'static) -> Error {
@@ -161,14 +173,20 @@ impl Kv {
 pub struct Watch<M> {
     kv: Kv,
     changes: Option<Changes>,
+    look: Interval,
     of: PhantomData<fn() -> M>,
 }
 
-struct Changes(kv::Watch);
+struct Changes {
+    watch: kv::Watch,
+    /// When the bucket was made. In one that was made anew revisions begin again, and the client library would
+    /// wait for the revision after the last one it saw.
+    bucket_made: DateTime,
+}
 
 impl fmt::Debug for Changes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Changes")
+        f.debug_struct("Changes").field("bucket_made", &self.bucket_made).finish_non_exhaustive()
     }
 }
 
@@ -181,31 +199,41 @@ impl<M: Message> Watch<M> {
                 self.open().await;
                 continue;
             };
-            match changes.0.next().await {
-                Some(Ok(entry)) => match change(&self.kv, entry) {
-                    Some(change) => return change,
-                    None => continue,
+            let broke = tokio::select! {
+                biased;
+                next = changes.watch.next() => match next {
+                    Some(Ok(entry)) => match change(&self.kv, entry) {
+                        Some(change) => return change,
+                        None => continue,
+                    },
+                    Some(Err(error)) => chain(&error),
+                    None => "it ended".into(),
                 },
-                Some(Err(error)) => {
-                    let bucket = &self.kv.store.name;
-                    tracing::warn!(%bucket, error = %chain(&error), "watch broke, opening it again");
+                _ = self.look.tick() => {
+                    if !self.kv.was_made_anew(changes.bucket_made).await {
+                        continue;
+                    }
+                    "the bucket was made anew".into()
                 }
-                None => {}
-            }
+            };
+            tracing::warn!(bucket = %self.kv.store.name, why = %broke, "watch broke, opening it again");
             self.changes = None;
             tokio::time::sleep(REOPEN_PAUSE).await;
         }
     }
 
     async fn open(&mut self) {
-        // From the first revision kept, so that current entries come first.
-        match self.kv.store.watch_with_history(">").await {
-            Ok(changes) => self.changes = Some(Changes(changes)),
-            Err(error) => {
-                tracing::warn!(bucket = %self.kv.store.name, error = %chain(&error), "can't watch the bucket yet");
-                tokio::time::sleep(REOPEN_PAUSE).await;
-            }
-        }
+        let Err(error) = self.try_open().await else { return };
+        tracing::warn!(bucket = %self.kv.store.name, error = %chain(error.as_ref()), "can't watch the bucket yet");
+        tokio::time::sleep(REOPEN_PAUSE).await;
+    }
+
+    async fn try_open(&mut self) -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let bucket_made = self.kv.store.stream.get_info().await?.created;
+        // The last value of every key comes first.
+        let watch = self.kv.store.watch_with_history(">").await?;
+        self.changes = Some(Changes { watch, bucket_made });
+        Ok(())
     }
 }
 

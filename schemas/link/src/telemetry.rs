@@ -1,5 +1,6 @@
 //! Logs: human or JSON lines on standard error, so that standard output carries results only.
 
+use std::io::IsTerminal;
 use std::str::FromStr;
 
 use tracing_subscriber::EnvFilter;
@@ -51,7 +52,10 @@ pub fn init(filter: &str, format: LogFormat) {
         Ok(parsed) => (quiet(parsed), None),
         Err(error) => (quiet(EnvFilter::new("info")), Some(error)),
     };
-    let lines = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(parsed)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     let started = match format {
         LogFormat::Human => lines.with_target(false).try_init(),
         LogFormat::Json => lines.json().flatten_event(true).try_init(),

@@ -1,0 +1,185 @@
+//! A system of its own for one scenario.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use futures::StreamExt;
+use likeness_contract::codec::Message;
+use likeness_contract::ids::{JobId, RunNumber, TaskId};
+use likeness_contract::jobs::{JobRequest, Outcome, RunResult, TaskRecord};
+use likeness_contract::keys;
+use likeness_contract::messages::{TaskEvent, TaskNews};
+use likeness_link::{Client, NatsSettings, Store, Timings, WatchEvent};
+use tempfile::TempDir;
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+use crate::broker::Broker;
+use crate::process::{Finished, Process, binary, finish};
+use crate::wait::{deadline, until};
+
+/// `ack_wait` of all processes.
+pub const ACK_WAIT: Duration = Duration::from_millis(2000);
+/// How long leases and presences live.
+pub const LEASE: Duration = Duration::from_millis(2000);
+
+/// Broker, store and logs in a temporary folder; processes are started by the scenario.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The broker.
+    pub broker: Broker,
+    dir: TempDir,
+    _turn: OwnedMutexGuard<()>,
+}
+
+/// Scenarios of one test binary take turns.
+async fn turn() -> OwnedMutexGuard<()> {
+    static TURN: OnceLock<Arc<Mutex<()>>> = OnceLock::new();
+    TURN.get_or_init(Arc::default).clone().lock_owned().await
+}
+
+impl Cluster {
+    /// A broker and an empty store.
+    pub async fn start() -> Self {
+        let turn = turn().await;
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        std::fs::create_dir_all(dir.path().join("logs")).expect("a folder for logs");
+        Self { broker: Broker::start(&dir.path().join("nats")), dir, _turn: turn }
+    }
+
+    /// The scenario's own folder.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The store's folder.
+    pub fn store_dir(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+
+    /// A program of ours with the addresses and times of this cluster in its environment.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(binary(program));
+        command
+            .current_dir(self.dir())
+            .env("LIKENESS_NATS", self.broker.url())
+            .env("LIKENESS_STORE", self.store_dir())
+            .env("LIKENESS_ACK_WAIT_MS", ACK_WAIT.as_millis().to_string())
+            .env("LIKENESS_LEASE_MS", LEASE.as_millis().to_string())
+            .env_remove("LIKENESS_LOG");
+        command
+    }
+
+    /// Starts a coordinator.
+    pub fn coordinator(&self, name: &str) -> Process {
+        let mut command = self.command("likeness");
+        command.arg("coordinator").env("LIKENESS_LOG", "info");
+        Process::start(name, &self.dir().join("logs"), command)
+    }
+
+    /// Starts a worker with these roles: `train,embed`. Its id is new even if its name is not.
+    pub fn worker(&self, name: &str, roles: &str) -> Process {
+        let mut command = self.command("likeness-worker");
+        command.args(["--roles", roles, "--threads", "1"]).env("LIKENESS_LOG", "info");
+        Process::start(name, &self.dir().join("logs"), command)
+    }
+
+    /// Starts a worker with all roles that do tasks.
+    pub fn task_worker(&self, name: &str) -> Process {
+        self.worker(name, "ingest,train,embed,evaluate")
+    }
+
+    /// Runs the command line to its end.
+    pub async fn cli(&self, args: &[&str]) -> Finished {
+        let mut command = self.command("likeness");
+        command.args(args);
+        finish(command).await
+    }
+
+    /// How to reach the broker.
+    pub fn nats(&self) -> NatsSettings {
+        let timings = Timings::from_ack_wait(ACK_WAIT, LEASE);
+        NatsSettings { url: self.broker.url(), credentials: None, timings }
+    }
+
+    /// The store, seen from the test.
+    pub async fn store(&self) -> Store {
+        Store::open(self.store_dir().to_str().expect("a plain path")).await.expect("the store opens")
+    }
+
+    /// A client, once a coordinator answers.
+    pub async fn client(&self) -> Client {
+        let store = self.store_dir();
+        let store = store.to_str().expect("a plain path");
+        let client = Client::connect(&self.nats(), store).await.expect("broker and store are there");
+        until("a coordinator answers", async || client.status().await.ok()).await;
+        client
+    }
+
+    /// A document of the store that must be there.
+    pub async fn document<M: Message>(&self, key: &str) -> M {
+        self.store().await.require(key).await.expect("a document")
+    }
+}
+
+/// Submits a job; the coordinator may be restarting.
+pub async fn submit(client: &Client, job: JobRequest) -> JobId {
+    until("the job is accepted", async || match client.submit(job.clone()).await {
+        Ok(summary) => Some(summary.job),
+        Err(likeness_link::ClientError::Api(error)) => panic!("not accepted: {error}"),
+        Err(_) => None,
+    })
+    .await
+}
+
+/// Waits for the end of a run, as the store tells it.
+pub async fn outcome(client: &Client, job: &JobId, run: u32) -> RunResult {
+    let key = keys::job_outcome(job, RunNumber(run));
+    let what = format!("run {run} of `{job}` ends");
+    until(&what, async || client.store().document::<Outcome>(&key).await.expect("the store answers")).await.result
+}
+
+/// Submits a job and waits until its first run is done.
+pub async fn done(client: &Client, job: JobRequest) -> JobId {
+    let job = submit(client, job).await;
+    match outcome(client, &job, 1).await {
+        RunResult::Done { .. } => job,
+        other => panic!("job `{job}` ended otherwise: {other:?}"),
+    }
+}
+
+/// All records of a job, sorted by task.
+pub async fn records(client: &Client, job: &JobId) -> Vec<TaskRecord> {
+    let mut records = Vec::new();
+    for key in client.store().list(&keys::task_records(job)).await.expect("the store answers") {
+        records.push(client.store().require(&key).await.expect("a record"));
+    }
+    records
+}
+
+/// The record of one task.
+pub async fn record(client: &Client, job: &JobId, task: &TaskId) -> Option<TaskRecord> {
+    client.store().document(&keys::task_record(job, task)).await.expect("the store answers")
+}
+
+/// Waits for an event of a task of the job's newest run that `wanted` accepts.
+pub async fn event(client: &Client, job: &JobId, wanted: impl Fn(&TaskEvent) -> bool) -> TaskEvent {
+    let search = async {
+        let mut events = client.watch(job).await.expect("there is such a job");
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(WatchEvent::Task(event)) if wanted(&event) => return event,
+                Ok(_) => {}
+                Err(error) => panic!("the watch broke: {error}"),
+            }
+        }
+        panic!("the run ended without the event")
+    };
+    tokio::time::timeout(deadline(), search).await.expect("the event comes before the deadline")
+}
+
+/// Waits until a task whose id starts so is being worked on.
+pub async fn started(client: &Client, job: &JobId, task: &str) -> TaskEvent {
+    event(client, job, |event| event.task.as_str().starts_with(task) && event.what == TaskNews::Started).await
+}

@@ -1,0 +1,80 @@
+//! The same training gives the same model, whoever computes it and whatever happens meanwhile.
+
+use likeness_contract::documents::ModelManifest;
+use likeness_contract::ids::{Digest, JobId};
+use likeness_contract::jobs::{RunResult, TaskOutput};
+use likeness_contract::keys;
+use likeness_link::Client;
+use likeness_tests::cluster::{done, outcome, record, records, started, submit};
+use likeness_tests::{Cluster, faces, jobs, until};
+
+async fn weights(client: &Client, model: &JobId) -> Digest {
+    let manifest: ModelManifest = client.store().require(&keys::model_manifest(model)).await.unwrap();
+    let bytes = client.store().read(&manifest.weights).await.unwrap();
+    assert_eq!(Digest::of(&bytes), manifest.weights.digest);
+    manifest.weights.digest
+}
+
+/// Digests of all checkpoints, in order.
+async fn checkpoints(client: &Client, job: &JobId) -> Vec<(String, Digest)> {
+    let digest = |output| match output {
+        TaskOutput::Checkpoint { object, .. } => Some(object.digest),
+        _ => None,
+    };
+    let records = records(client, job).await;
+    records.into_iter().filter_map(|r| Some((r.task.to_string(), digest(r.output)?))).collect()
+}
+
+#[tokio::test]
+async fn a_training_whose_workers_are_killed_gives_the_model_of_an_undisturbed_one() {
+    let cluster = Cluster::start().await;
+    let _coordinator = cluster.coordinator("coordinator");
+    let client = cluster.client().await;
+    let mut worker = cluster.task_worker("worker-0");
+    let root = faces::write(cluster.dir(), 120);
+    done(&client, jobs::ingest("faces-1", &root, 60)).await;
+    let undisturbed = done(&client, jobs::train("undisturbed", jobs::training(16, 20))).await;
+
+    let disturbed = submit(&client, jobs::train("disturbed", jobs::training(16, 20))).await;
+    for round in 0..3 {
+        started(&client, &disturbed, &format!("round-{round:05}-slot")).await;
+        worker.kill();
+        worker = cluster.task_worker(&format!("worker-{}", round + 1));
+    }
+    assert!(matches!(outcome(&client, &disturbed, 1).await, RunResult::Done { .. }));
+    assert_eq!(weights(&client, &disturbed).await, weights(&client, &undisturbed).await);
+    assert_eq!(checkpoints(&client, &disturbed).await, checkpoints(&client, &undisturbed).await);
+}
+
+#[tokio::test]
+async fn a_task_done_twice_by_two_workers_gives_the_same_bytes() {
+    let cluster = Cluster::start().await;
+    let _coordinator = cluster.coordinator("coordinator");
+    let client = cluster.client().await;
+    let _workers = [cluster.task_worker("first"), cluster.task_worker("second")];
+    let root = faces::write(cluster.dir(), 120);
+    done(&client, jobs::ingest("faces-1", &root, 30)).await;
+    let model = done(&client, jobs::train("model", jobs::training(4, 10))).await;
+    done(&client, jobs::train("twin", jobs::training(4, 10))).await;
+    assert_eq!(weights(&client, &jobs::id("twin")).await, weights(&client, &model).await);
+
+    let once = done(&client, jobs::embed("once", &model, 30)).await;
+    let twice = done(&client, jobs::embed("twice", &model, 30)).await;
+    let shards = async |job: &JobId| {
+        let records = records(&client, job).await;
+        let digest = |output| match output {
+            TaskOutput::Shard { object, .. } => object.map(|object| object.digest),
+            _ => None,
+        };
+        records.into_iter().filter_map(|r| digest(r.output)).collect::<Vec<_>>()
+    };
+    assert_eq!(shards(&once).await.len(), 4);
+    assert_eq!(shards(&once).await, shards(&twice).await);
+    let workers: std::collections::BTreeSet<_> =
+        records(&client, &twice).await.into_iter().map(|record| record.worker).collect();
+    assert!(!workers.is_empty());
+    until("the record stays", async || {
+        record(&client, &twice, &likeness_contract::jobs::task_ids::embed_finish(&twice, &twice)).await
+    })
+    .await;
+}
