@@ -9,7 +9,7 @@ use likeness_link::error::{Error, ErrorKind};
 use likeness_link::telemetry;
 use likeness_worker::args::{self, Args};
 use likeness_worker::runtime::shutdown::{GRACE_RAN_OUT, Shutdown};
-use likeness_worker::runtime::{self, LAST_WAIT, Leaving, device};
+use likeness_worker::runtime::{self, LAST_WAIT, Leaving, StartError, device};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -70,10 +70,17 @@ fn work(args: Args) -> anyhow::Result<Leaving> {
 }
 
 fn status_of(error: &anyhow::Error) -> u8 {
-    let link = error.chain().find_map(|cause| cause.downcast_ref::<Error>());
-    match link.map(|error| error.kind) {
+    match error.chain().find_map(link_error).map(|error| error.kind) {
         Some(ErrorKind::Unreachable) => UNREACHABLE,
         Some(ErrorKind::Invalid) => WRONG_FLAGS,
         _ => 1,
+    }
+}
+
+/// A `StartError` stands for the error that it wraps, which the chain leaves out.
+fn link_error<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a Error> {
+    match cause.downcast_ref() {
+        Some(StartError::Link(error)) => Some(error),
+        _ => cause.downcast_ref(),
     }
 }
