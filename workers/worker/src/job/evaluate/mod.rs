@@ -32,9 +32,12 @@ pub async fn gate(cx: &TaskContext) -> Result<TaskOutput, TaskError> {
         Some(baseline) => Some((baseline.release, scored(cx, evaluate, &drawn, true).await?)),
         None => None,
     };
-    let compared = compared.as_ref().map(|(release, scores)| (*release, scores.as_slice()));
-    let decision = likeness_evaluation::gate(&candidate, compared, evaluate.settings.seed)?;
-    Ok(TaskOutput::Gate(decision))
+    let seed = evaluate.settings.seed;
+    let decide = move || {
+        let compared = compared.as_ref().map(|(release, scores)| (*release, scores.as_slice()));
+        likeness_evaluation::gate(&candidate, compared, seed)
+    };
+    Ok(TaskOutput::Gate(tokio::task::spawn_blocking(decide).await.map_err(TaskError::transient)??))
 }
 
 fn stage(spec: &JobSpec) -> Result<&EvaluateStage, TaskError> {

@@ -36,8 +36,12 @@ pub async fn run(cx: &TaskContext, generation: &GenerationRef) -> Result<TaskOut
     let curve = curve(cx, &model).await?;
 
     let subject = subject(cx, &gallery, &model, &stage, looked.labels.items());
-    let report = Report::new(subject, stage.settings.clone(), &drawn, &looked.labels, &scores);
-    let html = report_html(&report, &scores, curve.as_ref(), &sheets);
+    let write = move || {
+        let report = Report::new(subject, stage.settings, &drawn, &looked.labels, &scores);
+        let html = report_html(&report, &scores, curve.as_ref(), &sheets);
+        (report, scores, html)
+    };
+    let (report, scores, html) = tokio::task::spawn_blocking(write).await.map_err(TaskError::transient)?;
     store(cx, report, &scores, html).await
 }
 

@@ -69,7 +69,7 @@ fn generation(text: &str) -> GenerationRef {
 /// Every combination of the attributes again and again; every tenth item's last label is not known.
 fn labels(row: usize) -> Vec<i8> {
     let bit = |attribute: usize| if row >> attribute & 1 == 1 { 1 } else { -1 };
-    (0..ATTRIBUTES).map(|attribute| if attribute == 4 && row % 10 == 0 { 0 } else { bit(attribute) }).collect()
+    (0..ATTRIBUTES).map(|attribute| if attribute == 4 && row.is_multiple_of(10) { 0 } else { bit(attribute) }).collect()
 }
 
 /// The last third of the rows is for training, the rest for the test.
