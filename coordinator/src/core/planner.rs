@@ -11,6 +11,8 @@ use likeness_contract::jobs::{
 };
 use likeness_contract::subjects;
 
+use super::validate::MAX_NUMBERED;
+
 /// Slots of one training round, K.
 const SLOTS_PER_ROUND: u32 = 1;
 
@@ -27,6 +29,9 @@ pub enum ExpandError {
     /// There is nothing to do, which is a mistake in what was asked.
     #[error("{0}")]
     Empty(&'static str),
+    /// More tasks than a job may have.
+    #[error("{0} tasks, expected below {MAX_NUMBERED}: raise the rows or queries of a task")]
+    TooMany(u64),
     /// The record is not the one that the stage waits for.
     #[error("the record of `{task}` does not tell the tasks of stage `{stage}`")]
     Mismatch {
@@ -224,7 +229,7 @@ fn parts(rows: u64, part_rows: u32) -> Result<Vec<PlannedTask>, ExpandError> {
         id: task_ids::part(part),
         work: TaskWork::IngestPart { part, from, rows },
     };
-    Ok((0..).zip(slices(rows, u64::from(part_rows.max(1)))).map(part_task).collect())
+    Ok((0..).zip(few_slices(rows, part_rows)?).map(part_task).collect())
 }
 
 fn ranges(
@@ -244,7 +249,7 @@ fn ranges(
             queries,
         },
     };
-    Ok((0..).zip(slices(u64::from(queries), u64::from(per_task.max(1)))).map(range_task).collect())
+    Ok((0..).zip(few_slices(u64::from(queries), per_task)?).map(range_task).collect())
 }
 
 /// The generation that is ranked, and the queries per task.
@@ -261,6 +266,13 @@ fn asked_generation(job: &JobId, work: &JobWork, baseline: bool) -> Option<(Gene
         }
         _ => None,
     }
+}
+
+/// A record may say anything: it must not cost unbounded memory.
+fn few_slices(total: u64, size: u32) -> Result<impl Iterator<Item = (u64, u32)>, ExpandError> {
+    let size = u64::from(size.max(1));
+    let tasks = total.div_ceil(size);
+    if tasks >= MAX_NUMBERED { Err(ExpandError::TooMany(tasks)) } else { Ok(slices(total, size)) }
 }
 
 /// `0..total` in slices of `size`, the last one shorter: (first, how many).

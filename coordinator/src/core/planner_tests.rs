@@ -60,6 +60,14 @@ fn a_source_without_rows_is_a_mistake() {
 }
 
 #[test]
+fn a_record_that_tells_of_endless_rows_is_refused() {
+    let (job, spec) = (job_id("j"), ingest(1));
+    let stage = &plan(&job, &spec).stages[1];
+    let error = expand(&spec, &job, stage, &record(&job, "scan", scan_output(u64::MAX))).unwrap_err();
+    assert_eq!(error, ExpandError::TooMany(u64::MAX));
+}
+
+#[test]
 fn a_record_of_another_kind_tells_nothing() {
     let (job, spec) = (job_id("j"), ingest(100));
     let stage = &plan(&job, &spec).stages[1];

@@ -4,13 +4,15 @@
 //! all stages before it are complete, and is complete when every one of its tasks has a record. What an event
 //! costs does not depend on the number of tasks: states are found by index and everything else is a counter.
 
+mod view;
+
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use likeness_contract::ids::{JobId, RunNumber, TaskId};
 use likeness_contract::jobs::{
     DeviceClass, JobSpec, Plan, PlannedTask, Stage, TaskFailure, TaskKind, TaskMessage, TaskRecord, TaskWork,
 };
-use likeness_contract::messages::{ActiveTask, DeadLetter, StageProgress};
+use likeness_contract::messages::DeadLetter;
 
 use super::attempts::{Attempts, Verdict};
 use super::outbox::{Effect, Outbox};
@@ -446,76 +448,6 @@ impl OpenRun {
     /// Whether nothing is to be done or waited for.
     pub fn is_idle(&self) -> bool {
         self.in_stream.is_empty() && self.untold.is_empty() && self.windows.iter().all(|w| w.ready == 0)
-    }
-
-    /// Each failed task with its last error; of a plan that can't be finished although nothing failed, the tasks
-    /// that never could start.
-    pub fn failures(&self) -> Vec<TaskFailure> {
-        if !self.failures.is_empty() || self.stages.iter().all(|stage| stage.complete) {
-            return self.failures.values().cloned().collect();
-        }
-        let stuck = self.tasks.iter().filter(|task| task.state != State::Done).map(|task| &task.id);
-        let failure = |task: &TaskId| TaskFailure {
-            task: task.clone(),
-            error: "the plan never lets it start".into(),
-            reported: 0,
-            silent: 0,
-        };
-        stuck.chain(self.tells.keys()).map(failure).collect()
-    }
-
-    /// Tasks in the stream as messages with their subjects.
-    pub fn messages(&self, spec: &JobSpec, job: &JobId) -> Vec<(String, TaskMessage)> {
-        let message = |task: &TaskIndex| {
-            let Task { id, work, .. } = &self.tasks[*task];
-            let subject = planner::subject_of(spec, job, id, work);
-            (subject, message(self.number, job, id, work))
-        };
-        self.in_stream.keys().map(message).collect()
-    }
-
-    /// Tasks with a record, and tasks known so far.
-    pub fn counts(&self) -> (u64, u64) {
-        (self.done as u64, self.tasks.len() as u64)
-    }
-
-    /// Progress by stage.
-    pub fn stages(&self) -> Vec<StageProgress> {
-        let progress = |stage: &StageState| StageProgress {
-            name: stage.plan.name.clone(),
-            done: stage.done as u64,
-            tasks: stage.tasks.len() as u64,
-        };
-        self.stages.iter().map(progress).collect()
-    }
-
-    /// Tasks that are being worked on.
-    pub fn active(&self) -> Vec<ActiveTask> {
-        let active = |task: &TaskIndex| {
-            let current = self.attempts.get(task)?.current()?;
-            Some(ActiveTask {
-                task: self.tasks[*task].id.clone(),
-                worker: current.worker.clone(),
-                progress: current.done,
-                of: current.of,
-                note: current.note.clone(),
-            })
-        };
-        self.in_stream.keys().filter_map(active).collect()
-    }
-
-    /// Tasks that failed at least once, with their last error.
-    pub fn troubles(&self) -> Vec<TaskFailure> {
-        let mut troubles: BTreeMap<TaskIndex, TaskFailure> = self.failures.clone();
-        for (task, attempts) in self.attempts.iter().filter(|(_, attempts)| attempts.is_troubled()) {
-            troubles.entry(*task).or_insert_with(|| TaskFailure {
-                task: self.tasks[*task].id.clone(),
-                error: attempts.last_error().to_string(),
-                reported: attempts.reported(),
-                silent: attempts.silent(),
-            });
-        }
-        troubles.into_values().collect()
     }
 }
 

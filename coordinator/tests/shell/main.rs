@@ -609,3 +609,20 @@ async fn a_job_of_a_leader_before_is_told_in_full() {
     assert_eq!((listed[0].done, listed[0].tasks, listed[0].state), (27, 27, JobState::Done));
     assert_eq!(cluster.client.show(&job).await.unwrap().device_ms, 27 * 5);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leaders_that_take_the_lease_from_each_other_close_a_run_once() {
+    let cluster = Cluster::start().await;
+    let _coordinators = [cluster.coordinator(), cluster.coordinator(), cluster.coordinator()];
+    let job = cluster.submit(ingest("faces")).await.job;
+    let _worker = cluster.worker();
+    let leases = cluster.bus().kv(subjects::LEASES_BUCKET).await.unwrap();
+    let key = keys::job_outcome(&job, RunNumber(1));
+    let outcome = eventually("the run is closed", || async {
+        leases.delete(subjects::LEADER_KEY).await.unwrap();
+        cluster.store.document::<Outcome>(&key).await.unwrap()
+    });
+    assert_eq!(outcome.await.result, DONE);
+    cluster.state(&job, JobState::Done).await;
+    cluster.wait_for_queued(0).await;
+}
