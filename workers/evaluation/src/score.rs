@@ -9,6 +9,8 @@
 //! themselves until the census is over, and one block. Distances are `canonical_d2`, ties go by item id.
 //! Every query is ranked by itself in the order of blocks, so threads cannot change an answer.
 
+use std::ops::Range;
+
 use likeness_contract::ranking::canonical_d2;
 use rayon::prelude::*;
 
@@ -61,23 +63,9 @@ pub fn score_within<B: Block, E: From<Error>>(
     for batch in batches {
         let mut rankings: Vec<Ranking<'_>> =
             queries[batch].iter().map(|(query, embedding)| Ranking::new(query, embedding)).collect();
-        let mut first = 0;
-        passes.run(&mut load, |block| {
-            tiles(block, |rows| {
-                rankings.par_iter_mut().for_each(|ranking| ranking.keep(block, rows.clone(), &census.order[first..]))
-            });
-            first += block.rows();
-            Ok(())
-        })?;
+        passes.rank(&mut load, &mut rankings, &census.order, Ranking::keep)?;
         rankings.par_iter_mut().for_each(Ranking::sort);
-        let mut first = 0;
-        passes.run(&mut load, |block| {
-            tiles(block, |rows| {
-                rankings.par_iter_mut().for_each(|ranking| ranking.count(block, rows.clone(), &census.order[first..]))
-            });
-            first += block.rows();
-            Ok(())
-        })?;
+        passes.rank(&mut load, &mut rankings, &census.order, Ranking::count)?;
         scores.extend(rankings.into_iter().map(Ranking::finish));
     }
     Ok(scores)
@@ -103,11 +91,25 @@ impl Passes<'_> {
         }
         Ok(())
     }
-}
 
-fn tiles(block: &impl Block, mut visit: impl FnMut(std::ops::Range<usize>)) {
-    for first in (0..block.rows()).step_by(TILE_ROWS) {
-        visit(first..block.rows().min(first + TILE_ROWS));
+    /// A pass in which every ranking looks at every row, tile by tile; `order` is that of all items.
+    fn rank<'q, B: Block, E: From<Error>>(
+        &mut self,
+        load: &mut impl FnMut(usize) -> std::result::Result<B, E>,
+        rankings: &mut [Ranking<'q>],
+        order: &[u32],
+        look: fn(&mut Ranking<'q>, &B, Range<usize>, &[u32]),
+    ) -> std::result::Result<(), E> {
+        let mut first = 0;
+        self.run(load, |block| {
+            let order = &order[first..];
+            for tile in (0..block.rows()).step_by(TILE_ROWS) {
+                let rows = tile..block.rows().min(tile + TILE_ROWS);
+                rankings.par_iter_mut().for_each(|ranking| look(ranking, block, rows.clone(), order));
+            }
+            first += block.rows();
+            Ok(())
+        })
     }
 }
 
@@ -192,8 +194,8 @@ struct Counted {
 
 impl Counted {
     /// Consecutive queries whose relevant items fit the budget together; at least one each.
-    fn batches(&self, budget_bytes: usize) -> Vec<std::ops::Range<usize>> {
-        let mut batches: Vec<std::ops::Range<usize>> = Vec::new();
+    fn batches(&self, budget_bytes: usize) -> Vec<Range<usize>> {
+        let mut batches: Vec<Range<usize>> = Vec::new();
         let mut used = 0;
         for (query, &relevant) in self.relevant.iter().enumerate() {
             // An item's distance and id, and the count before it.
@@ -229,7 +231,7 @@ impl<'a> Ranking<'a> {
         Self { query, embedding, relevant: Vec::new(), between: Vec::new(), judged: 0 }
     }
 
-    fn keep(&mut self, block: &impl Block, rows: std::ops::Range<usize>, order: &[u32]) {
+    fn keep<B: Block>(&mut self, block: &B, rows: Range<usize>, order: &[u32]) {
         for row in rows {
             let judgement = judge(&self.query.terms, block.labels(row));
             self.judged += u64::from(judgement != Judgement::Unjudged);
@@ -244,7 +246,7 @@ impl<'a> Ranking<'a> {
         self.between = vec![0; self.relevant.len() + 1];
     }
 
-    fn count(&mut self, block: &impl Block, rows: std::ops::Range<usize>, order: &[u32]) {
+    fn count<B: Block>(&mut self, block: &B, rows: Range<usize>, order: &[u32]) {
         for row in rows {
             if judge(&self.query.terms, block.labels(row)) == Judgement::NotRelevant {
                 let d2 = canonical_d2(self.embedding, block.embedding(row));
