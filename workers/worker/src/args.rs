@@ -17,9 +17,9 @@ use crate::search::settings::{SearchArgs, SearchSettings};
 const ABOUT: &str = "\
 A worker of Likeness: takes tasks from NATS, computes them on one device, leaves the results in the store.
 
-Start as many as you like, on any machine that reaches the NATS server and the store; stop any of them at any
-moment: what it was doing is done again by another. One process uses one device; on a machine with four GPUs start
-four, with --device cuda:0 to cuda:3.";
+Start as many as you like, on any machine that reaches the NATS server and the store; stop any of them at any moment: \
+what it was doing is done again by another. One process uses one device; on a machine with four GPUs start four, with \
+--device cuda:0 to cuda:3.";
 
 const EXAMPLES: &str = "\
 Examples:

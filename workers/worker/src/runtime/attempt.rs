@@ -54,6 +54,8 @@ pub(crate) enum Ended {
 pub(crate) struct Attempts {
     pub bus: Bus,
     pub shared: Shared,
+    /// Unlike any other process's, also of one that had the same worker id before.
+    pub process: String,
     pub perform: Perform,
     /// Cancelled when the task at hand must be given back.
     pub give_back: CancellationToken,
@@ -73,8 +75,9 @@ impl Attempts {
     pub async fn attempt(&self, delivery: Delivery, received: Instant, number: u64) -> Ended {
         match delivery.task() {
             Ok(message) => {
-                let span = tracing::info_span!("task", job = %message.job, id = %message.task, attempt = number);
-                self.attempt_task(delivery, received, message, number).instrument(span).await
+                let attempt = format!("{}-{number}", self.process);
+                let span = tracing::info_span!("task", job = %message.job, id = %message.task, %attempt);
+                self.attempt_task(delivery, received, message, attempt).instrument(span).await
             }
             Err(error) => {
                 self.refuse(&delivery, &error).await;
@@ -96,7 +99,13 @@ impl Attempts {
         send(delivery, answer).await;
     }
 
-    async fn attempt_task(&self, delivery: Delivery, received: Instant, message: TaskMessage, number: u64) -> Ended {
+    async fn attempt_task(
+        &self,
+        delivery: Delivery,
+        received: Instant,
+        message: TaskMessage,
+        attempt: String,
+    ) -> Ended {
         let timings = self.bus.timings();
         let (lease, delivery) = (Arc::new(Lease::new(received, timings.ack_wait)), Arc::new(delivery));
         let message = Arc::new(message);
@@ -104,7 +113,7 @@ impl Attempts {
             bus: self.bus.clone(),
             worker: self.shared.worker.clone(),
             message: Arc::clone(&message),
-            attempt: format!("{}-{number}", self.shared.worker),
+            attempt,
         };
         let end = {
             let renewals = renew::keep(Arc::clone(&lease), Arc::clone(&delivery), timings.clone());

@@ -36,6 +36,7 @@ use self::device::DeviceThread;
 use self::health::Health;
 use self::presence::PresenceKeeper;
 use self::pull::Pulls;
+use self::report::now_ms;
 use self::shutdown::Shutdown;
 use crate::args::Settings;
 use crate::cache::Cache;
@@ -114,7 +115,8 @@ impl Worker {
         let pulls = Pulls::bind(&bus, &settings.kinds, class).await?;
         let presence = PresenceKeeper::start(&bus, presence_of(&settings, class)).await?;
         let search = start_search(&settings, &bus, &shared, device, &shutdown)?;
-        let attempts = Attempts { bus, shared, perform, give_back: shutdown.give_back.clone() };
+        let process = format!("{}-{:x}", settings.worker, now_ms());
+        let attempts = Attempts { bus, shared, process, perform, give_back: shutdown.give_back.clone() };
         Ok(Self { settings, attempts, presence, pulls, search, shutdown })
     }
 
@@ -181,6 +183,7 @@ impl Worker {
                 }
             }
         }
+        self.pulls.close().await;
         Leaving::Asked
     }
 }

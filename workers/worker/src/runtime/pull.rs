@@ -5,11 +5,10 @@
 //! request that is still open when another one won cannot be taken back without risking the message that it
 //! may bring, so its message is given back at once, and its consumer is asked again after the task.
 
-use std::fmt;
 use std::time::{Duration, Instant};
 
-use futures::future::BoxFuture;
-use futures::stream::{FuturesUnordered, StreamExt};
+use futures::FutureExt;
+use futures::future::{join_all, select_all};
 use likeness_contract::jobs::{DeviceClass, Priority, TaskKind};
 use likeness_link::error::chain;
 use likeness_link::{Bus, Delivery, Error, Pull};
@@ -52,37 +51,36 @@ impl Turns {
     }
 }
 
-/// What an open pull request ends with.
-type Arrival = (usize, Pull, Result<Option<Delivery>, Error>);
+/// One consumer.
+#[derive(Debug)]
+struct Lane {
+    pull: Pull,
+    /// Whether a request stands at the broker.
+    open: bool,
+}
 
 /// All consumers of a worker.
+#[derive(Debug)]
 pub(crate) struct Pulls {
     queues: Vec<Queue>,
     turns: Turns,
-    /// None while the lane's request is open.
-    idle: Vec<Option<Pull>>,
-    open: FuturesUnordered<BoxFuture<'static, Arrival>>,
-}
-
-impl fmt::Debug for Pulls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pulls").field("queues", &self.queues).field("open", &self.open.len()).finish_non_exhaustive()
-    }
+    lanes: Vec<Lane>,
 }
 
 impl Pulls {
     /// Binds to the consumers of `kinds`, for the worker's own device class and for any.
     pub async fn bind(bus: &Bus, kinds: &[TaskKind], own: DeviceClass) -> Result<Self, Error> {
         let queues = queues(kinds, own);
-        let mut idle = Vec::with_capacity(queues.len());
+        let mut lanes = Vec::with_capacity(queues.len());
         for Queue { kind, device, priority } in &queues {
-            idle.push(Some(bus.task_messages(*kind, *device, *priority).await?));
+            lanes.push(Lane { pull: bus.task_messages(*kind, *device, *priority).await?, open: false });
         }
         let turns = Turns((0..queues.len()).collect());
-        Ok(Self { queues, turns, idle, open: FuturesUnordered::new() })
+        Ok(Self { queues, turns, lanes })
     }
 
-    /// Waits for the next message; with it the time at which it was received. Lasts through any outage.
+    /// Waits for the next message; with it the time at which it was received. Lasts through any outage; may be
+    /// dropped at any moment.
     pub async fn next(&mut self) -> (Delivery, Instant) {
         loop {
             match self.try_next().await {
@@ -100,54 +98,58 @@ impl Pulls {
         if let Some(delivery) = self.look_through().await? {
             return Ok(Some(delivery));
         }
-        self.open_all();
-        let Some((lane, pull, result)) = self.open.next().await else {
-            // A worker without kinds has no lanes; it only searches.
-            return std::future::pending().await;
-        };
-        self.idle[lane] = Some(pull);
-        self.taken(lane, result?)
+        self.lanes.iter_mut().for_each(|lane| lane.open = true);
+        let (lane, result) = self.first_answer().await;
+        Ok(result?.inspect(|_| self.turns.served(lane, &self.queues)))
     }
 
-    /// Gives back what open requests bring while a task is at hand; never ends.
-    pub async fn give_back<T>(&mut self) -> T {
-        while let Some((lane, pull, result)) = self.open.next().await {
-            self.idle[lane] = Some(pull);
-            if let Ok(Some(delivery)) = result {
-                tracing::debug!(subject = %delivery.subject, "given back: a task is at hand");
-                // On a task of its own: this future may be dropped at any moment.
-                tokio::spawn(async move { delivery.nak(None).await });
-            }
-        }
-        std::future::pending().await
-    }
-
-    /// Asks every lane without an open request, in turn, without waiting.
+    /// Asks every lane without a standing request, in turn, without waiting.
     async fn look_through(&mut self) -> Result<Option<Delivery>, Error> {
-        for lane in self.turns.0.clone() {
-            let Some(pull) = &mut self.idle[lane] else { continue };
-            if let Some(delivery) = pull.try_next().await? {
-                return self.taken(lane, Some(delivery));
+        for number in self.turns.0.clone() {
+            let lane = &mut self.lanes[number];
+            if lane.open {
+                continue;
+            }
+            if let Some(delivery) = lane.pull.try_next().await? {
+                self.turns.served(number, &self.queues);
+                return Ok(Some(delivery));
             }
         }
         Ok(None)
     }
 
-    fn taken(&mut self, lane: usize, delivery: Option<Delivery>) -> Result<Option<Delivery>, Error> {
-        if delivery.is_some() {
-            self.turns.served(lane, &self.queues);
+    /// Waits for the first answer to a standing request; for ever when there is none. The others stand on.
+    async fn first_answer(&mut self) -> (usize, Result<Option<Delivery>, Error>) {
+        let open = self.lanes.iter_mut().enumerate().filter(|(_, lane)| lane.open);
+        let waits: Vec<_> = open.map(|(number, lane)| lane.pull.next().map(move |r| (number, r)).boxed()).collect();
+        if waits.is_empty() {
+            return std::future::pending().await;
         }
-        Ok(delivery)
+        let (answer, _, others) = select_all(waits).await;
+        drop(others);
+        self.lanes[answer.0].open = false;
+        answer
     }
 
-    fn open_all(&mut self) {
-        for (lane, idle) in self.idle.iter_mut().enumerate() {
-            let Some(mut pull) = idle.take() else { continue };
-            self.open.push(Box::pin(async move {
-                let result = pull.next().await;
-                (lane, pull, result)
-            }));
+    /// Gives back what standing requests bring while a task is at hand; never ends.
+    pub async fn give_back<T>(&mut self) -> T {
+        loop {
+            if let (_, Ok(Some(delivery))) = self.first_answer().await {
+                tracing::debug!(subject = %delivery.subject, "given back: a task is at hand");
+                // On a task of its own: this future may be dropped at any moment.
+                tokio::spawn(async move { delivery.nak(None).await });
+            }
         }
+    }
+
+    /// Takes all standing requests back; a message that has arrived for one goes back to its queue.
+    pub async fn close(&mut self) {
+        let open = self.lanes.iter_mut().filter(|lane| lane.open);
+        let parks = open.map(|lane| {
+            lane.open = false;
+            lane.pull.park()
+        });
+        join_all(parks).await;
     }
 }
 

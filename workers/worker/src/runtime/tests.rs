@@ -79,7 +79,7 @@ impl Bench {
         let cache = Arc::new(Cache::new(self.store.clone(), 0));
         let device = DeviceThread::start(Device::Cpu).unwrap();
         let shared = Shared { store: self.store.clone(), device, cache, worker: WorkerId::new("w1").unwrap() };
-        Attempts { bus: self.bus.clone(), shared, perform, give_back: Default::default() }
+        Attempts { bus: self.bus.clone(), shared, process: "w1-0".into(), perform, give_back: Default::default() }
     }
 
     /// Stores a spec and publishes a task of it.
