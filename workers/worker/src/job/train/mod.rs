@@ -10,6 +10,8 @@ pub mod init;
 pub mod outer;
 pub mod slot;
 mod tensorboard;
+#[cfg(test)]
+mod tests;
 pub(crate) mod training_set;
 
 use likeness_contract::documents::ObjectRef;

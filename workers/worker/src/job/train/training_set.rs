@@ -64,7 +64,7 @@ impl LastTrainingSet {
     }
 
     /// Frees the memory of another set before a new one is read.
-    fn clear(&self) {
+    pub(super) fn clear(&self) {
         *self.lock() = None;
     }
 

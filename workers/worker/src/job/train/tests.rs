@@ -1,0 +1,257 @@
+//! A whole training over a store in memory, and what must be the same when it is done again.
+
+use std::io::Cursor;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use candle_core::Device;
+use likeness_contract::documents::{DatasetManifest, ModelManifest, ObjectRef, PartEntry};
+use likeness_contract::ids::{Digest, JobId, Name, RunNumber, TaskId, WorkerId};
+use likeness_contract::jobs::{
+    DatasetRef, DeviceClass, JobSpec, JobWork, Priority, TaskMessage, TaskOutput, TaskRecord, TaskWork, TrainStage,
+    task_ids,
+};
+use likeness_contract::keys;
+use likeness_contract::settings::{
+    Architecture, ModelSettings, Preprocessing, QueryEncoding, TrainSettings, Vocabulary,
+};
+use likeness_data::{PartRow, encode_part};
+use likeness_link::store::Store;
+use likeness_model::Model;
+use tokio::sync::watch;
+
+use super::figures::{self, Phase};
+use crate::cache::Cache;
+use crate::error::{TaskError, TaskErrorKind};
+use crate::runtime::context::{Progress, Shared, TaskContext};
+use crate::runtime::device::DeviceThread;
+use crate::runtime::lease::{Interrupt, Lease};
+
+const ATTRIBUTES: usize = 4;
+const TRAIN_ROWS: usize = 26;
+const VALIDATION_ROWS: usize = 10;
+/// 3 steps an epoch, two epochs, rounds of 4 and 2 steps.
+const ROUNDS: [(u64, u32); 2] = [(0, 4), (4, 2)];
+
+fn job() -> JobId {
+    JobId::new("training").unwrap()
+}
+
+fn dataset() -> DatasetRef {
+    DatasetRef { dataset: Name::new("drawn").unwrap(), version: JobId::new("ingest").unwrap() }
+}
+
+fn vocabulary() -> Vocabulary {
+    Vocabulary { names: (0..ATTRIBUTES).map(|i| format!("A{i}")).collect() }
+}
+
+fn stage() -> TrainStage {
+    TrainStage {
+        dataset: dataset(),
+        vocabulary: vocabulary(),
+        model: ModelSettings {
+            architecture: Architecture::CnnS,
+            embedding_dim: 8,
+            encoding: QueryEncoding::ThreeState,
+            preprocessing: Preprocessing::imagenet(32),
+        },
+        train: TrainSettings { epochs: 2, batch_size: 8, inner_steps: 4, ..TrainSettings::default() },
+        train_rows: TRAIN_ROWS as u64,
+        validation_rows: VALIDATION_ROWS as u64,
+    }
+}
+
+fn spec(stage: TrainStage) -> JobSpec {
+    JobSpec { work: JobWork::Train(stage), device: DeviceClass::Cpu, priority: Priority::Hi }
+}
+
+fn picture(row: usize) -> Vec<u8> {
+    let colour = |x: u32, y: u32| image::Rgb([(row * 9) as u8, (x * 5) as u8, (y * 5) as u8]);
+    let mut bytes = Cursor::new(Vec::new());
+    image::RgbImage::from_fn(40, 48, colour).write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
+fn part_row(row: usize) -> PartRow {
+    PartRow {
+        item: format!("item-{row:03}"),
+        image: picture(row).into(),
+        width: 40,
+        height: 48,
+        attributes: (0..ATTRIBUTES).map(|a| if row >> a & 1 == 1 { 1 } else { -1 }).collect(),
+        split: if row < TRAIN_ROWS { 0 } else { 1 },
+    }
+}
+
+/// One worker over a store of its own.
+struct World {
+    shared: Shared,
+    progress: watch::Sender<Option<Progress>>,
+}
+
+impl World {
+    async fn new(worker: &str) -> Self {
+        let store = Store::open("memory:").await.unwrap();
+        let device = DeviceThread::start(Device::Cpu).unwrap();
+        let cache = Arc::new(Cache::new(store.clone(), 1 << 20));
+        let shared = Shared { store, device, cache, worker: WorkerId::new(worker).unwrap() };
+        let world = Self { shared, progress: watch::Sender::new(None) };
+        world.put_dataset().await;
+        world
+    }
+
+    /// Two parts, cut in the middle of the training rows.
+    async fn put_dataset(&self) {
+        let mut parts = Vec::new();
+        for rows in [0..20, 20..TRAIN_ROWS + VALIDATION_ROWS] {
+            let rows: Vec<PartRow> = rows.map(part_row).collect();
+            let bytes = encode_part(&rows, ATTRIBUTES).unwrap();
+            let digest = Digest::of(&bytes);
+            let key = format!("datasets/part-{}", parts.len());
+            let object = self.shared.store.create_object(key, bytes.into(), digest).await.unwrap();
+            let of = |split| rows.iter().filter(|row| row.split == split).count() as u64;
+            parts.push(PartEntry { object, rows: rows.len() as u64, split_rows: [of(0), of(1), of(2)] });
+        }
+        let (vocabulary, skipped, warnings) = (vocabulary(), vec![], vec![]);
+        let manifest = DatasetManifest { dataset: dataset(), vocabulary, parts, skipped, warnings };
+        let key = keys::dataset_manifest(&dataset().dataset, &dataset().version);
+        self.shared.store.create_document(&key, &manifest).await.unwrap();
+    }
+
+    /// Does a task as a worker does, without its record.
+    async fn attempt(&self, task: TaskId, work: TaskWork, lease: Lease) -> Result<TaskOutput, TaskError> {
+        let message = TaskMessage { job: job(), run: RunNumber(1), task, work };
+        let (message, spec) = (Arc::new(message), Arc::new(spec(stage())));
+        crate::job::run(&TaskContext::new(&self.shared, message, spec, Arc::new(lease), self.progress.clone())).await
+    }
+
+    /// Does a task and makes its record.
+    async fn done(&self, task: TaskId, work: TaskWork) -> TaskOutput {
+        let output = self.attempt(task.clone(), work, lease()).await.unwrap();
+        let record = TaskRecord {
+            job: job(),
+            run: RunNumber(1),
+            task: task.clone(),
+            worker: self.shared.worker.clone(),
+            attempt: 1,
+            started_ms: 0,
+            finished_ms: 0,
+            device_ms: 0,
+            output: output.clone(),
+        };
+        self.shared.store.create_document(&keys::task_record(&job(), &task), &record).await.unwrap();
+        output
+    }
+
+    async fn slot(&self, round: u32) -> TaskOutput {
+        let (task, work) = slot(round);
+        self.done(task, work).await
+    }
+
+    async fn round(&self, round: u32) -> TaskOutput {
+        self.slot(round).await;
+        self.done(task_ids::outer(round), TaskWork::TrainOuter { round }).await
+    }
+
+    /// The whole training.
+    async fn train(&self) -> ModelManifest {
+        self.done(task_ids::train_init(), TaskWork::TrainInit).await;
+        self.round(0).await;
+        self.round(1).await;
+        self.done(task_ids::train_finish(), TaskWork::TrainFinish).await;
+        self.manifest().await
+    }
+
+    async fn manifest(&self) -> ModelManifest {
+        self.shared.store.require(&keys::model_manifest(&job())).await.unwrap()
+    }
+}
+
+fn slot(round: u32) -> (TaskId, TaskWork) {
+    let (first_step, steps) = ROUNDS[round as usize];
+    (task_ids::slot(round, 0), TaskWork::TrainSlot { round, slot: 0, first_step, steps })
+}
+
+fn lease() -> Lease {
+    Lease::new(Instant::now(), Duration::from_secs(3600))
+}
+
+fn objects(output: TaskOutput) -> (ObjectRef, Option<ObjectRef>) {
+    let TaskOutput::Checkpoint { object, metrics, .. } = output else { panic!("no checkpoint: {output:?}") };
+    (object, metrics)
+}
+
+#[tokio::test]
+async fn a_training_leaves_a_model_that_loads_with_the_figures_of_every_step() {
+    let world = World::new("w").await;
+    let manifest = world.train().await;
+    assert_eq!((manifest.steps, manifest.distance.as_str()), (6, "euclidean"));
+    assert!(manifest.validation_loss.unwrap().is_finite());
+    let weights = world.shared.store.read(&manifest.weights).await.unwrap();
+    Model::load(&manifest.settings, ATTRIBUTES, &weights, &Device::Cpu).unwrap();
+
+    let rows = figures::decode(world.shared.store.read(&manifest.training).await.unwrap()).unwrap();
+    let of = |phase| rows.iter().filter(|row| row.phase == phase).map(|row| row.step).collect::<Vec<_>>();
+    assert_eq!((of(Phase::Train), of(Phase::Validation)), ((0..6).collect(), vec![4, 6]));
+    assert!(rows.iter().all(|row| row.figures.loss.is_finite()));
+    let validated: Vec<u64> = rows.iter().filter(|r| r.phase == Phase::Validation).map(|r| r.figures.rows).collect();
+    assert_eq!(validated, [VALIDATION_ROWS as u64; 2]);
+    let events = world.shared.store.read(&manifest.tensorboard).await.unwrap();
+    assert!(events.windows(15).any(|window| window == b"validation/loss"));
+}
+
+#[tokio::test]
+async fn two_workers_make_the_same_model() {
+    let (one, other) = (World::new("one").await.train().await, World::new("other").await.train().await);
+    assert_eq!(one, other);
+}
+
+#[tokio::test]
+async fn a_slot_done_again_by_a_worker_that_starts_anew_leaves_the_same_objects() {
+    let world = World::new("w").await;
+    world.done(task_ids::train_init(), TaskWork::TrainInit).await;
+    let first = world.round(0).await;
+    let second = world.slot(1).await;
+    world.shared.cache.training_set.clear();
+    for (round, expected) in [(0, first), (1, second)] {
+        let (task, work) = slot(round);
+        let (again, _) = objects(world.attempt(task, work, lease()).await.unwrap());
+        assert_eq!(again, objects(expected).0, "round {round}");
+    }
+}
+
+#[tokio::test]
+async fn the_outer_step_of_one_slot_takes_its_checkpoint() {
+    let world = World::new("w").await;
+    world.done(task_ids::train_init(), TaskWork::TrainInit).await;
+    let (theta, metrics) = objects(world.slot(0).await);
+    assert!(metrics.is_some());
+    let outer = world.done(task_ids::outer(0), TaskWork::TrainOuter { round: 0 }).await;
+    assert_eq!(objects(outer), (theta, None));
+}
+
+#[tokio::test]
+async fn an_attempt_that_is_told_to_stop_stores_nothing() {
+    let world = World::new("w").await;
+    world.done(task_ids::train_init(), TaskWork::TrainInit).await;
+    let before = world.shared.store.list("").await.unwrap();
+    for (reason, kind) in [(Interrupt::Cancelled, TaskErrorKind::Cancelled), (Interrupt::Drain, TaskErrorKind::Drain)] {
+        let stopped = lease();
+        stopped.stop(reason);
+        let (task, work) = slot(0);
+        assert_eq!(world.attempt(task, work, stopped).await.unwrap_err().kind, kind);
+    }
+    assert_eq!(world.shared.store.list("").await.unwrap(), before);
+}
+
+#[tokio::test]
+async fn a_slot_that_does_not_fit_its_checkpoint_is_invalid() {
+    let world = World::new("w").await;
+    world.done(task_ids::train_init(), TaskWork::TrainInit).await;
+    let work = TaskWork::TrainSlot { round: 0, slot: 0, first_step: 3, steps: 1 };
+    let error = world.attempt(task_ids::slot(0, 0), work, lease()).await.unwrap_err();
+    assert_eq!(error.kind, TaskErrorKind::Invalid, "{error}");
+    let (task, work) = slot(1);
+    let error = world.attempt(task, work, lease()).await.unwrap_err();
+    assert_eq!(error.kind, TaskErrorKind::Invalid, "the record of the round before is missing: {error}");
+}
