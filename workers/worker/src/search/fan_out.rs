@@ -100,10 +100,13 @@ pub enum Taken {
     Nonsense,
 }
 
-/// A leaf's time: a third of what is left, so that two others can be asked after it.
 async fn late(number: usize, deadline: Instant) -> usize {
-    let now = Instant::now();
-    let patience = (deadline.saturating_duration_since(now) / 3).max(LEAST_PATIENCE);
-    sleep_until(now + patience).await;
+    sleep_until(patience_until(deadline)).await;
     number
+}
+
+/// The end of a leaf's time: a third of what is left, so that two others can be asked after it.
+pub fn patience_until(deadline: Instant) -> Instant {
+    let now = Instant::now();
+    now + (deadline.saturating_duration_since(now) / 3).max(LEAST_PATIENCE)
 }

@@ -81,6 +81,17 @@ impl Gather {
         Self { shards, asked: Vec::new(), late: BTreeSet::new(), partials: Vec::new() }
     }
 
+    /// A leaf is not to be asked: it was lost earlier in the same query.
+    pub fn leave_out(&mut self, worker: &WorkerId, reason: &str) {
+        for wanted in self.shards.values_mut() {
+            let before = wanted.untried.len();
+            wanted.untried.retain(|untried| untried != worker);
+            if wanted.untried.len() < before {
+                wanted.reason = format!("`{worker}`: {reason}");
+            }
+        }
+    }
+
     /// The requests to send now, one per leaf. Empty when nothing can be asked at the moment.
     pub fn next_requests(&mut self) -> Vec<Asked> {
         let mut by_leaf: BTreeMap<WorkerId, Vec<u32>> = BTreeMap::new();
@@ -364,6 +375,17 @@ mod tests {
         answer.missing = vec![(1, "not held here".into())];
         gather.on_partial(0, answer);
         assert_eq!(asked(&gather.next_requests()), [("b", vec![1])]);
+    }
+
+    #[test]
+    fn a_leaf_that_is_left_out_is_not_asked_and_named() {
+        let mut gather = gather();
+        gather.leave_out(&worker("b"), "was lost");
+        let requests = gather.next_requests();
+        assert_eq!(asked(&requests), [("a", vec![0, 1])]);
+        gather.on_partial(0, partial(vec![], &[0, 1]));
+        assert!(gather.is_complete());
+        assert_eq!(gather.finish(1).1.reasons, ["shard 2: `b`: was lost"]);
     }
 
     #[test]

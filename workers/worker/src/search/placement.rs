@@ -24,6 +24,9 @@ use crate::error::TaskError;
 /// Pause before a bucket that is not there is looked for again.
 const BUCKET_PAUSE: Duration = Duration::from_millis(500);
 
+/// Past a searcher's last moment, so that it does not count any more.
+const TICK: Duration = Duration::from_millis(5);
+
 /// The running watchers and keeper.
 #[derive(Debug)]
 pub struct Running {
@@ -177,8 +180,8 @@ impl Keep {
         self.withdraw().await;
     }
 
-    /// Does one step. Resting ends with a change, at the moment that the keeper named, or after a while,
-    /// because searchers die without a change.
+    /// Does one step. Resting ends with a change, at the moment that the keeper named, or when a searcher may
+    /// have died, which no change reports.
     async fn take(&self, keeper: &mut Keeper, step: Step, changed: &mut watch::Receiver<()>) {
         let searcher = &self.searcher;
         match step {
@@ -194,8 +197,10 @@ impl Keep {
             }
             Step::Rest(moment) => {
                 self.settled.send_replace(true);
-                let look_again = Instant::now() + searcher.cx.bus.timings().presence_every;
-                let moment = moment.unwrap_or(look_again).min(look_again);
+                let now = Instant::now();
+                let look_again = now + searcher.cx.bus.timings().presence_ttl;
+                let expiry = searcher.view().next_expiry(now).map(|expiry| expiry + TICK);
+                let moment = [moment, expiry].into_iter().flatten().fold(look_again, Instant::min);
                 let _ = tokio::time::timeout_at(moment.into(), changed.changed()).await;
             }
         }

@@ -19,7 +19,7 @@ use likeness_contract::search::{
 use tokio::time::{Instant, timeout_at};
 
 use super::Searcher;
-use super::fan_out::{Leaves, Taken};
+use super::fan_out::{Leaves, Taken, patience_until};
 use super::gather::{Asked, Gather, Partial};
 use super::holdings::Kit;
 use super::query::{self, Input, Question};
@@ -252,10 +252,11 @@ impl Query<'_> {
             by_leaf.entry(worker).or_default().push((candidate.shard, candidate.row));
         }
         let leaves = self.leaves(kit);
+        let until = patience_until(self.deadline).min(self.deadline);
         let asks = by_leaf.into_iter().map(|(worker, rows)| {
-            let ask = leaves.ask(worker, LeafAsk::Details { rows: rows.clone() }, self.deadline);
+            let ask = leaves.ask(worker, LeafAsk::Details { rows: rows.clone() }, until);
             async move {
-                match timeout_at(self.deadline, ask).await {
+                match timeout_at(until, ask).await {
                     Ok(Ok(LeafAnswer::Details(details))) if details.len() == rows.len() => {
                         Ok(rows.into_iter().zip(details))
                     }
@@ -285,11 +286,12 @@ impl Query<'_> {
                 workers.push(cx.worker.clone());
             }
         }
-        for workers in holders.values_mut() {
-            workers.retain(|worker| !lost.contains(worker));
-        }
         let shards = kit.generation.shards.iter().map(|entry| (entry.shard, entry.rows));
-        Gather::new(generation, shards, &holders, self.searcher.turn())
+        let mut gather = Gather::new(generation, shards, &holders, self.searcher.turn());
+        for worker in lost {
+            gather.leave_out(worker, "was lost while it answered");
+        }
+        gather
     }
 
     fn leaves<'a>(&'a self, kit: &'a Kit) -> Leaves<'a> {

@@ -4,14 +4,17 @@
 //! searchers share the requests as one queue group.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::service::{Request, ServiceExt};
 use bytes::Bytes;
 use futures::StreamExt;
-use likeness_contract::codec::{self, CodecError, Encoding, MAX_MESSAGE_BYTES};
+use likeness_contract::codec::{self, Encoding, MAX_MESSAGE_BYTES};
 use likeness_contract::search::{SearchError, SearchErrorKind, SearchReply, SearchRequest, SearchResults};
 use likeness_contract::subjects;
+use likeness_link::Bus;
 
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -25,91 +28,131 @@ use crate::error::TaskError;
 const SERVICE: &str = "likeness-search";
 /// Header that names the form of a message.
 const CONTENT_TYPE: &str = "content-type";
+/// Longest wait for the requests that were on their way when the service closed.
+const DRAIN_WAIT: Duration = Duration::from_secs(2);
 /// Bytes that a reply's headers may take of the broker's payload limit.
 const HEADER_BYTES: usize = 512;
 
 /// Serves until the process leaves, then answers what it took.
+///
+/// The service has a connection of its own, because only a whole connection can be drained: closing a
+/// subscription of a shared one loses the requests that are on their way.
 pub async fn serve(searcher: Arc<Searcher>) -> Result<(), TaskError> {
-    let builder = searcher.cx.bus.client().service_builder();
-    let builder =
-        builder.description("Finds the images of a gallery that are like a query").queue_group(subjects::SEARCH_GROUP);
+    let cx = &searcher.cx;
+    let front = Bus::connect(&cx.settings.nats, &format!("{}-search", cx.worker)).await?;
+    let builder = front.client().service_builder();
+    let builder = builder.description("Finds the images of a gallery that are like a query");
+    let builder = builder.queue_group(subjects::SEARCH_GROUP);
     let service = builder.start(SERVICE, env!("CARGO_PKG_VERSION")).await.map_err(TaskError::transient)?;
     let endpoint = service.endpoint_builder().name("search").add(subjects::SEARCH).await;
     let mut endpoint = endpoint.map_err(TaskError::transient)?;
-    let queries = Arc::new(Semaphore::new(searcher.settings.queries));
-    let under_way = TaskTracker::new();
-    let mut stopping = false;
+    let answering = Answering::new(Arc::clone(&searcher));
     loop {
-        let request = tokio::select! {
-            () = searcher.cx.shutdown.cancelled(), if !stopping => {
-                // What the server had sent before is still answered: the stream ends after it.
-                stopping = true;
-                endpoint.stop().await.map_err(TaskError::transient)?;
-                continue;
-            }
-            request = endpoint.next() => request,
-        };
-        let Some(request) = request else { break };
-        let (searcher, permit) = (Arc::clone(&searcher), Arc::clone(&queries).try_acquire_owned());
-        let received = Instant::now();
-        under_way.spawn(async move {
-            let busy = permit.is_err();
-            respond(&searcher, request, received, busy).await;
-        });
+        tokio::select! {
+            () = cx.shutdown.cancelled() => break,
+            request = endpoint.next() => match request {
+                Some(request) => answering.take(request),
+                None => return Err(TaskError::transient("the search service lost its subscription")),
+            },
+        }
     }
-    under_way.close();
-    under_way.wait().await;
-    service.stop().await.map_err(TaskError::transient)
+    answering.draining.store(true, Ordering::Release);
+    front.client().drain().await.map_err(TaskError::transient)?;
+    // What the server had sent before it heard of the drain comes, then the end.
+    let rest = async {
+        while let Some(request) = endpoint.next().await {
+            answering.take(request);
+        }
+    };
+    let _ = tokio::time::timeout(DRAIN_WAIT, rest).await;
+    answering.under_way.close();
+    answering.under_way.wait().await;
+    Ok(())
 }
 
-async fn respond(searcher: &Searcher, request: Request, received: Instant, busy: bool) {
-    let message = &request.message;
-    let header = message.headers.as_ref().and_then(|headers| headers.get(CONTENT_TYPE));
-    let encoding = Encoding::detect(header.map(|value| value.as_str()), &message.payload);
-    let reply = match codec::decode::<SearchRequest>(&message.payload, encoding) {
-        Err(error) => SearchReply::Error(invalid(error.to_string())),
-        Ok(_) if busy => SearchReply::Error(SearchError {
-            kind: SearchErrorKind::Unavailable,
-            message: "this searcher is busy: too many searches at once".into(),
-            nearest: Vec::new(),
-        }),
-        Ok(question) => root::answer(searcher, question, received).await,
-    };
-    let limit = searcher.cx.bus.client().max_payload().saturating_sub(HEADER_BYTES).min(MAX_MESSAGE_BYTES);
-    let mut headers = HeaderMap::new();
-    headers.insert(CONTENT_TYPE, encoding.content_type());
-    if let Err(error) = request.respond_with_headers(Ok(encode(reply, encoding, limit)), headers).await {
-        tracing::warn!(%error, "a search's answer could not be sent");
+/// Requests that are being answered.
+#[derive(Clone)]
+struct Answering {
+    searcher: Arc<Searcher>,
+    places: Arc<Semaphore>,
+    under_way: TaskTracker,
+    /// Whether the service's own connection is about to close: answers go by the process's other one.
+    draining: Arc<AtomicBool>,
+}
+
+impl Answering {
+    fn new(searcher: Arc<Searcher>) -> Self {
+        let places = Arc::new(Semaphore::new(searcher.settings.queries));
+        Self { searcher, places, under_way: TaskTracker::new(), draining: Arc::default() }
+    }
+
+    fn take(&self, request: Request) {
+        let (this, received) = (self.clone(), Instant::now());
+        let place = Arc::clone(&self.places).try_acquire_owned();
+        self.under_way.spawn(async move {
+            this.respond(request, received, place.is_err()).await;
+            drop(place);
+        });
+    }
+
+    async fn respond(&self, request: Request, received: Instant, busy: bool) {
+        let message = &request.message;
+        let header = message.headers.as_ref().and_then(|headers| headers.get(CONTENT_TYPE));
+        let encoding = Encoding::detect(header.map(|value| value.as_str()), &message.payload);
+        let reply = match codec::decode::<SearchRequest>(&message.payload, encoding) {
+            Err(error) => SearchReply::Error(invalid(error.to_string())),
+            Ok(_) if busy => SearchReply::Error(SearchError {
+                kind: SearchErrorKind::Unavailable,
+                message: "this searcher is busy: too many searches at once".into(),
+                nearest: Vec::new(),
+            }),
+            Ok(question) => root::answer(&self.searcher, question, received).await,
+        };
+        let client = self.searcher.cx.bus.client();
+        let limit = client.max_payload().saturating_sub(HEADER_BYTES).min(MAX_MESSAGE_BYTES);
+        let payload = encode(reply, encoding, limit);
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, encoding.content_type());
+        let sent = match (self.draining.load(Ordering::Acquire), message.reply.clone()) {
+            (true, Some(inbox)) => client.publish_with_headers(inbox, headers, payload).await,
+            _ => request.respond_with_headers(Ok(payload), headers).await,
+        };
+        if let Err(error) = sent {
+            tracing::warn!(%error, "a search's answer could not be sent");
+        }
     }
 }
 
 /// The reply's bytes, or those of an error that says how many results fit.
 fn encode(reply: SearchReply, encoding: Encoding, limit: usize) -> Bytes {
-    let fits = |reply: &SearchReply| codec::encode(reply, encoding).ok().filter(|bytes| bytes.len() <= limit);
-    if let Some(bytes) = fits(&reply) {
+    if let Some(bytes) = fitting(&reply, encoding, limit) {
         return bytes.into();
     }
     let error = match &reply {
         SearchReply::Found(results) => too_large(results, encoding, limit),
         SearchReply::Error(_) => invalid("the request can't be met, and the reason is too long to be sent"),
     };
-    fits(&SearchReply::Error(error)).map(Bytes::from).unwrap_or_default()
+    fitting(&SearchReply::Error(error), encoding, limit).map(Bytes::from).unwrap_or_default()
 }
 
-/// Says the largest K whose reply is not over the broker's limit.
+/// The reply's bytes, if they are within the limit and the receiver can decode them: its decoder counts numbers
+/// at their full width, so that a large reply can be over its limit although its bytes are not.
+fn fitting(reply: &SearchReply, encoding: Encoding, limit: usize) -> Option<Vec<u8>> {
+    let bytes = codec::encode(reply, encoding).ok().filter(|bytes| bytes.len() <= limit)?;
+    let surely = encoding == Encoding::Json || bytes.len() <= limit / 2;
+    (surely || codec::decode::<SearchReply>(&bytes, encoding).is_ok()).then_some(bytes)
+}
+
+/// Says the largest K whose reply fits.
 fn too_large(results: &SearchResults, encoding: Encoding, limit: usize) -> SearchError {
-    let size = |hits: usize| {
+    let fits_with = |hits: usize| {
         let shortened = SearchResults { hits: results.hits[..hits].to_vec(), ..results.clone() };
-        match codec::encode(&SearchReply::Found(Box::new(shortened)), encoding) {
-            Ok(bytes) => bytes.len(),
-            Err(CodecError::TooLarge { bytes, .. }) => bytes,
-            Err(_) => usize::MAX,
-        }
+        fitting(&SearchReply::Found(Box::new(shortened)), encoding, limit).is_some()
     };
     let (mut fits, mut over) = (0, results.hits.len());
     while over - fits > 1 {
         let middle = (fits + over) / 2;
-        if size(middle) <= limit { fits = middle } else { over = middle }
+        if fits_with(middle) { fits = middle } else { over = middle }
     }
     let hits = results.hits.len();
     let compact = if encoding == Encoding::Json { " (more in the compact form)" } else { "" };

@@ -121,6 +121,12 @@ impl View {
         self.placements.keys().filter(|worker| !self.is_live(worker, now)).cloned().collect()
     }
 
+    /// When the next live searcher stops counting, unless it renews its presence.
+    pub fn next_expiry(&self, now: Instant) -> Option<Instant> {
+        let fresh = self.searchers.values().filter(|seen| self.is_fresh(seen, now));
+        fresh.map(|seen| seen.at + self.presence_ttl).min()
+    }
+
     fn is_live(&self, worker: &WorkerId, now: Instant) -> bool {
         self.searchers.get(worker).is_some_and(|seen| self.is_fresh(seen, now))
     }
@@ -177,6 +183,7 @@ mod tests {
         assert!(view.on_presence(&presence("a", false), start));
         view.on_placement(placement("a", &[0, 1]));
         let (me, later) = (worker("me"), start + TTL + Duration::from_secs(1));
+        assert_eq!((view.next_expiry(start), view.next_expiry(later)), (Some(start + TTL), None));
         assert_eq!(view.takers(&me, start).len(), 2);
         assert_eq!(view.holders(&generation("g1"), start)[&1], [worker("a")]);
         assert_eq!(view.takers(&me, later).len(), 1);
