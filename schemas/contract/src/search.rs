@@ -17,13 +17,13 @@ pub const MAX_QUERY_IMAGE_PX: u32 = 512;
 pub struct SearchRequest {
     /// The alias that is asked.
     pub alias: Name,
-    /// At least one.
+    /// 1–64.
     pub terms: Vec<WeightedTerm>,
-    /// K, results wanted: 1–10,000.
+    /// K, results wanted: 1–10,000. Where a reply of so many does not fit into a message, the error says how many do.
     pub k: u32,
     /// Fail below this share of the gallery's rows.
     pub min_coverage: f64,
-    /// Time after which the answer is of no use.
+    /// Time after which the answer is of no use; at most a minute counts.
     pub deadline_ms: u32,
 }
 
@@ -58,7 +58,7 @@ pub enum Term {
         #[serde(with = "raw_bytes")]
         bytes: Vec<u8>,
     },
-    /// An item of the gallery.
+    /// An item of the gallery. The answer leaves it out: "more like this" is not this one.
     Item {
         /// Its id.
         item: String,
