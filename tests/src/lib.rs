@@ -1,8 +1,8 @@
 //! The whole system under test: a nats-server of its own, a store in a temporary folder, and the real
 //! programs as child processes that scenarios kill, stop, freeze and start again.
 //!
-//! Scenarios lie in `tests/*.rs`; each names an end state that must be reached whatever happened on the way.
-//! They wait for conditions under a deadline and never sleep otherwise. Tests of one binary take turns, because
+//! Scenarios lie in `tests/scenarios`; each names an end state that must be reached whatever happened on the way.
+//! They wait for conditions under a deadline and never sleep otherwise. They take turns, because
 //! the times of leases are short.
 
 pub mod broker;

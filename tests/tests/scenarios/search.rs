@@ -1,7 +1,7 @@
 //! The same answer from any number of searchers, and an honest one when some are gone.
 
-use likeness_contract::search::{Hit, SearchRequest, SearchResults};
-use likeness_link::Client;
+use likeness_contract::search::{Hit, SearchErrorKind, SearchRequest, SearchResults};
+use likeness_link::{Client, ClientError};
 use likeness_tests::cluster::done;
 use likeness_tests::{Cluster, Process, faces, jobs, until};
 
@@ -64,12 +64,16 @@ async fn one_searcher_and_several_give_the_same_answers() {
     for (question, expected) in questions().iter().zip(&alone) {
         assert_eq!(&answered(&client, question).await, expected);
     }
-    // With its only replicas gone, some shards are missing until the others have loaded them.
+    // With its only replicas gone, an answer is partial and says so, until the others have loaded the shards.
     first.kill();
     let question = jobs::search(&["Warm"], &[], 5);
-    let partial = client.search(&SearchRequest { min_coverage: 0.0, ..question.clone() }).await;
-    if let Ok(partial) = partial {
-        assert!(partial.coverage.share() == 1.0 || !partial.coverage.reasons.is_empty(), "{:?}", partial.coverage);
+    if let Ok(found) = client.search(&question).await {
+        assert!(found.coverage.share() == 1.0 || !found.coverage.reasons.is_empty(), "{:?}", found.coverage);
+    }
+    match client.search(&SearchRequest { min_coverage: 1.0, ..question }).await {
+        Ok(found) => assert_eq!(found.coverage.share(), 1.0),
+        Err(ClientError::Search(error)) => assert_eq!(error.kind, SearchErrorKind::Coverage, "{error}"),
+        Err(error) => panic!("{error}"),
     }
     for (question, expected) in questions().iter().zip(&alone) {
         assert_eq!(&answered(&client, question).await, expected);

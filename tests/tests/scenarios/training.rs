@@ -5,8 +5,8 @@ use likeness_contract::ids::{Digest, JobId};
 use likeness_contract::jobs::{RunResult, TaskOutput};
 use likeness_contract::keys;
 use likeness_link::Client;
-use likeness_tests::cluster::{done, outcome, record, records, started, submit};
-use likeness_tests::{Cluster, faces, jobs, until};
+use likeness_tests::cluster::{done, outcome, records, started, submit};
+use likeness_tests::{Cluster, faces, jobs};
 
 async fn weights(client: &Client, model: &JobId) -> Digest {
     let manifest: ModelManifest = client.store().require(&keys::model_manifest(model)).await.unwrap();
@@ -30,16 +30,17 @@ async fn a_training_whose_workers_are_killed_gives_the_model_of_an_undisturbed_o
     let cluster = Cluster::start().await;
     let _coordinator = cluster.coordinator("coordinator");
     let client = cluster.client().await;
-    let mut worker = cluster.task_worker("worker-0");
+    let mut workers = vec![cluster.task_worker("worker-a"), cluster.task_worker("worker-b")];
     let root = faces::write(cluster.dir(), 120);
     done(&client, jobs::ingest("faces-1", &root, 60)).await;
     let undisturbed = done(&client, jobs::train("undisturbed", jobs::training(16, 20))).await;
 
     let disturbed = submit(&client, jobs::train("disturbed", jobs::training(16, 20))).await;
     for round in 0..3 {
-        started(&client, &disturbed, &format!("round-{round:05}-slot")).await;
-        worker.kill();
-        worker = cluster.task_worker(&format!("worker-{}", round + 1));
+        let hit = started(&client, &disturbed, &format!("round-{round:05}-slot")).await;
+        let holder = workers.iter().position(|worker| worker.log().contains(hit.worker.as_str()));
+        workers.swap_remove(holder.expect("one of ours works on it")).kill();
+        workers.push(cluster.task_worker(&format!("worker-{round}")));
     }
     assert!(matches!(outcome(&client, &disturbed, 1).await, RunResult::Done { .. }));
     assert_eq!(weights(&client, &disturbed).await, weights(&client, &undisturbed).await);
@@ -70,11 +71,4 @@ async fn a_task_done_twice_by_two_workers_gives_the_same_bytes() {
     };
     assert_eq!(shards(&once).await.len(), 4);
     assert_eq!(shards(&once).await, shards(&twice).await);
-    let workers: std::collections::BTreeSet<_> =
-        records(&client, &twice).await.into_iter().map(|record| record.worker).collect();
-    assert!(!workers.is_empty());
-    until("the record stays", async || {
-        record(&client, &twice, &likeness_contract::jobs::task_ids::embed_finish(&twice, &twice)).await
-    })
-    .await;
 }

@@ -1,7 +1,7 @@
 //! Workers that die, freeze, leave and fail.
 
 use likeness_contract::ids::RunNumber;
-use likeness_contract::jobs::{RunResult, TaskKind, task_ids};
+use likeness_contract::jobs::{RunResult, task_ids};
 use likeness_contract::messages::{JobState, TaskNews};
 use likeness_contract::{keys, subjects};
 use likeness_link::Client;
@@ -96,11 +96,11 @@ async fn a_task_that_fails_again_and_again_ends_its_run_and_a_retry_keeps_every_
     let _workers = [cluster.task_worker("first"), cluster.task_worker("second")];
     let client = cluster.client().await;
     let root = faces::write(cluster.dir(), 120);
-    // Reading a folder fails as a broken disk does: another attempt might do better.
+    // A link to itself fails as a broken disk does: for all that is known, another attempt might do better.
     let broken = faces::image(&root, 65);
     let image = std::fs::read(&broken).unwrap();
     std::fs::remove_file(&broken).unwrap();
-    std::fs::create_dir(&broken).unwrap();
+    std::os::unix::fs::symlink(&broken, &broken).unwrap();
 
     let job = submit(&client, jobs::ingest("faces-1", &root, 60)).await;
     let RunResult::Failed { failures } = outcome(&client, &job, 1).await else { panic!("the run cannot succeed") };
@@ -115,7 +115,7 @@ async fn a_task_that_fails_again_and_again_ends_its_run_and_a_retry_keeps_every_
 
     let kept = records(&client, &job).await;
     assert!(kept.iter().any(|record| record.task == task_ids::part(0)), "the other part was finished");
-    std::fs::remove_dir(&broken).unwrap();
+    std::fs::remove_file(&broken).unwrap();
     std::fs::write(&broken, image).unwrap();
     let summary = client.retry(&job).await.unwrap();
     assert_eq!((summary.run, summary.state), (RunNumber(2), JobState::Running));
@@ -145,6 +145,4 @@ async fn a_cancelled_job_ends_at_once_and_can_be_retried() {
     assert_eq!(listed.len(), 1);
     client.retry(&job).await.unwrap();
     assert!(matches!(outcome(&client, &job, 2).await, RunResult::Done { .. }));
-    let status = client.status().await.unwrap();
-    assert!(status.workers.iter().all(|worker| worker.roles.contains(&TaskKind::Train)));
 }
