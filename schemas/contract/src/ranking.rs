@@ -40,6 +40,7 @@ impl Candidate {
 /// dimensions, summed pairwise. Every path of every shard ends in this procedure.
 ///
 /// Panics when the lengths differ: callers check the dimension once per request.
+#[inline]
 pub fn canonical_d2(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len(), "vectors of one dimension");
     let mut lanes = [0f64; 8];
