@@ -1,5 +1,7 @@
 //! The file form of shards: what is written is read back, and nothing damaged gets through.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 use bytes::Bytes;
 use likeness_index::{ErrorKind, Shard, ShardRows, decode_shard, encode_shard};
 use proptest::prelude::*;

@@ -1,5 +1,7 @@
 //! Searchers over a real broker and a store with hand-made generations.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
