@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use likeness_link::client::Client;
 use likeness_link::settings::{NatsSettings, Timings};
+use likeness_link::{Bus, Store};
 
 use crate::command::exit::{Failure, Outcome};
 use crate::command::up::state::{self, UpState};
@@ -81,7 +82,9 @@ impl Connection {
     /// Connects to both.
     pub async fn client(&self) -> Outcome<Client> {
         let address = self.resolve()?;
-        Ok(Client::connect(&address.nats, &address.store).await?)
+        // NATS first: a wrong address must not leave an empty store's folder behind.
+        let bus = Bus::connect(&address.nats, "likeness-command").await?;
+        Ok(Client::over(bus, Store::open(&address.store).await?))
     }
 }
 

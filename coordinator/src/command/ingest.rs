@@ -23,17 +23,6 @@ Examples:
 pub struct IngestArgs {
     #[command(subcommand)]
     source: Source,
-    /// Name of the dataset [default: celeba, or `images` for Parquet].
-    #[arg(long, global = true)]
-    dataset: Option<Name>,
-    /// Rows per part: one task each [default: 8192].
-    #[arg(long, global = true, value_name = "ROWS")]
-    part_rows: Option<u32>,
-    /// Print the job's id and don't wait.
-    #[arg(long, global = true)]
-    detach: bool,
-    #[command(flatten)]
-    job: JobOptions,
 }
 
 #[derive(Debug, Subcommand)]
@@ -42,45 +31,55 @@ enum Source {
     Celeba {
         /// The folder.
         dir: PathBuf,
+        #[command(flatten)]
+        options: IngestOptions,
     },
     /// Parquet files as on the Hugging Face hub: an image column and one boolean column per attribute.
     Parquet {
         /// The files, in order.
         #[arg(required = true)]
         files: Vec<PathBuf>,
+        #[command(flatten)]
+        options: IngestOptions,
     },
+}
+
+/// What every source has.
+#[derive(Debug, Clone, Args)]
+struct IngestOptions {
+    /// Name of the dataset [default: `celeba`, or `images` for Parquet].
+    #[arg(long)]
+    dataset: Option<Name>,
+    /// Rows per part: one task each [default: 8192].
+    #[arg(long, value_name = "ROWS")]
+    part_rows: Option<u32>,
+    /// Print the job's id and don't wait.
+    #[arg(long)]
+    detach: bool,
+    #[command(flatten)]
+    job: JobOptions,
 }
 
 /// Submits the job.
 pub async fn run(global: &Global, args: IngestArgs) -> Outcome {
-    let request = request(&args)?;
+    let (source, name, options) = match args.source {
+        Source::Celeba { dir, options } => (celeba_source(&dir)?, "celeba", options),
+        Source::Parquet { files, options } => (parquet_source(&files)?, "images", options),
+    };
+    let detach = options.detach;
+    let request = request(source, name, options)?;
     let client = global.connection.client().await?;
     let job = client.submit(request).await?;
-    follow::submitted(global, &client, job, args.detach).await
+    follow::submitted(global, &client, job, detach).await
 }
 
-fn request(args: &IngestArgs) -> Outcome<JobRequest> {
-    let part_rows = args.part_rows.unwrap_or(DEFAULT_ROWS);
+fn request(source: IngestSource, default_name: &str, options: IngestOptions) -> Outcome<JobRequest> {
+    let IngestOptions { dataset, part_rows, detach: _, job } = options;
+    let part_rows = part_rows.unwrap_or(DEFAULT_ROWS);
     within("part-rows", part_rows, 1, 1_000_000)?;
-    let dataset = match &args.dataset {
-        Some(name) => name.clone(),
-        None => default_name(&args.source)?,
-    };
-    let source = match &args.source {
-        Source::Celeba { dir } => celeba_source(dir)?,
-        Source::Parquet { files } => parquet_source(files)?,
-    };
-    let work = RequestedWork::Ingest { dataset, source, part_rows };
-    let JobOptions { id, .. } = &args.job;
-    Ok(JobRequest { id: id.clone(), work, device: args.job.device(), priority: args.job.priority() })
-}
-
-fn default_name(source: &Source) -> Outcome<Name> {
-    let name = match source {
-        Source::Celeba { .. } => "celeba",
-        Source::Parquet { .. } => "images",
-    };
-    Name::new(name).map_err(Failure::failed)
+    let dataset = dataset.map_or_else(|| Name::new(default_name).map_err(Failure::usage), Ok)?;
+    let (device, priority) = (job.device(), job.priority());
+    Ok(JobRequest { id: job.id, work: RequestedWork::Ingest { dataset, source, part_rows }, device, priority })
 }
 
 /// CelebA in a folder.
@@ -116,7 +115,10 @@ mod tests {
     }
 
     fn parse(line: &str) -> Outcome<JobRequest> {
-        request(&Line::try_parse_from(std::iter::once("ingest").chain(line.split(' '))).unwrap().args)
+        match Line::try_parse_from(std::iter::once("ingest").chain(line.split(' '))).unwrap().args.source {
+            Source::Celeba { dir, options } => request(celeba_source(&dir)?, "celeba", options),
+            Source::Parquet { files, options } => request(parquet_source(&files)?, "images", options),
+        }
     }
 
     #[test]

@@ -229,6 +229,9 @@ impl TrainOptions {
 
     fn negatives(&self) -> Outcome<NegativeMix> {
         let article = NegativeMix::ARTICLE;
+        if (self.negatives_random, self.negatives_other, self.negatives_flipped) == (None, None, None) {
+            return Ok(article);
+        }
         let random = self.negatives_random.unwrap_or(article.random);
         let flipped = self.negatives_flipped.unwrap_or(article.flipped);
         let other = self.negatives_other.unwrap_or(1.0 - random - flipped);

@@ -18,6 +18,8 @@ const BAR_UNITS: u64 = 1000;
 const LINE_EVERY: Duration = Duration::from_secs(10);
 /// The rate is averaged over about this time.
 const RATE_WINDOW_S: f64 = 8.0;
+/// A phase without a task at hand for so long waits for a worker that takes the next one.
+const WAITING_AFTER: Duration = Duration::from_secs(5);
 /// A time left is guessed only after so long: before, it would jump about.
 const GUESS_AFTER: Duration = Duration::from_secs(2);
 
@@ -34,6 +36,8 @@ pub struct Phase {
     pub open_ended: bool,
     /// Share that is done, tasks at hand included: 0–1.
     pub share: f64,
+    /// Tasks that workers are at.
+    pub at_hand: usize,
     /// What a worker says of the task at hand.
     pub note: String,
 }
@@ -57,13 +61,13 @@ fn phase(detail: &JobDetail, kind: TaskKind) -> Option<Phase> {
     let done: u64 = stages.iter().map(|stage| stage.done).sum();
     let tasks: u64 = stages.iter().map(|stage| stage.tasks).sum();
     let active: Vec<_> = detail.active.iter().filter(|task| kind_of(task.task.as_str()) == kind).collect();
-    let at_hand: f64 = active.iter().map(|task| fraction(task.progress, task.of)).sum();
+    let begun: f64 = active.iter().map(|task| fraction(task.progress, task.of)).sum();
     let open_ended = stages.iter().any(|stage| stage.tasks == 0);
     // A stage whose tasks are not known yet counts as one task to come.
     let expected = tasks + stages.iter().filter(|stage| stage.tasks == 0).count() as u64;
-    let share = ((done as f64 + at_hand) / expected.max(1) as f64).min(1.0);
+    let share = ((done as f64 + begun) / expected.max(1) as f64).min(1.0);
     let note = active.iter().map(|task| task.note.as_str()).find(|note| !note.is_empty()).unwrap_or_default();
-    Some(Phase { kind, done, tasks, open_ended, share, note: note.to_string() })
+    Some(Phase { kind, done, tasks, open_ended, share, at_hand: active.len(), note: note.to_string() })
 }
 
 fn fraction(done: u64, of: u64) -> f64 {
@@ -82,12 +86,12 @@ fn kind_of(name: &str) -> TaskKind {
     }
 }
 
-/// What the units of a phase's tasks are.
-fn unit(kind: TaskKind) -> &'static str {
+/// What the units of a phase's tasks are, where their rate is worth telling: a step's size is a setting, and the
+/// blocks of an evaluation are nobody's business.
+fn unit(kind: TaskKind) -> Option<&'static str> {
     match kind {
-        TaskKind::Ingest | TaskKind::Embed => "images",
-        TaskKind::Train => "steps",
-        TaskKind::Evaluate => "queries",
+        TaskKind::Ingest | TaskKind::Embed => Some("images"),
+        TaskKind::Train | TaskKind::Evaluate => None,
     }
 }
 
@@ -96,15 +100,17 @@ fn unit(kind: TaskKind) -> &'static str {
 struct Meter {
     first: (Instant, f64),
     last_seen: Instant,
+    idle_since: Option<Instant>,
     units_per_s: Option<f64>,
 }
 
 impl Meter {
     fn new(now: Instant, share: f64) -> Self {
-        Self { first: (now, share), last_seen: now, units_per_s: None }
+        Self { first: (now, share), last_seen: now, idle_since: None, units_per_s: None }
     }
 
-    fn observe(&mut self, now: Instant, units: u64) {
+    fn observe(&mut self, now: Instant, units: u64, at_hand: usize) {
+        self.idle_since = if at_hand > 0 { None } else { self.idle_since.or(Some(now)) };
         let seconds = now.duration_since(self.last_seen).as_secs_f64();
         if seconds < 0.05 {
             return;
@@ -113,6 +119,10 @@ impl Meter {
         let rate = units as f64 / seconds;
         let weight = 1.0 - (-seconds / RATE_WINDOW_S).exp();
         self.units_per_s = Some(self.units_per_s.map_or(rate, |old| old + weight * (rate - old)));
+    }
+
+    fn waits(&self, now: Instant) -> bool {
+        self.idle_since.is_some_and(|since| now.duration_since(since) >= WAITING_AFTER)
     }
 
     fn left(&self, now: Instant, share: f64) -> Option<Duration> {
@@ -184,7 +194,7 @@ impl Display {
         let mut current = None;
         for phase in phases(detail).into_iter().filter(|phase| phase.share > 0.0 || !phase.note.is_empty()) {
             let meter = self.meters.entry(phase.kind).or_insert_with(|| Meter::new(now, phase.share));
-            meter.observe(now, gained.get(&phase.kind).copied().unwrap_or(0));
+            meter.observe(now, gained.get(&phase.kind).copied().unwrap_or(0), phase.at_hand);
             let text = describe(&phase, meter, now);
             self.show(&phase, &text);
             if !phase.is_complete() {
@@ -253,13 +263,20 @@ fn describe(phase: &Phase, meter: &Meter, now: Instant) -> String {
         }
         return parts.join(" · ");
     }
-    if let Some(rate) = meter.units_per_s.filter(|rate| *rate > 0.0) {
-        parts.push(format!("{} {}/s", short(rate), unit(phase.kind)));
+    if meter.waits(now) {
+        parts.push("waiting for a worker".into());
+        return parts.join(" · ");
+    }
+    let rate = meter.units_per_s.filter(|rate| *rate > 0.0).zip(unit(phase.kind));
+    if let Some((rate, unit)) = rate {
+        parts.push(format!("{} {unit}/s", short(rate)));
     }
     if let Some(left) = meter.left(now, phase.share) {
         parts.push(format!("{} left", span(millis(left).max(1000) / 1000 * 1000)));
     }
-    if !phase.note.is_empty() {
+    // Ours is the rate of all workers, theirs that of one.
+    let repeats = rate.is_some() && phase.note.ends_with("/s");
+    if !phase.note.is_empty() && !repeats {
         parts.push(phase.note.clone());
     }
     parts.join(" · ")
@@ -384,15 +401,14 @@ pub mod tests {
         let start = Instant::now();
         let mut meter = Meter::new(start, 0.0);
         let now = start + Duration::from_secs(10);
-        meter.observe(now, 31);
-        let phase = Phase {
-            kind: TaskKind::Train,
-            done: 1,
-            tasks: 4,
-            open_ended: false,
-            share: 0.25,
-            note: "loss 0.093".into(),
-        };
-        assert_eq!(describe(&phase, &meter, now), "1/4 tasks · 3.1 steps/s · 30 s left · loss 0.093");
+        meter.observe(now, 31, 1);
+        let phase =
+            |kind, note: &str| Phase { kind, done: 1, tasks: 4, open_ended: false, share: 0.25, note: note.into() };
+        let training = phase(TaskKind::Train, "loss 0.093, 402 images/s");
+        assert_eq!(describe(&training, &meter, now), "1/4 tasks · 30 s left · loss 0.093, 402 images/s");
+        let embedding = phase(TaskKind::Embed, "2 images/s");
+        assert_eq!(describe(&embedding, &meter, now), "1/4 tasks · 3.1 images/s · 30 s left");
+        meter.observe(now, 0, 0);
+        assert_eq!(describe(&embedding, &meter, now + Duration::from_secs(6)), "1/4 tasks · waiting for a worker");
     }
 }

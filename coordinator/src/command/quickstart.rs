@@ -45,6 +45,8 @@ const PART_ROWS: u32 = 1000;
 const SHOWN: u32 = 12;
 /// Searchers have loaded a release by then.
 const SERVED_WITHIN: Duration = Duration::from_secs(60);
+/// Earlier jobs that are looked through.
+const JOBS_LOOKED_AT: u32 = 100;
 /// Runs at once over one checkout.
 const MAX_FOLDERS: u32 = 100;
 
@@ -244,7 +246,7 @@ async fn work(running: &Running, args: &QuickstartArgs, source: Source, out: &Pa
 async fn ingest(client: &Client, source: Source) -> Outcome<DatasetManifest> {
     let Source { dataset, source, .. } = source;
     let work = RequestedWork::Ingest { dataset: dataset.clone(), source, part_rows: PART_ROWS };
-    let job = once_only(client, work, "ingest").await?;
+    let job = once_only(client, id_of(&work)?, work).await?;
     let detail = finished(client, &job).await?;
     if detail.summary.state != JobState::Done {
         return Err(failed(&detail));
@@ -260,12 +262,14 @@ async fn pipeline(client: &Client, manifest: &DatasetManifest, epochs: Option<u3
     options.embed.shard_rows = Some(shard_rows(manifest.rows(Split::All)));
     let dataset = DatasetSelector { dataset, version: Some(version) };
     let request = options.request(dataset, alias_or_main(None)?)?;
+    let id = id_of(&request.work)?;
+    end_others(client, &id).await?;
     say(format!(
-        "training cnn-s at 64 px on {}, {} of them",
-        count(train_rows, "image"),
-        count(options.train.epochs.unwrap_or_default().into(), "epoch")
+        "training cnn-s at 64 px: {} over {}",
+        count(options.train.epochs.unwrap_or_default().into(), "epoch"),
+        count(train_rows, "image")
     ));
-    let job = once_only(client, request.work, "pipeline").await?;
+    let job = once_only(client, id, request.work).await?;
     let detail = finished(client, &job).await?;
     match detail.summary.state {
         JobState::Done | JobState::Refused => Ok(detail),
@@ -282,34 +286,45 @@ fn shard_rows(rows: u64) -> u32 {
     u32::try_from(rows.div_ceil(SHARDS)).unwrap_or(u32::MAX).clamp(1, crate::command::options::DEFAULT_ROWS)
 }
 
-/// Submits a job under an id made from what is asked; one that is there already goes on as it is, and one that
-/// failed is tried again.
-async fn once_only(client: &Client, work: RequestedWork, kind: &str) -> Outcome<JobSummary> {
-    let digest = Digest::of(&serde_json::to_vec(&work)?);
-    let id = JobId::new(format!("{kind}-{}", digest.short())).map_err(Failure::failed)?;
-    let known = match client.show(&id).await {
-        Ok(detail) => Some(detail.summary),
-        Err(ClientError::Api(error)) if error.kind == ApiErrorKind::NotFound => None,
-        Err(error) => return Err(error.into()),
-    };
-    match known.as_ref().map(|job| job.state) {
-        None => {
-            let request = JobRequest { id: Some(id), work, device: DeviceClass::Any, priority: Priority::Lo };
-            Ok(client.submit(request).await?)
-        }
-        Some(JobState::Failed | JobState::Cancelled) => {
-            say(format!("trying {kind} job {id} again; what was done is kept"));
-            Ok(client.retry(&id).await?)
-        }
-        Some(JobState::Running) => {
-            say(format!("going on with {kind} job {id}"));
-            Ok(known.unwrap_or_else(|| unreachable!("matched above")))
-        }
-        Some(JobState::Done | JobState::Refused) => {
-            say(format!("{kind} job {id} was done by an earlier run (--fresh forgets it)"));
-            Ok(known.unwrap_or_else(|| unreachable!("matched above")))
+/// An id made from what is asked: the same question finds the same job.
+fn id_of(work: &RequestedWork) -> Outcome<JobId> {
+    let kind = if matches!(work, RequestedWork::Pipeline { .. }) { "pipeline" } else { "ingest" };
+    let digest = Digest::of(&serde_json::to_vec(work)?);
+    JobId::new(format!("{kind}-{}", digest.short())).map_err(Failure::failed)
+}
+
+/// Ends pipelines with other settings that an earlier run left open: they would share the one worker with ours.
+async fn end_others(client: &Client, ours: &JobId) -> Outcome<()> {
+    for job in client.list(JOBS_LOOKED_AT).await? {
+        if job.state == JobState::Running && job.kind == "pipeline" && job.job != *ours {
+            say(format!("ending pipeline {} of an earlier run with other settings", job.job));
+            client.cancel(&job.job).await?;
         }
     }
+    Ok(())
+}
+
+/// Submits a job under its id; one that is there already goes on as it is, and one that failed is tried again.
+async fn once_only(client: &Client, id: JobId, work: RequestedWork) -> Outcome<JobSummary> {
+    let known = match client.show(&id).await {
+        Ok(detail) => detail.summary,
+        Err(ClientError::Api(error)) if error.kind == ApiErrorKind::NotFound => {
+            let request = JobRequest { id: Some(id), work, device: DeviceClass::Any, priority: Priority::Lo };
+            return Ok(client.submit(request).await?);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    match known.state {
+        JobState::Failed | JobState::Cancelled => {
+            say(format!("trying job {id} again; what was done is kept"));
+            return Ok(client.retry(&id).await?);
+        }
+        JobState::Running => say(format!("going on with job {id}")),
+        JobState::Done | JobState::Refused => {
+            say(format!("job {id} was done by an earlier run (--fresh forgets it)"));
+        }
+    }
+    Ok(known)
 }
 
 async fn finished(client: &Client, job: &JobSummary) -> Outcome<JobDetail> {
@@ -336,11 +351,11 @@ async fn copy_report(client: &Client, detail: &JobDetail, out: &Path) -> Outcome
     Ok(manifest)
 }
 
-/// A question that the vocabulary knows: smiling women where it can.
+/// A question that the vocabulary knows: who smiles, and is no man or wears no glasses, where it can.
 fn question(vocabulary: &Vocabulary) -> SearchArgs {
     let known = |name: &str| vocabulary.position(name).map(|at| vocabulary.names[at].clone());
     let with = known("Smiling").or_else(|| vocabulary.names.first().cloned());
-    let without = known("Male").filter(|name| Some(name) != with.as_ref());
+    let without = known("Male").or_else(|| known("Eyeglasses")).filter(|name| Some(name) != with.as_ref());
     SearchArgs {
         with: with.into_iter().collect(),
         without: without.into_iter().collect(),
@@ -395,6 +410,8 @@ mod tests {
         let ask = |names: &[&str]| question(&Vocabulary { names: names.iter().map(|name| name.to_string()).collect() });
         let args = ask(&["Bald", "Male", "Smiling"]);
         assert_eq!((args.with, args.without), (vec!["Smiling".to_string()], vec!["Male".to_string()]));
+        let args = ask(&["Eyeglasses", "Smiling"]);
+        assert_eq!((args.with, args.without), (vec!["Smiling".to_string()], vec!["Eyeglasses".to_string()]));
         let args = ask(&["Male"]);
         assert_eq!((args.with, args.without), (vec!["Male".to_string()], vec![]));
     }

@@ -23,7 +23,7 @@ fn render(status: &Status) -> String {
     let mut blocks = vec![format!("coordinator {leader} leads; {} open", count(*open_jobs, "job"))];
     blocks.push(if workers.is_empty() { "no workers".into() } else { worker_table(workers).render() });
     blocks.push(if queues.is_empty() { "no tasks are queued".into() } else { queue_table(queues).render() });
-    if !placement.is_empty() {
+    if placement.iter().any(|searcher| !searcher.held.is_empty()) {
         blocks.push(placement_table(placement).render());
     }
     let troubles = placement.iter().flat_map(|p| p.troubles.iter().map(move |t| format!("{}: {t}", p.worker)));

@@ -20,6 +20,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// A process that ran so long has proved itself: the pause starts over.
 const PROVED_AFTER: Duration = Duration::from_secs(60);
 
+/// Settings of other systems that this process may have been given; the children get theirs as flags.
+const NOT_FOR_CHILDREN: [&str; 3] = ["LIKENESS_CREDENTIALS", "LIKENESS_WORKER_ID", "LIKENESS_ROLES"];
+
 /// How to start a child.
 #[derive(Debug, Clone)]
 pub struct ChildSpec {
@@ -129,6 +132,9 @@ fn how_it_ended(status: std::io::Result<ExitStatus>) -> String {
 fn spawn(spec: &ChildSpec) -> std::io::Result<Child> {
     let log = open_log(&spec.log)?;
     let mut command = Command::new(&spec.program);
+    for variable in NOT_FOR_CHILDREN {
+        command.env_remove(variable);
+    }
     command
         .args(&spec.arguments)
         .stdin(Stdio::null())

@@ -112,17 +112,18 @@ fn announce(global: &Global, args: &UpArgs, state: &UpState) -> Outcome<()> {
     line(format!("  NATS   {}", state.nats));
     line(format!("  store  {}", state.store));
     let children = [count(args.workers.into(), "worker"), count(args.searchers.into(), "searcher")];
-    line(format!("  with   {}; logs in {}", children.join(", "), logs_of(state).display()));
+    line(format!("  with   {}; logs in {}", children.join(", "), folder_of(state).join("logs").display()));
     line("");
-    line("From this folder, or with these flags from anywhere:");
-    line("  likeness ingest celeba DIR && likeness pipeline");
-    line(format!("  likeness --nats {} --store {} search --with Smiling --without Male", state.nats, state.store));
+    line("In another terminal:");
+    let likeness = format!("likeness --up {}", folder_of(state).display());
+    line(format!("  {likeness} ingest celeba DIR && {likeness} pipeline"));
+    line(format!("  likeness --nats {} --store {} search --with Smiling --sheet found.png", state.nats, state.store));
     line("Ctrl-C stops everything.");
     Ok(())
 }
 
-fn logs_of(state: &UpState) -> PathBuf {
-    Path::new(&state.store).with_file_name("logs")
+fn folder_of(state: &UpState) -> &Path {
+    Path::new(&state.store).parent().unwrap_or(Path::new("."))
 }
 
 /// A running system.
