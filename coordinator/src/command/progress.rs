@@ -402,8 +402,15 @@ pub mod tests {
         let mut meter = Meter::new(start, 0.0);
         let now = start + Duration::from_secs(10);
         meter.observe(now, 31, 1);
-        let phase =
-            |kind, note: &str| Phase { kind, done: 1, tasks: 4, open_ended: false, share: 0.25, note: note.into() };
+        let phase = |kind, note: &str| Phase {
+            kind,
+            done: 1,
+            tasks: 4,
+            open_ended: false,
+            share: 0.25,
+            at_hand: 1,
+            note: note.into(),
+        };
         let training = phase(TaskKind::Train, "loss 0.093, 402 images/s");
         assert_eq!(describe(&training, &meter, now), "1/4 tasks · 30 s left · loss 0.093, 402 images/s");
         let embedding = phase(TaskKind::Embed, "2 images/s");

@@ -36,7 +36,7 @@ fn check_nats(path: &Path) -> Outcome<()> {
         .arg("--version")
         .output()
         .map_err(|error| Failure::unavailable(format!("can't run `{}`: {error}", path.display())))?;
-    let text = String::from_utf8_lossy(&output.stdout).trim().to_string();
+    let text = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().trim().to_string();
     match parse_version(&text) {
         Some(version) if version >= MIN_NATS => Ok(()),
         Some((major, minor)) => Err(Failure::unavailable(format!(
