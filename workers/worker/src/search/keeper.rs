@@ -216,7 +216,7 @@ mod tests {
             task: None,
             draining: false,
         };
-        view.on_presence(&presence, now);
+        view.on_presence(&presence, 1, now);
     }
 
     fn keeper() -> Keeper {

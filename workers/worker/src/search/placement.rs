@@ -12,7 +12,7 @@ use likeness_contract::jobs::GenerationRef;
 use likeness_contract::messages::{AliasState, Placement, Presence, Served};
 use likeness_contract::subjects::{ALIASES_BUCKET, PLACEMENT_BUCKET, PRESENCE_BUCKET};
 use likeness_link::error::chain;
-use likeness_link::kv::{Change, Kv};
+use likeness_link::kv::{Change, Entry, Kv};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -84,30 +84,27 @@ async fn bucket(searcher: &Searcher, name: &str) -> Kv {
 
 /// Reads the buckets once, so that the first decisions know of everybody.
 async fn fill(searcher: &Searcher, aliases: &Kv, presence: &Kv, placement: &Kv) {
-    for (key, value) in current(aliases).await {
-        on_alias(searcher, Event::Put(key, value));
+    for entry in current(aliases).await {
+        on_alias(searcher, Event::Put(entry));
     }
-    for (key, value) in current(presence).await {
-        on_presence(searcher, Event::Put(key, value));
+    for entry in current::<Presence>(presence).await {
+        searcher.view().on_old_presence(&entry.value, entry.revision, Instant::now());
     }
-    for (key, value) in current(placement).await {
-        on_placement(searcher, Event::Put(key, value));
+    for entry in current(placement).await {
+        on_placement(searcher, Event::Put(entry));
     }
 }
 
-async fn current<M: Message>(bucket: &Kv) -> Vec<(String, M)> {
-    match bucket.entries().await {
-        Ok(entries) => entries.into_iter().map(|entry| (entry.key, entry.value)).collect(),
-        Err(error) => {
-            tracing::warn!(?bucket, error = %chain(&error), "can't read a bucket yet");
-            Vec::new()
-        }
-    }
+async fn current<M: Message>(bucket: &Kv) -> Vec<Entry<M>> {
+    bucket.entries().await.unwrap_or_else(|error| {
+        tracing::warn!(?bucket, error = %chain(&error), "can't read a bucket yet");
+        Vec::new()
+    })
 }
 
 /// A change of an entry.
 enum Event<M> {
-    Put(String, M),
+    Put(Entry<M>),
     Gone(String),
 }
 
@@ -115,7 +112,7 @@ async fn follow<M: Message>(searcher: Arc<Searcher>, bucket: Kv, on: fn(&Searche
     let mut changes = bucket.watch::<M>();
     loop {
         let event = match changes.next().await {
-            Change::Put(entry) => Event::Put(entry.key, entry.value),
+            Change::Put(entry) => Event::Put(entry),
             Change::Gone { key } => Event::Gone(key),
         };
         on(&searcher, event);
@@ -124,8 +121,8 @@ async fn follow<M: Message>(searcher: Arc<Searcher>, bucket: Kv, on: fn(&Searche
 
 fn on_alias(searcher: &Searcher, event: Event<AliasState>) {
     match event {
-        Event::Put(key, state) => match Name::new(key) {
-            Ok(alias) => searcher.view().on_alias(alias, state),
+        Event::Put(entry) => match Name::new(entry.key) {
+            Ok(alias) => searcher.view().on_alias(alias, entry.value),
             Err(error) => return tracing::warn!(%error, "an alias is left out"),
         },
         Event::Gone(key) => searcher.view().on_alias_gone(&key),
@@ -135,7 +132,7 @@ fn on_alias(searcher: &Searcher, event: Event<AliasState>) {
 
 fn on_presence(searcher: &Searcher, event: Event<Presence>) {
     let changed = match event {
-        Event::Put(_, presence) => searcher.view().on_presence(&presence, Instant::now()),
+        Event::Put(entry) => searcher.view().on_presence(&entry.value, entry.revision, Instant::now()),
         Event::Gone(key) => {
             searcher.view().on_presence_gone(&key);
             true
@@ -148,7 +145,7 @@ fn on_presence(searcher: &Searcher, event: Event<Presence>) {
 
 fn on_placement(searcher: &Searcher, event: Event<Placement>) {
     match event {
-        Event::Put(_, placement) => searcher.view().on_placement(placement),
+        Event::Put(entry) => searcher.view().on_placement(entry.value),
         Event::Gone(key) => searcher.view().on_placement_gone(&key),
     }
     searcher.tell_change();

@@ -28,6 +28,9 @@ use crate::error::TaskError;
 /// Longest time that a request may take, whatever it asks.
 const LONGEST_DEADLINE: Duration = Duration::from_secs(60);
 
+/// Longest time that the fan-out leaves for the details of the hits.
+const LONGEST_RESERVE: Duration = Duration::from_millis(500);
+
 /// Answers a request; `received` starts its deadline.
 pub async fn answer(searcher: &Searcher, request: SearchRequest, received: Instant) -> SearchReply {
     let deadline = received + Duration::from_millis(request.deadline_ms.into()).min(LONGEST_DEADLINE);
@@ -214,7 +217,7 @@ impl Query<'_> {
             }
             _ => Taken::Nonsense,
         };
-        self.leaves(kit).gather(&mut gather, self.deadline, ask, take).await;
+        self.leaves(kit).gather(&mut gather, self.fan_out_until(), ask, take).await;
         let (mut candidates, coverage) = gather.finish(k);
         self.enough(&coverage)?;
         candidates.retain(|candidate| !left_out.contains(candidate.item.as_str()));
@@ -222,11 +225,17 @@ impl Query<'_> {
         Ok((candidates, coverage, gather))
     }
 
+    /// When the fan-out must end, so that what was found can still be given its details.
+    fn fan_out_until(&self) -> Instant {
+        let whole = self.deadline.saturating_duration_since(self.received);
+        self.deadline - (whole / 8).min(LONGEST_RESERVE)
+    }
+
     /// Whether what was searched is an answer.
     fn enough(&self, coverage: &Coverage) -> Result<(), SearchError> {
         let reasons = coverage.reasons.join("; ");
         if coverage.shards == 0 && coverage.total_rows > 0 {
-            let late = Instant::now() >= self.deadline;
+            let late = Instant::now() >= self.fan_out_until();
             let kind = if late { SearchErrorKind::Deadline } else { SearchErrorKind::Unavailable };
             return Err(error(kind, format!("no shard could be searched: {reasons}")));
         }

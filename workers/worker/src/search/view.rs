@@ -22,6 +22,8 @@ pub struct View {
 #[derive(Debug)]
 struct Seen {
     at: Instant,
+    /// Of the last renewal.
+    revision: u64,
     /// Whether it takes shards; one that drains still answers for those that it announces.
     takes_shards: bool,
 }
@@ -42,16 +44,28 @@ impl View {
         self.aliases.retain(|name, _| name.as_str() != alias);
     }
 
-    /// A worker renewed its presence. Tells whether that changes who holds what.
-    pub fn on_presence(&mut self, presence: &Presence, now: Instant) -> bool {
+    /// A worker renewed its presence at `now`, with the entry of this revision; the one known already says
+    /// nothing new, a lower one comes from a bucket that was made anew. Tells whether that changes who holds what.
+    pub fn on_presence(&mut self, presence: &Presence, revision: u64, now: Instant) -> bool {
         let Presence { worker, searches, draining, .. } = presence;
         if !searches {
             return self.searchers.remove(worker).is_some();
         }
-        let was_live = self.is_live(worker, now);
-        let seen = Seen { at: now, takes_shards: !draining };
-        let before = self.searchers.insert(worker.clone(), seen);
-        !was_live || before.is_none_or(|before| before.takes_shards == *draining)
+        let known = self.searchers.get(worker);
+        if known.is_some_and(|seen| seen.revision == revision) {
+            return false;
+        }
+        let takes_shards = !draining;
+        let changed = known.is_none_or(|seen| !self.is_fresh(seen, now) || seen.takes_shards != takes_shards);
+        self.searchers.insert(worker.clone(), Seen { at: now, revision, takes_shards });
+        changed
+    }
+
+    /// A presence that was there before we looked: nobody knows since when. It counts for half the time, in which
+    /// a live worker renews it.
+    pub fn on_old_presence(&mut self, presence: &Presence, revision: u64, now: Instant) {
+        let at = now.checked_sub(self.presence_ttl / 2).unwrap_or(now);
+        self.on_presence(presence, revision, at);
     }
 
     /// A worker withdrew its presence.
@@ -180,7 +194,7 @@ mod tests {
     fn a_silent_searcher_stops_counting_after_the_ttl() {
         let start = Instant::now();
         let mut view = View::new(TTL);
-        assert!(view.on_presence(&presence("a", false), start));
+        assert!(view.on_presence(&presence("a", false), 1, start));
         view.on_placement(placement("a", &[0, 1]));
         let (me, later) = (worker("me"), start + TTL + Duration::from_secs(1));
         assert_eq!((view.next_expiry(start), view.next_expiry(later)), (Some(start + TTL), None));
@@ -189,17 +203,31 @@ mod tests {
         assert_eq!(view.takers(&me, later).len(), 1);
         assert!(view.holders(&generation("g1"), later).is_empty());
         assert_eq!(view.abandoned(later), [worker("a")]);
-        assert!(view.on_presence(&presence("a", false), later), "it came back");
+        assert!(!view.on_presence(&presence("a", false), 1, later), "an old entry, reported again");
+        assert!(view.on_presence(&presence("a", false), 2, later), "it came back");
+    }
+
+    #[test]
+    fn a_presence_found_at_the_start_must_be_renewed_soon() {
+        let start = Instant::now() + TTL;
+        let mut view = View::new(TTL);
+        view.on_old_presence(&presence("dead", false), 1, start);
+        view.on_old_presence(&presence("live", false), 2, start);
+        view.on_presence(&presence("live", false), 3, start + TTL / 3);
+        let (me, live, dead) = (worker("me"), worker("live"), worker("dead"));
+        assert!(view.takers(&me, start).contains(&dead));
+        let later = view.takers(&me, start + TTL * 3 / 4);
+        assert!(later.contains(&live) && !later.contains(&dead));
     }
 
     #[test]
     fn a_draining_searcher_answers_but_takes_no_shards() {
         let now = Instant::now();
         let mut view = View::new(TTL);
-        view.on_presence(&presence("a", false), now);
+        view.on_presence(&presence("a", false), 1, now);
         view.on_placement(placement("a", &[3]));
-        assert!(!view.on_presence(&presence("a", false), now), "a renewal changes nothing");
-        assert!(view.on_presence(&presence("a", true), now));
+        assert!(!view.on_presence(&presence("a", false), 2, now), "a renewal changes nothing");
+        assert!(view.on_presence(&presence("a", true), 3, now));
         assert_eq!(view.takers(&worker("me"), now).len(), 1);
         assert_eq!(view.holders(&generation("g1"), now)[&3], [worker("a")]);
         view.on_placement_gone("a");
