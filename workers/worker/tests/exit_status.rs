@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 fn worker(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_likeness-worker"));
     let settings = ["NATS", "STORE", "CREDENTIALS", "ROLES", "DEVICE"].map(|name| format!("LIKENESS_{name}"));
-    settings.iter().for_each(|name| drop(command.env_remove(name)));
+    for name in settings {
+        command.env_remove(name);
+    }
     command.args(args).output().unwrap()
 }
 
