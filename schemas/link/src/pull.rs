@@ -13,7 +13,7 @@ use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::{self, AckKind, ErrorCode};
 use async_nats::{StatusCode, Subscriber};
 use bytes::Bytes;
-use futures::{FutureExt, StreamExt};
+use futures::StreamExt;
 use likeness_contract::codec::{self, Encoding};
 use likeness_contract::jobs::TaskMessage;
 use likeness_contract::subjects;
@@ -24,6 +24,9 @@ use crate::topology;
 
 /// Allowance for a heartbeat that is a little late.
 const HEARTBEAT_SLACK: Duration = Duration::from_millis(500);
+
+/// Longest wait for what is on its way when a request is given up.
+const PARK_WAIT: Duration = Duration::from_millis(500);
 
 /// Messages of one consumer.
 pub struct Pull {
@@ -74,16 +77,27 @@ impl Pull {
         self.answer().await
     }
 
-    /// Gives up the standing request. A message that has arrived for it goes back to the queue.
+    /// Gives up the standing request. A message that has arrived for it, or is on its way, goes back to the queue;
+    /// without a connection it comes back after `ack_wait`.
     pub async fn park(&mut self) {
         let Some(mut standing) = self.standing.take() else { return };
-        while let Some(Some(message)) = standing.next().now_or_never() {
-            if let Answer::Task(delivery) = self.read(message) {
-                let consumer = self.consumer();
-                if let Err(error) = delivery.nak(None).await {
-                    tracing::debug!(consumer, error = %chain(&error), "message comes back after ack_wait");
-                }
+        if standing.drain().await.is_err() {
+            return;
+        }
+        // What the server sent before it heard of the end comes, then the end.
+        let rest = async {
+            while let Some(message) = standing.next().await {
+                self.give_back(message).await;
             }
+        };
+        let _ = tokio::time::timeout(PARK_WAIT, rest).await;
+    }
+
+    async fn give_back(&self, message: async_nats::Message) {
+        let Answer::Task(delivery) = self.read(message) else { return };
+        if let Err(error) = delivery.nak(None).await {
+            let consumer = self.consumer();
+            tracing::debug!(consumer, error = %chain(&error), "message comes back after ack_wait");
         }
     }
 
