@@ -7,16 +7,18 @@
 //!
 //! **Negatives**, one strategy per triplet by the shares of `NegativeMix`:
 //! * `random`: each asked attribute + or − by a coin; mostly easy and implausible, kept to show that;
-//! * `other`: what another training image has of the asked attributes; where it is not known of the other, the positive's word stays;
-//! * `flipped`: the positive with 1–3 of its attributes turned round. Also taken when the others find no
-//!   contradiction in [`TRIES`] draws: with one rare attribute asked nearly every other image agrees.
+//! * `other`: what another training image has of the asked attributes; where it is not known of the other, the
+//!   positive's word stays;
+//! * `flipped`: the positive with 1–3 of the attributes turned round in which another training image differs.
+//!   Where [`TRIES`] draws find no image that differs, any 1–3 of the asked ones are turned.
 //!
-//! **Masks** (three-state only). People ask one to three attributes, now and then more, so `masked_share` of the queries keep
-//! only a few of the anchor's attributes: one 30 %, two 30 %, three 25 %, and 15 % any number from four to
-//! all; the rest keep everything. Which ones are kept is balanced by sign: a coin decides
-//! whether the next is one that the anchor has or has not. Of forty attributes a face has
-//! about nine, and drawn evenly, three of four terms would say what is absent, while queries say mostly what is
-//! wanted. It also lets a rare attribute stand in a positive far more often than its share of images.
+//! **Masks** (three-state only). People ask one to three attributes, now and then more, so `masked_share` of the
+//! queries keep only a few of the anchor's attributes: one 30 %, two 30 %, three 25 %, and 15 % any number from four
+//! to all; the rest keep everything. Which ones are kept is drawn evenly and *together with the other image, until the
+//! two differ*. So a pair is as likely to come the other way round, with the roles of the two images exchanged:
+//! neither a sign nor an attribute tells a positive from an `other` negative without a look at the image. (Drawing the
+//! mask first, or by sign, gives the word of the majority to positives and that of the minority to negatives, and
+//! a network learns just that.) It also asks balanced attributes more often than constant ones.
 
 use std::sync::{Arc, Mutex};
 
@@ -158,8 +160,7 @@ impl TripletSampler {
             augment: Vec::with_capacity(rows.len()),
         };
         for row in rows {
-            let positive = self.positive(*row, rng);
-            let negative = self.negative(&positive, rng);
+            let (positive, negative) = self.pair(*row, rng);
             batch.positives.extend(positive.iter().map(|word| self.encode(*word)));
             batch.negatives.extend(negative.iter().map(|word| self.encode(*word)));
             batch.augment.push(if augmented { self.augment(rng) } else { Augment::NONE });
@@ -184,25 +185,34 @@ impl TripletSampler {
         Augment { mirror, dx: shift(), dy: shift() }
     }
 
-    /// What the query says about the anchor: all that is known, or a few attributes of it.
-    fn positive(&self, row: u32, rng: &mut ChaCha8Rng) -> Vec<i8> {
+    /// A positive and a negative of an anchor.
+    fn pair(&self, row: u32, rng: &mut ChaCha8Rng) -> (Vec<i8>, Vec<i8>) {
         let labels = self.labels_of(row);
-        if unit(rng) >= self.masked_share {
-            return labels.to_vec();
-        }
-        keep_some(labels, rng)
-    }
-
-    fn negative(&self, positive: &[i8], rng: &mut ChaCha8Rng) -> Vec<i8> {
+        let masked = unit(rng) < self.masked_share;
+        let kept =
+            if masked { how_many(labels.iter().filter(|label| **label != 0).count(), rng) } else { labels.len() };
         let choice = unit(rng);
-        let drawn = if choice < self.negatives.random {
-            contradicting(positive, || random_words(positive, rng))
-        } else if choice < self.negatives.random + self.negatives.other {
-            contradicting(positive, || self.words_of_another(positive, rng))
-        } else {
-            None
-        };
-        drawn.unwrap_or_else(|| flipped(positive, rng))
+        if choice < self.negatives.random {
+            let positive = keep(labels, kept, rng);
+            let drawn =
+                (0..TRIES).map(|_| random_words(&positive, rng)).find(|words| !differing(&positive, words).is_empty());
+            let negative = drawn.unwrap_or_else(|| turned(&positive, asked(&positive), rng));
+            return (positive, negative);
+        }
+        for _ in 0..TRIES {
+            let positive = keep(labels, kept, rng);
+            let other = self.words_of_another(&positive, rng);
+            let differing = differing(&positive, &other);
+            if differing.is_empty() {
+                continue;
+            }
+            let is_other = choice < self.negatives.random + self.negatives.other;
+            let negative = if is_other { other } else { turned(&positive, differing, rng) };
+            return (positive, negative);
+        }
+        let positive = keep(labels, kept, rng);
+        let negative = turned(&positive, asked(&positive), rng);
+        (positive, negative)
     }
 
     /// What some training image says about the attributes asked.
@@ -227,17 +237,28 @@ fn check_settings(settings: &TrainSettings) -> Result<()> {
     Ok(())
 }
 
-/// Keeps a few of the known labels, balanced by sign.
-fn keep_some(labels: &[i8], rng: &mut ChaCha8Rng) -> Vec<i8> {
-    let with_sign = |sign: i8| (0..labels.len()).filter(|a| labels[*a] == sign).collect::<Vec<_>>();
-    let (mut has, mut has_not) = (with_sign(1), with_sign(-1));
+/// Keeps so many of the known labels, drawn evenly.
+fn keep(labels: &[i8], count: usize, rng: &mut ChaCha8Rng) -> Vec<i8> {
+    let mut known = asked(labels);
+    if count >= known.len() {
+        return labels.to_vec();
+    }
     let mut kept = vec![0; labels.len()];
-    for _ in 0..how_many(has.len() + has_not.len(), rng) {
-        let from = if has_not.is_empty() || (!has.is_empty() && coin(rng)) { &mut has } else { &mut has_not };
-        let attribute = from.swap_remove(below(rng, from.len()));
+    for _ in 0..count {
+        let attribute = known.swap_remove(below(rng, known.len()));
         kept[attribute] = labels[attribute];
     }
     kept
+}
+
+/// The attributes that a query says something about.
+fn asked(words: &[i8]) -> Vec<usize> {
+    (0..words.len()).filter(|a| words[*a] != 0).collect()
+}
+
+/// The attributes about which two queries say the opposite.
+fn differing(a: &[i8], b: &[i8]) -> Vec<usize> {
+    (0..a.len()).filter(|i| a[*i] * b[*i] == -1).collect()
 }
 
 /// How many attributes a masked query keeps of `known`.
@@ -252,22 +273,16 @@ fn how_many(known: usize, rng: &mut ChaCha8Rng) -> usize {
     wanted.min(known)
 }
 
-/// The first draw that says the opposite of the positive somewhere.
-fn contradicting(positive: &[i8], mut draw: impl FnMut() -> Vec<i8>) -> Option<Vec<i8>> {
-    (0..TRIES).map(|_| draw()).find(|words| words.iter().zip(positive).any(|(n, p)| n * p == -1))
-}
-
 fn random_words(positive: &[i8], rng: &mut ChaCha8Rng) -> Vec<i8> {
     positive.iter().map(|word| if *word != 0 && coin(rng) { -word } else { *word }).collect()
 }
 
-/// The positive with 1–3 of its attributes turned round.
-fn flipped(positive: &[i8], rng: &mut ChaCha8Rng) -> Vec<i8> {
-    let mut asked: Vec<usize> = (0..positive.len()).filter(|a| positive[*a] != 0).collect();
+/// The positive with 1–3 of some of its attributes turned round.
+fn turned(positive: &[i8], mut some: Vec<usize>, rng: &mut ChaCha8Rng) -> Vec<i8> {
     let mut words = positive.to_vec();
-    let flips = 1 + below(rng, MAX_FLIPS.min(asked.len()));
+    let flips = 1 + below(rng, MAX_FLIPS.min(some.len()));
     for _ in 0..flips {
-        let attribute = asked.swap_remove(below(rng, asked.len()));
+        let attribute = some.swap_remove(below(rng, some.len()));
         words[attribute] = -words[attribute];
     }
     words

@@ -156,27 +156,48 @@ fn negatives_of_other_images_are_vectors_that_exist() {
 }
 
 #[test]
-fn masked_queries_have_the_sizes_and_signs_that_the_module_promises() {
+fn masked_queries_have_the_sizes_that_the_module_promises() {
     let labels = labels(400, 40, 0.0, 7);
     let settings = TrainSettings { masked_share: 1.0, ..settings() };
     let sampler = sampler(&settings, labels.clone(), 40);
-    let (mut sizes, mut has, mut words) = ([0usize; 41], 0, 0);
+    let mut sizes = [0usize; 41];
     for step in 0..400 {
         for (_, positive, _) in triplets(&sampler.batch(step), &labels, 40) {
-            let size = positive.iter().filter(|word| **word != 0.0).count();
-            sizes[size] += 1;
-            if size <= 3 {
-                has += positive.iter().filter(|word| **word > 0.0).count();
-                words += size;
-            }
+            sizes[positive.iter().filter(|word| **word != 0.0).count()] += 1;
         }
     }
     let total: usize = sizes.iter().sum();
     let share = |size: usize| sizes[size] as f64 / total as f64;
     assert!((share(1) - 0.30).abs() < 0.02 && (share(2) - 0.30).abs() < 0.02 && (share(3) - 0.25).abs() < 0.02);
     assert!(sizes[0] == 0 && sizes[4..].iter().sum::<usize>() > 0 && sizes[30..].iter().sum::<usize>() > 0);
-    let positive_share = has as f64 / words as f64;
-    assert!((positive_share - 0.5).abs() < 0.03, "{positive_share}");
+}
+
+#[test]
+fn nothing_tells_a_positive_from_its_negative_without_the_image() {
+    let labels = labels(2000, 40, 0.0, 7);
+    let (mut has, mut words) = ([0usize; 2], 0);
+    let (mut single_has, mut singles) = (0, 0);
+    for mix in [with_mix(0.0, 1.0, 0.0), with_mix(0.0, 0.0, 1.0)] {
+        let sampler = sampler(&TrainSettings { masked_share: 1.0, ..mix }, labels.clone(), 40);
+        for step in 0..1000 {
+            for (_, positive, negative) in triplets(&sampler.batch(step), &labels, 40) {
+                let size = positive.iter().filter(|word| **word != 0.0).count();
+                if size > 3 {
+                    continue;
+                }
+                let count = |words: &[f32]| words.iter().filter(|word| **word > 0.0).count();
+                has = [has[0] + count(positive), has[1] + count(negative)];
+                words += size;
+                if size == 1 {
+                    single_has += count(positive);
+                    singles += 1;
+                }
+            }
+        }
+    }
+    let share = |count: usize, of: usize| count as f64 / of as f64;
+    assert!((share(has[0], words) - share(has[1], words)).abs() < 0.02, "{has:?} of {words}");
+    assert!((share(single_has, singles) - 0.5).abs() < 0.03, "{single_has} of {singles}");
 }
 
 #[test]
