@@ -107,7 +107,9 @@ pub async fn run(global: &Global, args: PipelineArgs) -> Outcome {
     let options = args.options.or(&file);
     let alias = alias_or_main(args.alias.or(file.alias))?;
     // Mistakes in settings are said before anything is asked of the network.
-    (options.model.resolve()?, options.train.resolve()?, options.evaluate.resolve()?);
+    options.model.resolve()?;
+    options.train.resolve()?;
+    options.evaluate.resolve()?;
     let client = global.connection.client().await?;
     let dataset = dataset_or_only(&client, args.dataset.or(file.dataset)).await?;
     let job = client.submit(options.request(dataset, alias)?).await?;

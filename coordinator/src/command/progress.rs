@@ -201,11 +201,12 @@ impl Display {
                 current = Some((phase.kind, text));
             }
         }
-        if self.bars.is_none() && self.printed.is_none_or(|at| now.duration_since(at) >= LINE_EVERY) {
-            if let Some((kind, text)) = current {
-                say(format!("{}: {text}", kind.name()));
-                self.printed = Some(now);
-            }
+        if self.bars.is_none()
+            && self.printed.is_none_or(|at| now.duration_since(at) >= LINE_EVERY)
+            && let Some((kind, text)) = current
+        {
+            say(format!("{}: {text}", kind.name()));
+            self.printed = Some(now);
         }
     }
 

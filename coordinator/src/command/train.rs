@@ -45,7 +45,8 @@ pub async fn run(global: &Global, args: TrainArgs) -> Outcome {
     let job = args.job.or(file.job);
     let (model, train) = (args.model.or(file.model), args.train.or(file.train));
     // Mistakes in settings are said before anything is asked of the network.
-    (model.resolve()?, train.resolve()?);
+    model.resolve()?;
+    train.resolve()?;
     let client = global.connection.client().await?;
     let dataset = dataset_or_only(&client, args.dataset.or(file.dataset)).await?;
     let work = RequestedWork::Train(train_request(dataset, &model, &train)?);

@@ -2,6 +2,8 @@
 //!
 //! Every test waits for a condition under a deadline and never sleeps for a result.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 mod server;
 mod worker;
 

@@ -51,6 +51,7 @@ impl Drop for Server {
     }
 }
 
+#[allow(clippy::zombie_processes, reason = "`Server` kills its child and waits for it")]
 fn spawn(dir: &Path, port: &str) -> (Child, u16) {
     let ports = dir.join("ports");
     let _none_yet = std::fs::remove_dir_all(&ports);

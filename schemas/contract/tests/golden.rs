@@ -3,6 +3,8 @@
 //! `schemas/golden/<message>/v<version>-<case>.{json,bin}`. After a version was raised, `LIKENESS_GOLDEN=write
 //! cargo test -p likeness-contract --test golden` adds the new version's files; it never touches one that exists.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,7 @@
 //! Bytes from anywhere: a clear error, whatever they say, and bounded memory.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 use likeness_contract::codec::*;
 use likeness_contract::ids::*;
 use likeness_contract::jobs::*;

@@ -1,5 +1,7 @@
 //! One image out of a dataset part.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 use std::sync::Arc;
 
 use arrow_array::builder::{FixedSizeListBuilder, Int8Builder};

@@ -1,5 +1,7 @@
 //! The store's promises, over every kind of store that needs no network, and under faults.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -1,5 +1,11 @@
 //! Everything below is one test program; see the crate's documentation.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that fails says where, one that is skipped says so"
+)]
+
 mod coordinators;
 mod pipeline;
 mod real_data;

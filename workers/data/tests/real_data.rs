@@ -2,6 +2,12 @@
 //!
 //! Prints what ingest costs beside a plain copy of the same files.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that fails says where, one that is skipped says so"
+)]
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 

@@ -77,7 +77,7 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Contents> {
 }
 
 fn stored(name: &str, view: &TensorView<'_>) -> Result<StoredTensor> {
-    let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let values: Vec<f32> = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
     check_finite(name, &values)?;
     Ok(StoredTensor { shape: view.shape().to_vec(), values })
 }
@@ -87,7 +87,7 @@ fn step(view: &TensorView<'_>) -> Result<u64> {
     Ok(u64::from_le_bytes(bytes))
 }
 
-fn check_finite(name: &str, values: &Vec<f32>) -> Result<()> {
+fn check_finite(name: &str, values: &[f32]) -> Result<()> {
     match values.iter().find(|v| !v.is_finite()) {
         Some(value) => Err(Error::not_finite(format!("tensor `{name}` holds {value}"))),
         None => Ok(()),

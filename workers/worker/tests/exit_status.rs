@@ -1,5 +1,7 @@
 //! What the process says and ends with when it cannot start.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 use std::net::TcpListener;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};

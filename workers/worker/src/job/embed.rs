@@ -294,8 +294,7 @@ fn check_unit_rows(embeddings: &[f32], rows: usize, dim: usize) -> Result<(), Ta
     }
     for (row, embedding) in embeddings.chunks_exact(dim).enumerate() {
         let norm = embedding.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
-        // Written so that NaN fails too.
-        if !((norm - 1.0).abs() <= NORM_TOLERANCE) {
+        if norm.is_nan() || (norm - 1.0).abs() > NORM_TOLERANCE {
             return Err(TaskError::transient(format!("the embedding of row {row} has norm {norm} instead of 1")));
         }
     }

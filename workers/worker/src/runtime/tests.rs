@@ -274,7 +274,11 @@ async fn after_a_late_renewal_nothing_more_is_said() {
 async fn a_long_task_keeps_its_message_by_renewals() {
     let long: Perform = |cx| {
         Box::pin(async {
-            cx.device.run(|_| Ok(std::thread::sleep(ACK_WAIT * 2))).await?;
+            let sleep = |_: &_| {
+                std::thread::sleep(ACK_WAIT * 2);
+                Ok(())
+            };
+            cx.device.run(sleep).await?;
             Ok(output("ours"))
         })
     };
