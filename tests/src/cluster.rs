@@ -80,8 +80,14 @@ impl Cluster {
 
     /// Starts a worker with these roles: `train,embed`. Its id is new even if its name is not.
     pub fn worker(&self, name: &str, roles: &str) -> Process {
+        self.worker_with(name, roles, |_| ())
+    }
+
+    /// [`Cluster::worker`] with more in its environment.
+    pub fn worker_with(&self, name: &str, roles: &str, environment: impl FnOnce(&mut Command)) -> Process {
         let mut command = self.command("likeness-worker");
         command.args(["--roles", roles, "--threads", "1"]).env("LIKENESS_LOG", "info");
+        environment(&mut command);
         Process::start(name, &self.dir().join("logs"), command)
     }
 

@@ -28,7 +28,12 @@ fn request(job: &str, work: RequestedWork) -> JobRequest {
 
 /// Reads the images of [`crate::faces`] into the dataset `faces`, `part_rows` a task.
 pub fn ingest(job: &str, root: &Path, part_rows: u32) -> JobRequest {
-    let source = IngestSource::Celeba { dir: root.to_str().expect("a plain path").into() };
+    let dir = root.to_str().expect("a plain path").into();
+    ingest_from(job, IngestSource::Celeba { dir }, part_rows)
+}
+
+/// Reads any source into the dataset `faces`.
+pub fn ingest_from(job: &str, source: IngestSource, part_rows: u32) -> JobRequest {
     request(job, RequestedWork::Ingest { dataset: name("faces"), source, part_rows })
 }
 

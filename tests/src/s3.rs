@@ -27,11 +27,14 @@ struct Request {
     path: String,
     query: String,
     create_only: bool,
+    range: Option<std::ops::Range<usize>>,
     body: Vec<u8>,
 }
 
 struct Response {
     status: &'static str,
+    /// Which bytes of how many the body is.
+    content_range: Option<String>,
     body: Vec<u8>,
 }
 
@@ -55,6 +58,16 @@ impl S3 {
         format!("s3://{BUCKET}/likeness")
     }
 
+    /// The plain HTTP address of an object.
+    pub fn http_url(&self, key: &str) -> String {
+        format!("{}/{BUCKET}/{key}", self.endpoint)
+    }
+
+    /// Puts an object there.
+    pub fn put(&self, key: &str, bytes: Vec<u8>) {
+        self.objects.lock().unwrap_or_else(PoisonError::into_inner).insert(key.into(), bytes);
+    }
+
     /// The environment in which programs find it.
     pub fn found_by(&self, command: &mut Command) {
         command.env("AWS_ENDPOINT", &self.endpoint).env("AWS_REGION", "us-east-1");
@@ -71,8 +84,11 @@ async fn serve(stream: TcpStream, objects: Objects, ignores_create: bool) {
     let mut stream = BufReader::new(stream);
     while let Some(request) = read(&mut stream).await {
         let head = request.method == "HEAD";
-        let Response { status, body } = answer(request, &objects, ignores_create);
+        let Response { status, content_range, body } = answer(request, &objects, ignores_create);
         let mut response = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n", body.len());
+        if let Some(range) = content_range {
+            write!(response, "content-range: bytes {range}\r\n").expect("a String takes everything");
+        }
         response.push_str("etag: \"0\"\r\nlast-modified: Wed, 01 Jan 2025 00:00:00 GMT\r\n\r\n");
         let mut bytes = response.into_bytes();
         if !head {
@@ -90,7 +106,7 @@ async fn read(stream: &mut BufReader<TcpStream>) -> Option<Request> {
     stream.read_line(&mut line).await.ok().filter(|bytes| *bytes > 0)?;
     let mut words = line.split_whitespace();
     let (method, target) = (words.next()?.to_string(), words.next()?.to_string());
-    let (mut length, mut create_only) = (0, false);
+    let (mut length, mut create_only, mut range) = (0, false, None);
     loop {
         let mut header = String::new();
         stream.read_line(&mut header).await.ok()?;
@@ -99,6 +115,10 @@ async fn read(stream: &mut BufReader<TcpStream>) -> Option<Request> {
             None => break,
             Some(("content-length", value)) => length = value.trim().parse().ok()?,
             Some(("if-none-match", value)) => create_only = value.trim() == "*",
+            Some(("range", value)) => {
+                let (first, last) = value.trim().strip_prefix("bytes=")?.split_once('-')?;
+                range = Some(first.parse().ok()?..last.parse::<usize>().ok()? + 1);
+            }
             Some(_) => {}
         }
     }
@@ -106,23 +126,31 @@ async fn read(stream: &mut BufReader<TcpStream>) -> Option<Request> {
     stream.read_exact(&mut body).await.ok()?;
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
     let path = path.trim_start_matches('/').strip_prefix(BUCKET)?.trim_start_matches('/');
-    Some(Request { method, path: path.into(), query: query.into(), create_only, body })
+    Some(Request { method, path: path.into(), query: query.into(), create_only, range, body })
 }
 
 fn answer(request: Request, objects: &Objects, ignores_create: bool) -> Response {
     let mut objects = objects.lock().unwrap_or_else(PoisonError::into_inner);
-    let Request { method, path, query, create_only, body } = request;
-    let empty = |status| Response { status, body: Vec::new() };
+    let Request { method, path, query, create_only, range, body } = request;
+    let whole = |status, body| Response { status, content_range: None, body };
+    let empty = |status| whole(status, Vec::new());
     match (method.as_str(), path.as_str()) {
         ("PUT", key) if create_only && !ignores_create && objects.contains_key(key) => empty("412 Precondition Failed"),
         ("PUT", key) => {
             objects.insert(key.into(), body);
             empty("200 OK")
         }
-        ("GET", "") => Response { status: "200 OK", body: listing(&objects, &query).into_bytes() },
-        ("GET" | "HEAD", key) => match objects.get(key) {
-            Some(found) => Response { status: "200 OK", body: found.clone() },
-            None => empty("404 Not Found"),
+        ("GET", "") => whole("200 OK", listing(&objects, &query).into_bytes()),
+        ("GET" | "HEAD", key) => match (objects.get(key), range) {
+            (Some(found), None) => whole("200 OK", found.clone()),
+            (Some(found), Some(range)) => match found.get(range.clone()) {
+                Some(part) => {
+                    let of = format!("{}-{}/{}", range.start, range.end - 1, found.len());
+                    Response { status: "206 Partial Content", content_range: Some(of), body: part.to_vec() }
+                }
+                None => empty("416 Range Not Satisfiable"),
+            },
+            (None, _) => empty("404 Not Found"),
         },
         ("DELETE", key) => {
             objects.remove(key);
@@ -133,7 +161,7 @@ fn answer(request: Request, objects: &Objects, ignores_create: bool) -> Response
             for key in text.split("<Key>").skip(1).filter_map(|rest| rest.split("</Key>").next()) {
                 objects.remove(key);
             }
-            Response { status: "200 OK", body: b"<DeleteResult></DeleteResult>".to_vec() }
+            whole("200 OK", b"<DeleteResult></DeleteResult>".to_vec())
         }
         _ => empty("405 Method Not Allowed"),
     }

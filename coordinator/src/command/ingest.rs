@@ -14,12 +14,14 @@ use crate::command::options::{DEFAULT_ROWS, JobOptions, within};
 /// Flags of `likeness ingest`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Workers read the source themselves: a path must be one that they see too. Bad images are skipped and listed;
-a wrong header, a missing column or a duplicate name is an error that names its line.
+Workers read the source themselves: a path must be one that they see too. It may be a URL: s3://, gs:// and az://
+with the workers' credentials; http:// and https:// for Parquet files. Bad images are skipped and listed; a wrong
+header, a missing column or a duplicate name is an error that names its line.
 
 Examples:
   likeness ingest celeba ~/celeba
-  likeness ingest parquet train-*.parquet --dataset faces --part-rows 4096")]
+  likeness ingest parquet train-*.parquet --dataset faces --part-rows 4096
+  likeness ingest celeba s3://raw/celeba")]
 pub struct IngestArgs {
     #[command(subcommand)]
     source: Source,
@@ -29,14 +31,14 @@ pub struct IngestArgs {
 enum Source {
     /// CelebA as distributed: img_align_celeba/, list_attr_celeba.txt, list_eval_partition.txt.
     Celeba {
-        /// The folder.
+        /// The folder, or its URL in an object store.
         dir: PathBuf,
         #[command(flatten)]
         options: IngestOptions,
     },
     /// Parquet files as on the Hugging Face hub: an image column and one boolean column per attribute.
     Parquet {
-        /// The files, in order.
+        /// The files or their URLs, in order.
         #[arg(required = true)]
         files: Vec<PathBuf>,
         #[command(flatten)]
@@ -93,8 +95,11 @@ pub fn parquet_source(files: &[PathBuf]) -> Outcome<IngestSource> {
     Ok(IngestSource::Parquet { files })
 }
 
-/// The path as workers on this machine see it. It need not be there: workers may see more than we do.
+/// The path as workers on this machine see it, a URL as it is. It need not be there: workers may see more than we do.
 fn absolute(path: &Path) -> Outcome<String> {
+    if let Some(url) = path.to_str().filter(|path| likeness_link::remote::is_remote(path)) {
+        return Ok(url.into());
+    }
     let path = match path.canonicalize() {
         Ok(path) => path,
         Err(_) => std::path::absolute(path)?,

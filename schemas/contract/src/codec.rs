@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
 /// Most bytes that are decoded as one stored JSON document.
 pub const MAX_DOCUMENT_BYTES: usize = 256 << 20;
+/// Bincode's decoder counts every integer at its full width, eight times the one byte that a small one takes.
+const DECODE_BUDGET: usize = 8 * MAX_MESSAGE_BYTES;
 const MAGIC: &[u8; 4] = b"LKN1";
 
 /// Something that travels or is stored inside an envelope.
@@ -123,9 +125,9 @@ struct JsonEnvelopeIn {
 fn bincode_config() -> bincode::config::Configuration<
     bincode::config::LittleEndian,
     bincode::config::Varint,
-    bincode::config::Limit<MAX_MESSAGE_BYTES>,
+    bincode::config::Limit<DECODE_BUDGET>,
 > {
-    bincode::config::standard().with_limit::<MAX_MESSAGE_BYTES>()
+    bincode::config::standard().with_limit::<DECODE_BUDGET>()
 }
 
 /// Message → bytes. Fails with `TooLarge` over [`MAX_MESSAGE_BYTES`].
@@ -149,7 +151,7 @@ pub fn encode<M: Message>(message: &M, encoding: Encoding) -> Result<Vec<u8>, Co
     Ok(bytes)
 }
 
-/// Bytes → message. Memory is bounded by [`MAX_MESSAGE_BYTES`] whatever the bytes say.
+/// Bytes → message. Memory is bounded by a small multiple of [`MAX_MESSAGE_BYTES`] whatever the bytes say.
 pub fn decode<M: Message>(bytes: &[u8], encoding: Encoding) -> Result<M, CodecError> {
     within_limit::<M>(bytes, MAX_MESSAGE_BYTES)?;
     match encoding {

@@ -10,6 +10,7 @@ pub mod error;
 pub mod images;
 pub mod kv;
 pub mod pull;
+pub mod remote;
 pub mod requests;
 pub mod settings;
 pub mod store;

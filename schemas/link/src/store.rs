@@ -24,6 +24,9 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode};
 
 use crate::error::{Error, ErrorKind, Result};
 
+pub(crate) use errors::of_store;
+pub(crate) use open::{Objects, location};
+
 /// Pauses between attempts of one operation; the HTTP clients below retry by themselves before it.
 const PAUSES: [Duration; 4] =
     [Duration::from_millis(50), Duration::from_millis(200), Duration::from_millis(800), Duration::from_millis(1500)];
@@ -250,7 +253,10 @@ impl Store {
 }
 
 /// Runs a read until it works, fails for good, or the pauses are used up.
-async fn retried<T, F: Future<Output = object_store::Result<T>>>(path: &Path, read: impl Fn() -> F) -> Result<T> {
+pub(crate) async fn retried<T, F: Future<Output = object_store::Result<T>>>(
+    path: &Path,
+    read: impl Fn() -> F,
+) -> Result<T> {
     for pause in PAUSES {
         match read().await.map_err(|error| errors::of_store(path, error)) {
             Err(error) if error.is_transient() => {

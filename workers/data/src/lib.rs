@@ -30,4 +30,4 @@ pub use error::{Error, ErrorKind, Result};
 pub use part::{Part, PartRow, encode_part};
 pub use rows::{Place, Scan, ScanRow, decode_rows, encode_rows};
 pub use sampling::{Augment, TripletRows, TripletSampler};
-pub use source::{PartContent, read_rows, scan};
+pub use source::{Disk, Files, PartContent, read_rows, read_rows_from, scan, scan_from};

@@ -9,7 +9,7 @@ use object_store::path::Path;
 use crate::error::{Error, ErrorKind};
 
 /// An error of an operation on `path`.
-pub(super) fn of_store(path: &Path, error: object_store::Error) -> Error {
+pub(crate) fn of_store(path: &Path, error: object_store::Error) -> Error {
     let kind = kind(&error);
     let what = match kind {
         ErrorKind::NotFound => "is not in the store",

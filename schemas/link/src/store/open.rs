@@ -13,6 +13,7 @@ use futures::StreamExt;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::http::HttpBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -30,7 +31,8 @@ const CONNECT_TIMEOUT: &str = "2 seconds";
 /// Longest time of one request; the largest objects are a few hundred megabytes.
 const REQUEST_TIMEOUT: &str = "180 seconds";
 
-type Objects = Arc<dyn ObjectStore>;
+/// What reads and writes the objects of one place.
+pub(crate) type Objects = Arc<dyn ObjectStore>;
 
 /// The object store that a URL names.
 pub(super) fn objects(text: &str) -> Result<Objects> {
@@ -44,6 +46,22 @@ pub(super) fn objects(text: &str) -> Result<Objects> {
         "az" | "azure" | "abfs" | "abfss" => azure(&url),
         other => Err(invalid(text, &format!("`{other}` is no scheme of a store"))),
     }
+}
+
+/// What reads a bucket or host that is nobody's store.
+pub(crate) fn location(text: &str) -> Result<Objects> {
+    if !text.starts_with("http://") && !text.starts_with("https://") {
+        return objects(text);
+    }
+    crate::install_crypto();
+    let builder = HttpBuilder::new()
+        .with_url(text)
+        .with_retry(retry())
+        .with_config(ClientConfigKey::AllowHttp, "true")
+        .with_config(ClientConfigKey::ConnectTimeout, CONNECT_TIMEOUT)
+        .with_config(ClientConfigKey::Timeout, REQUEST_TIMEOUT);
+    let unusable = |e| Error::new(ErrorKind::Invalid, format!("can't read from `{text}`")).because(e);
+    Ok(Arc::new(builder.build().map_err(unusable)?))
 }
 
 /// The URL, unless the text is a plain folder.

@@ -45,15 +45,18 @@ fn inside(dir: &str, path: &str) -> String {
 
 /// The images' folder, relative to `dir`.
 fn images_folder(dir: &str, files: &dyn Files) -> Result<String> {
-    if !files.is_folder(dir) {
+    let is_folder = |path: &str| files.is_folder(path).map_err(|e| Error::io(path, e));
+    if !is_folder(dir)? {
         return Err(Error::invalid(format!("`{dir}` is no folder")));
     }
     let candidates = [format!("{IMAGES}/{IMAGES}"), IMAGES.into(), format!("Img/{IMAGES}")];
-    let found = candidates.into_iter().find(|candidate| files.is_folder(&inside(dir, candidate)));
-    found.ok_or_else(|| {
-        let path = inside(dir, IMAGES);
-        Error::invalid(format!("`{path}` is missing: expected the folder of the images, unpacked"))
-    })
+    for candidate in candidates {
+        if is_folder(&inside(dir, &candidate))? {
+            return Ok(candidate);
+        }
+    }
+    let path = inside(dir, IMAGES);
+    Err(Error::invalid(format!("`{path}` is missing: expected the folder of the images, unpacked")))
 }
 
 /// Path and text of a list: beside the images, or in the subfolder of the original download.

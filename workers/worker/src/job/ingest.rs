@@ -4,18 +4,22 @@
 //! `from..from + rows` of it. Parts read, decode and check images on all cores; a bad image costs its row, not the task.
 //! The manifest is written last, when every part has its record, so a dataset version is there whole or not at all.
 
+mod source_files;
+
+use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
 use likeness_contract::documents::{DatasetManifest, ObjectRef, PartEntry, Skipped};
 use likeness_contract::ids::Name;
 use likeness_contract::jobs::{DatasetRef, IngestSource, JobSpec, JobWork, TaskOutput, TaskRecord, task_ids};
 use likeness_contract::keys;
 use likeness_contract::settings::Vocabulary;
-use likeness_data::{PartContent, PartRow, ScanRow, decode_rows, encode_part, encode_rows, read_rows};
+use likeness_data::{PartContent, PartRow, ScanRow, decode_rows, encode_part, encode_rows, read_rows_from};
 
 use crate::error::TaskError;
 use crate::runtime::context::TaskContext;
+
+use source_files::{SourceFiles, with_threads_for};
 
 /// Rows between two looks at the lease: a fraction of a second of decoding.
 const ROWS_PER_STEP: usize = 512;
@@ -24,8 +28,9 @@ const ROWS_PER_STEP: usize = 512;
 pub async fn scan(cx: &TaskContext) -> Result<TaskOutput, TaskError> {
     let source = ingest_spec(cx.spec())?.source.clone();
     cx.progress(0, 1, "listing rows");
+    let files = Arc::new(SourceFiles::new());
     let list = move || -> Result<_, TaskError> {
-        let scan = likeness_data::scan(&source)?;
+        let scan = likeness_data::scan_from(&source, files)?;
         let bytes = encode_rows(&scan);
         Ok((scan.vocabulary, scan.rows.len() as u64, scan.warnings, bytes))
     };
@@ -39,9 +44,14 @@ pub async fn part(cx: &TaskContext, part: u32, from: u64, rows: u32) -> Result<T
     let spec = ingest_spec(cx.spec())?;
     let Scanned { rows_object, vocabulary, .. } = scanned(cx.record(&task_ids::scan()).await?)?;
     let list = cx.store.read(&rows_object).await?;
-    let (task, source, attributes) = (cx.clone(), spec.source.clone(), vocabulary.len());
-    let Stored { bytes, rows, split_rows, skipped } =
-        blocking(move || read_part(&task, &source, list, attributes, from, rows)).await?;
+    let (task, source, files) = (cx.clone(), spec.source.clone(), Arc::new(SourceFiles::new()));
+    let attributes = vocabulary.len();
+    let read = move || -> Result<_, TaskError> {
+        let listed = decode_rows(list, attributes, from, rows)?;
+        let read = || read_part(&task, &source, &files, &listed, attributes);
+        with_threads_for(&source, read).map_err(TaskError::transient)?
+    };
+    let Stored { bytes, rows, split_rows, skipped } = blocking(read).await?;
     let object = match bytes {
         Some(bytes) => {
             let key = |digest: &_| keys::dataset_part(spec.dataset, cx.job(), part, digest);
@@ -129,19 +139,22 @@ struct Stored {
 fn read_part(
     cx: &TaskContext,
     source: &IngestSource,
-    list: Bytes,
+    files: &Arc<SourceFiles>,
+    listed: &[ScanRow],
     attributes: usize,
-    from: u64,
-    rows: u32,
 ) -> Result<Stored, TaskError> {
-    let listed = decode_rows(list, attributes, from, rows)?;
-    let PartContent { rows, skipped } = read_images(cx, source, &listed)?;
+    let PartContent { rows, skipped } = read_images(cx, source, files, listed)?;
     let bytes = if rows.is_empty() { None } else { Some(encode_part(&rows, attributes)?) };
     Ok(Stored { bytes, rows: rows.len() as u64, split_rows: count_splits(&rows), skipped })
 }
 
 /// Reads in steps, so that a lost lease or a closed run is noticed between them.
-fn read_images(cx: &TaskContext, source: &IngestSource, listed: &[ScanRow]) -> Result<PartContent, TaskError> {
+fn read_images(
+    cx: &TaskContext,
+    source: &IngestSource,
+    files: &Arc<SourceFiles>,
+    listed: &[ScanRow],
+) -> Result<PartContent, TaskError> {
     let (started, of) = (Instant::now(), listed.len() as u64);
     let mut content = PartContent::default();
     for (step, rows) in listed.chunks(ROWS_PER_STEP).enumerate() {
@@ -152,7 +165,7 @@ fn read_images(cx: &TaskContext, source: &IngestSource, listed: &[ScanRow]) -> R
             let rate = done as f64 / started.elapsed().as_secs_f64().max(1e-9);
             cx.progress(done, of, format!("{rate:.0} images/s"));
         };
-        let PartContent { rows, skipped } = read_rows(source, rows, &progress)?;
+        let PartContent { rows, skipped } = read_rows_from(source, rows, files.clone(), &progress)?;
         content.rows.extend(rows);
         content.skipped.extend(skipped);
     }

@@ -249,7 +249,7 @@ impl Files for Flaky {
         if range.start < 100 { Err(io::Error::new(self.kind, "stale handle")) } else { Disk.read(path, range) }
     }
 
-    fn is_folder(&self, path: &str) -> bool {
+    fn is_folder(&self, path: &str) -> io::Result<bool> {
         Disk.is_folder(path)
     }
 }
