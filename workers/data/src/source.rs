@@ -31,7 +31,7 @@ pub struct PartContent {
     pub skipped: Vec<Skipped>,
 }
 
-/// Where the files of a source are read from. [`Disk`] is the usual one.
+/// Where the files of a source are read from: [`Disk`], or what stands behind a URL.
 pub trait Files: Send + Sync + 'static {
     /// Size in bytes.
     fn size(&self, path: &str) -> std::io::Result<u64>;
