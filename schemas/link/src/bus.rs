@@ -17,6 +17,7 @@ use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr, Se
 use bytes::Bytes;
 use likeness_contract::codec::{self, Encoding, Message};
 use likeness_contract::jobs::{DeviceClass, Priority, TaskKind, TaskMessage};
+use percent_encoding::percent_decode_str;
 use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -310,6 +311,12 @@ fn address(servers: &[ServerAddr]) -> String {
     parts.join(",")
 }
 
+/// User and password, or a token, of the first address that has one: the client library does not look for them.
+fn login(servers: &[ServerAddr]) -> Option<(String, Option<String>)> {
+    let plain = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    servers.iter().find_map(|server| Some((plain(server.username()?), server.password().map(plain))))
+}
+
 fn options(
     settings: &NatsSettings,
     name: &str,
@@ -326,11 +333,9 @@ fn options(
             on_event(event, &address, &forbidden);
             std::future::ready(())
         });
-    // The client library does not look for credentials in the address.
-    let named = servers.iter().find_map(|server| Some((server.username()?, server.password())));
-    options = match named {
-        Some((user, Some(password))) => options.user_and_password(user.into(), password.into()),
-        Some((token, None)) => options.token(token.into()),
+    options = match login(servers) {
+        Some((user, Some(password))) => options.user_and_password(user, password),
+        Some((token, None)) => options.token(token),
         None => options,
     };
     let Some(path) = &settings.credentials else { return Ok(options) };
@@ -402,6 +407,13 @@ mod tests {
         let servers = servers("nats://user:secret@host-a:4222, tls://host-b:4333").unwrap();
         assert_eq!(address(&servers), "host-a:4222,host-b:4333");
         assert_eq!(super::servers("http://host").unwrap_err().kind, ErrorKind::Invalid);
+    }
+
+    #[test]
+    fn a_password_with_special_characters_is_written_as_in_any_url() {
+        let servers = servers("nats://host-a:4222,nats://a%40b:s%3Acret%2F@host-b:4333").unwrap();
+        assert_eq!(login(&servers), Some(("a@b".into(), Some("s:cret/".into()))));
+        assert_eq!(login(&super::servers("nats://host").unwrap()), None);
     }
 
     #[test]
