@@ -5,35 +5,22 @@
 
 use std::time::Duration;
 
-use likeness_contract::codec::Message;
 use likeness_contract::ids::{Fence, WorkerId};
+use likeness_contract::messages::Leader;
 use likeness_contract::subjects::{LEADER_KEY, LEASES_BUCKET};
 use likeness_link::error::chain;
 use likeness_link::{Bus, Kv, Result};
-use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Part of its life that a lease is not used for, against slow clocks and late timers: one fifth.
 const MARGIN: u32 = 5;
 
-/// The entry of the leader.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Holder {
-    /// Who leads.
-    coordinator: WorkerId,
-}
-
-impl Message for Holder {
-    const NAME: &'static str = "lease";
-    const VERSION: u16 = 1;
-}
-
 /// The lease, held.
 #[derive(Debug)]
 pub(super) struct Lease {
     kv: Kv,
-    holder: Holder,
+    holder: Leader,
     fence: Fence,
     revision: u64,
     /// Not to be used any longer after this.
@@ -46,7 +33,7 @@ impl Lease {
     /// Waits until nobody holds the lease, and takes it.
     pub(super) async fn acquire(bus: &Bus, id: &WorkerId) -> Result<Self> {
         let kv = bus.kv(LEASES_BUCKET).await?;
-        let holder = Holder { coordinator: id.clone() };
+        let holder = Leader { coordinator: id.clone() };
         let timings = bus.timings();
         let (renew_every, good_for) = (timings.lease_renew_every, timings.lease_ttl - timings.lease_ttl / MARGIN);
         let mut told = false;
@@ -115,7 +102,7 @@ impl Lease {
     /// The revision of our own entry when a renewal succeeded whose answer was lost. What is read decides nothing:
     /// the next update does.
     async fn own_revision(&self) -> Option<u64> {
-        let read = tokio::time::timeout_at(self.good_until, self.kv.get::<Holder>(LEADER_KEY)).await;
+        let read = tokio::time::timeout_at(self.good_until, self.kv.get::<Leader>(LEADER_KEY)).await;
         let entry = read.ok()?.ok()??;
         (entry.value == self.holder && entry.revision > self.revision).then_some(entry.revision)
     }

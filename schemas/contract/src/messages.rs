@@ -451,6 +451,18 @@ impl Message for Placement {
     const VERSION: u16 = 1;
 }
 
+/// The entry of the leading coordinator in the lease bucket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leader {
+    /// Who leads.
+    pub coordinator: WorkerId,
+}
+
+impl Message for Leader {
+    const NAME: &'static str = "lease";
+    const VERSION: u16 = 1;
+}
+
 /// Shards of one generation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeldShards {

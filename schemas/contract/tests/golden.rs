@@ -386,7 +386,8 @@ fn placement() -> Placement {
 }
 
 #[test]
-fn presence_placement_and_aliases() {
+fn presence_placement_aliases_and_the_lease() {
+    check("leader", &Leader { coordinator: worker() });
     check("worker", &presence());
     check("searcher", &placement());
     let served = |release| Served { release, model: job("pipeline-1"), generation: generation() };
