@@ -15,7 +15,7 @@ use tokio::time::{Instant as TokioInstant, sleep_until};
 
 use crate::command::Global;
 use crate::command::exit::{Exit, Outcome};
-use crate::command::output::{self, line, say};
+use crate::command::output::{self, line, moment, say};
 use crate::command::progress::Display;
 use crate::command::summary;
 use crate::command::up::signals;
@@ -27,8 +27,10 @@ const ASK_AT_MOST_EVERY: Duration = Duration::from_millis(250);
 /// A coordinator that is away longer is mentioned.
 const MENTION_AFTER: Duration = Duration::from_secs(5);
 
-/// What a command does once its job is accepted: wait for it, or only tell its id.
+/// What a command does once its job is accepted: wait for it, or only tell its id. The same job asked again is
+/// told so when it is done, and tried again when it failed or was cancelled.
 pub async fn submitted(global: &Global, client: &Client, job: JobSummary, detach: bool) -> Outcome {
+    let job = asked_before(client, job).await?;
     if !detach {
         if job.state == JobState::Running {
             say(format!("job {} ({})", job.job, job.kind));
@@ -41,6 +43,24 @@ pub async fn submitted(global: &Global, client: &Client, job: JobSummary, detach
         line(&job.job);
     }
     Ok(Exit::Done)
+}
+
+async fn asked_before(client: &Client, job: JobSummary) -> Outcome<JobSummary> {
+    let Some(closed_ms) = job.closed_ms else { return Ok(job) };
+    let (id, state, ended) = (&job.job, job.state.name(), moment(closed_ms));
+    match job.state {
+        JobState::Failed | JobState::Cancelled => {
+            let again = client.retry(id).await?;
+            say(format!("job {id} was {state} at {ended} UTC: trying again, what it had done counts"));
+            Ok(again)
+        }
+        JobState::Running | JobState::Done | JobState::Refused => {
+            say(format!(
+                "job {id} was asked before and ended at {ended} UTC ({state}): nothing is done again; `--id NAME` makes a new job of it"
+            ));
+            Ok(job)
+        }
+    }
 }
 
 /// Shows the job's progress until its run ends, then what came of it.

@@ -6,22 +6,27 @@ use std::io::{self, Write};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::command::exit::Outcome;
+use crate::command::exit::{Exit, Outcome};
 
-/// Writes a line of data. A reader that has gone away (`… | head`) ends the program quietly.
+/// Writes a line of data. A reader that has gone away (`… | head`) ends the program quietly; data that can't be
+/// written for another reason (a full disk) ends it with an error.
 pub fn line(text: impl Display) {
-    write_or_leave(writeln!(io::stdout().lock(), "{text}"));
-}
-
-/// Writes a line of talk.
-pub fn say(text: impl Display) {
-    write_or_leave(writeln!(io::stderr().lock(), "{text}"));
-}
-
-fn write_or_leave(result: io::Result<()>) {
-    if result.is_err() {
-        std::process::exit(0);
+    let Err(error) = writeln!(io::stdout().lock(), "{text}") else { return };
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        std::process::exit(Exit::Done as i32);
     }
+    say(format!("error: can't write the output: {error}"));
+    std::process::exit(Exit::Failed as i32);
+}
+
+/// Writes a line of data by a program that must go on whether or not anybody reads it.
+pub fn note(text: impl Display) {
+    let _nobody_reads = writeln!(io::stdout().lock(), "{text}");
+}
+
+/// Writes a line of talk. What can't be told does not stop the work.
+pub fn say(text: impl Display) {
+    let _nobody_reads = writeln!(io::stderr().lock(), "{text}");
 }
 
 /// Writes one JSON value.

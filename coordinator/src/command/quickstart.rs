@@ -86,12 +86,9 @@ pub async fn run(global: &Global, args: QuickstartArgs) -> Outcome {
     let source = source(&args)?;
     let claim = claim(&args.out)?;
     let data = claim.dir().join(&source.folder);
-    if args.fresh && data.exists() {
-        std::fs::remove_dir_all(&data)?;
-    }
     let stop = signals::stop_requested();
     tokio::pin!(stop);
-    let lock = DirLock::take(&data)?;
+    let lock = if args.fresh { DirLock::take_fresh(&data)? } else { DirLock::take(&data)? };
     let up = UpArgs::over(data.clone());
     let running = tokio::select! {
         running = Running::start(&up, lock) => running?,

@@ -42,7 +42,7 @@ pub enum ReleasesCommand {
     },
     /// Serve an older release again: it becomes the newest one.
     Rollback {
-        /// Number of the older release; the one before the newest without.
+        /// Number of the older release; the one before what serves without, so twice goes two back.
         #[arg(long, value_name = "NUMBER")]
         to: Option<u64>,
         /// The alias.

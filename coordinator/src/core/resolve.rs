@@ -34,7 +34,7 @@ pub struct Facts {
     pub generations: Vec<GenerationRef>,
     /// The generation that is named.
     pub generation: Option<GenerationManifest>,
-    /// All releases of the alias that is named.
+    /// All releases of the alias that is named, oldest first.
     pub releases: Vec<Release>,
     /// The generation of the release that [`compared_release`] tells.
     pub compared_generation: Option<GenerationManifest>,
@@ -67,8 +67,7 @@ pub fn resolve(request: &JobRequest, facts: &Facts) -> Result<Resolved, ApiError
         RequestedWork::Embed { model, embed } => (resolve_embed(model, embed, facts)?, *device),
         RequestedWork::Evaluate { generation, evaluate } => (resolve_evaluate(generation, evaluate, facts)?, *device),
         RequestedWork::Pipeline { train, embed, evaluate, alias } => {
-            let work = resolve_pipeline(id.as_ref(), train, embed, evaluate, alias, facts)?;
-            (work, one_class(*device, facts)?)
+            (resolve_pipeline(train, embed, evaluate, alias, facts)?, one_class(*device, facts)?)
         }
     };
     let spec = JobSpec { work, device, priority: *priority };
@@ -78,7 +77,7 @@ pub fn resolve(request: &JobRequest, facts: &Facts) -> Result<Resolved, ApiError
 
 /// `<kind>-<first digits of the spec's digest>`.
 fn default_id(spec: &JobSpec) -> JobId {
-    let digest = Digest::of(&codec::encode_document(spec));
+    let digest = Digest::of(&codec::encode_document(&as_asked(spec)));
     JobId::new(format!("{}-{}", spec.work.kind(), digest.short())).expect("made of letters, digits and `-`")
 }
 
@@ -98,14 +97,23 @@ pub fn chosen_version(versions: &BTreeMap<Name, Vec<JobId>>, wanted: &DatasetSel
     Ok(DatasetRef { dataset: dataset.clone(), version: version.clone() })
 }
 
-/// The release that a pipeline of this id is compared with: the newest, or the one that its own release replaced,
-/// so that the same request means the same also after its release was made.
-pub fn compared_release<'a>(id: Option<&JobId>, releases: &'a [Release]) -> Option<&'a Release> {
-    let own = releases.iter().find(|release| id.is_some() && release.job.as_ref() == id);
-    match own {
-        Some(own) => releases.iter().find(|release| Some(release.number) == own.replaces),
-        None => releases.iter().max_by_key(|release| release.number),
+/// The release that a pipeline is compared with: the newest.
+pub fn compared_release(releases: &[Release]) -> Option<&Release> {
+    releases.iter().max_by_key(|release| release.number)
+}
+
+/// Whether two specs do the same. The release that a pipeline is compared with follows from the moment it was
+/// accepted, not from what was asked: the same pipeline asked again, after its own release, is the same job.
+pub fn same_job(a: &JobSpec, b: &JobSpec) -> bool {
+    a == b || as_asked(a) == as_asked(b)
+}
+
+fn as_asked(spec: &JobSpec) -> JobSpec {
+    let mut spec = spec.clone();
+    if let JobWork::Pipeline { baseline, .. } = &mut spec.work {
+        *baseline = None;
     }
+    spec
 }
 
 /// Datasets that a request names; a pipeline embeds the version that it trains on unless it says otherwise.
@@ -180,7 +188,6 @@ fn resolve_evaluate(generation: &GenerationRef, evaluate: &EvaluateStage, facts:
 }
 
 fn resolve_pipeline(
-    id: Option<&JobId>,
     train: &TrainRequest,
     embed: &EmbedRequest,
     evaluate: &EvaluateStage,
@@ -197,7 +204,7 @@ fn resolve_pipeline(
     not_empty(dataset.rows(evaluate.rows), || {
         format!("nothing to evaluate: {} has no {} rows", dataset_name(dataset), split_name(evaluate.rows))
     })?;
-    let compared = compared_release(id, &facts.releases);
+    let compared = compared_release(&facts.releases);
     let baseline = compared.map(|release| baseline(release, &train.vocabulary, &embed, facts)).transpose()?;
     Ok(JobWork::Pipeline { train, embed, evaluate: evaluate.clone(), alias: alias.clone(), baseline })
 }
@@ -334,12 +341,12 @@ fn gone(whose: &str, what: &str) -> ApiError {
     ApiError { kind: ApiErrorKind::NotFound, message, nearest: Vec::new() }
 }
 
-/// The release that a rollback brings back: the one before the newest unless a number says otherwise. `releases` are
+/// The release that a rollback brings back: the one before what serves unless a number says otherwise. `releases` are
 /// those of one alias, oldest first.
 pub fn rollback_target(releases: &[Release], to: Option<u64>) -> Result<&Release, ApiError> {
     let Some(newest) = releases.last() else { return Err(invalid("there is no release to roll back".into())) };
     let Release { alias, number: newest, .. } = newest;
-    let wanted = to.unwrap_or(newest.saturating_sub(1));
+    let wanted = to.unwrap_or_else(|| before(releases));
     if wanted == *newest {
         return Err(invalid(format!("release {newest} of `{alias}` is the newest one already")));
     }
@@ -347,10 +354,21 @@ pub fn rollback_target(releases: &[Release], to: Option<u64>) -> Result<&Release
     found.ok_or_else(|| {
         let message = match to {
             Some(_) => format!("`{alias}` has no release {wanted}, only 1 to {newest}"),
-            None => format!("release {newest} of `{alias}` is its first, there is none before it"),
+            None => format!("`{alias}` serves its first release, there is none before it"),
         };
         ApiError { kind: ApiErrorKind::NotFound, message, nearest: Vec::new() }
     })
+}
+
+/// The number of the release before the one that serves. What a rollback brought back counts as what it was: a
+/// second rollback goes one further back.
+fn before(releases: &[Release]) -> u64 {
+    let of = |number| releases.iter().find(|release| release.number == number);
+    let mut serving = releases.last();
+    while let Some(original) = serving.and_then(|release| of(release.rolls_back_to?)) {
+        serving = Some(original);
+    }
+    serving.map_or(0, |release| release.replaces.unwrap_or(release.number - 1))
 }
 
 /// A name that nobody has, answered with the nearest that somebody has.

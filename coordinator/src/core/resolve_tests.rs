@@ -376,11 +376,13 @@ fn other_rows_are_embedded_again_with_the_model_of_the_release() {
 
 #[test]
 fn a_pipeline_means_the_same_after_its_own_release() {
-    let mine = JobRequest { id: Some(job_id("old")), ..request(pipeline()) };
-    let mut facts = with_release(Split::All);
-    facts.compared_generation = Some(generation_manifest("older", Split::All));
-    facts.compared_model = Some(model_manifest("older"));
-    assert_eq!(baseline_of(&mine, &facts).map(|baseline| baseline.release), Some(1));
+    let before = resolve(&request(pipeline()), &facts()).unwrap();
+    let after = resolve(&request(pipeline()), &with_release(Split::All)).unwrap();
+    assert_eq!(before.id, after.id);
+    assert_ne!(before.spec, after.spec, "it would be compared with its own release");
+    assert!(same_job(&before.spec, &after.spec));
+    let other = resolve(&JobRequest { priority: Priority::Hi, ..request(pipeline()) }, &facts()).unwrap();
+    assert!(before.id != other.id && !same_job(&before.spec, &other.spec));
 }
 
 #[test]
@@ -407,5 +409,14 @@ fn a_rollback_goes_one_back_unless_told() {
     assert_eq!(error(Some(3)), "release 3 of `live` is the newest one already");
     assert_eq!(error(Some(9)), "`live` has no release 9, only 1 to 3");
     let first = rollback_target(&releases[..1], None).unwrap_err();
-    assert_eq!(first.message, "release 1 of `live` is its first, there is none before it");
+    assert_eq!(first.message, "`live` serves its first release, there is none before it");
+}
+
+#[test]
+fn a_second_rollback_goes_two_back() {
+    let back = |number, to| Release { rolls_back_to: Some(to), replaces: Some(number - 1), ..release(number, "x") };
+    let releases = [release(1, "a"), release(2, "b"), release(3, "c"), back(4, 2), back(5, 1)];
+    assert_eq!(rollback_target(&releases[..4], None).unwrap().number, 1);
+    assert!(rollback_target(&releases, None).is_err(), "the first one serves again");
+    assert_eq!(rollback_target(&releases, Some(3)).unwrap().number, 3);
 }

@@ -30,8 +30,12 @@ fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Checked {
 /// Where images come from.
 pub fn source(source: &IngestSource) -> Checked {
     match source {
-        IngestSource::Celeba { dir } => ensure(!dir.trim().is_empty(), || "`dir` of the source is empty".into()),
+        IngestSource::Celeba { dir } => {
+            ensure(!dir.trim().is_empty(), || "`dir` of the source is empty".into())?;
+            source_path(dir)
+        }
         IngestSource::Parquet { files } => {
+            files.iter().try_for_each(|file| source_path(file))?;
             ensure(!files.is_empty(), || "`files` of the source names no file".into())?;
             ensure(files.iter().all(|file| !file.trim().is_empty()), || {
                 "`files` of the source has an empty name".into()
@@ -40,6 +44,20 @@ pub fn source(source: &IngestSource) -> Checked {
             twice.map_or(Ok(()), |(_, file)| Err(format!("`files` of the source names `{file}` twice")))
         }
     }
+}
+
+/// A source is stored and shown, so a URL must hold no secret. Neither message repeats it.
+fn source_path(path: &str) -> Checked {
+    let Some((scheme, rest)) = path.split_once("://") else { return Ok(()) };
+    let authority = rest.split('/').next().unwrap_or_default();
+    // `abfss://container@account` names no user.
+    ensure(scheme.starts_with("abfs") || !authority.contains('@'), || {
+        "a source's URL names a user: workers take credentials from their environment, leave it out".into()
+    })?;
+    ensure(scheme == "file" || !rest.contains(['?', '#']), || {
+        "a source's URL has a `?` or `#`: only plain addresses are read, and a token would be stored with the job"
+            .into()
+    })
 }
 
 /// Rows of a part or shard; `setting` is the name that the user knows.

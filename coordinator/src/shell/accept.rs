@@ -26,10 +26,11 @@ pub(super) async fn submit(api: &Api, request: &JobRequest) -> Answer<JobSummary
     let Resolved { id, spec } = resolve::resolve(request, &facts)?;
     let store = &api.cx.store;
     let accepted = store.create_document::<JobSpec>(&keys::job_spec(&id), &spec).await?;
-    if accepted.document != spec {
+    let spec_accepted = accepted.document;
+    if !resolve::same_job(&spec_accepted, &spec) {
         return Err(conflict(format!("job `{id}` exists already and does something else: give another `--id`")));
     }
-    store.create_document::<Plan>(&keys::job_plan(&id), &planner::plan(&id, &spec)).await?;
+    store.create_document::<Plan>(&keys::job_plan(&id), &planner::plan(&id, &spec_accepted)).await?;
     let run = match recover::newest_run(store, &id).await? {
         Some(run) => run,
         None => open_run(api, &id, RunNumber(1)).await?,

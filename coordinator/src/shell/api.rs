@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
-use likeness_contract::documents::{DatasetManifest, Release};
+use likeness_contract::documents::{DatasetManifest, Release, ReportManifest};
 use likeness_contract::ids::{JobId, Name};
 use likeness_contract::jobs::{DatasetRef, GenerationRef};
 use likeness_contract::messages::{ApiError, ApiErrorKind, ApiReply, ApiRequest, JobDetail, JobSummary};
-use likeness_contract::subjects;
+use likeness_contract::{keys, subjects};
 use likeness_link::error::chain;
 use likeness_link::requests::Serving;
 use likeness_link::{Error, ErrorKind};
@@ -52,7 +52,9 @@ impl From<Error> for Refusal {
 fn api_error(error: &Error) -> ApiError {
     let kind = match error.kind {
         ErrorKind::NotFound => ApiErrorKind::NotFound,
-        ErrorKind::Corrupt | ErrorKind::Invalid | ErrorKind::Newer => ApiErrorKind::Invalid,
+        ErrorKind::Invalid => ApiErrorKind::Invalid,
+        // Nothing is wrong with the request: somebody must mend the store, or upgrade this program.
+        ErrorKind::Corrupt | ErrorKind::Newer => ApiErrorKind::Conflict,
         ErrorKind::Unreachable | ErrorKind::Transient | ErrorKind::Full | ErrorKind::Refused => {
             ApiErrorKind::Unavailable
         }
@@ -139,11 +141,18 @@ impl Api {
         question: impl FnOnce(&Job) -> T + Send + 'static,
     ) -> Answer<T> {
         let id = id.clone();
-        let answer = self.ask(move |core| match core.job(&id) {
+        let asked = id.clone();
+        let answer = self.ask(move |core| match core.job(&asked) {
             Some(job) => Ok(question(job)),
-            None => Err(resolve::not_found("job", id.as_str(), core.jobs().map(|job| job.id.as_str()))),
+            None => Err(resolve::not_found("job", asked.as_str(), core.jobs().map(|job| job.id.as_str()))),
         });
-        Ok(answer.await??)
+        let unknown = match answer.await? {
+            Ok(answer) => return Ok(answer),
+            Err(unknown) => unknown,
+        };
+        // One whose documents are damaged was left out when this leader began: say what is wrong with them.
+        recover::job(&self.cx.store, &id).await?;
+        Err(unknown.into())
     }
 
     async fn list(&self, limit: u32) -> Answer<Vec<JobSummary>> {
@@ -205,10 +214,31 @@ impl Api {
             let message = format!("model `{}` of that generation is not in the store", manifest.model);
             return Err(ApiError { kind: ApiErrorKind::NotFound, message, nearest: Vec::new() }.into());
         }
+        let report = self.report_of(&generation, report).await?;
         let model = manifest.model;
         let (job, rolls_back_to, gate) = Default::default();
         let replaces = Replaces::Newest;
         self.release(Wanted { alias, job, replaces, rolls_back_to, model, generation, report, gate }).await
+    }
+
+    /// The report that a promotion names, or the one that the job of the generation made itself.
+    async fn report_of(&self, generation: &GenerationRef, named: Option<JobId>) -> Answer<Option<JobId>> {
+        let report = named.clone().unwrap_or_else(|| generation.generation.clone());
+        let manifest: Option<ReportManifest> = self.cx.store.document(&keys::report_manifest(&report)).await?;
+        let invalid = |message| ApiError { kind: ApiErrorKind::Invalid, message, nearest: Vec::new() };
+        match (manifest, named) {
+            (Some(manifest), _) if manifest.generation == *generation => Ok(Some(report)),
+            (_, None) => Ok(None),
+            (None, Some(_)) => Err(invalid(format!("job `{report}` made no report")).into()),
+            (Some(manifest), Some(_)) => {
+                let of = manifest.generation;
+                Err(invalid(format!(
+                    "report `{report}` is of {}@{}, not of this generation",
+                    of.gallery, of.generation
+                ))
+                .into())
+            }
+        }
     }
 
     async fn roll_back(&self, alias: Name, to: Option<u64>) -> Answer<Release> {
@@ -233,11 +263,22 @@ impl Api {
         for dataset in facts::dataset_names(store).await? {
             let versions = facts::complete_versions(store, &self.inbox, &dataset).await?;
             let Some(version) = versions.last().cloned() else { continue };
-            let manifest = facts::dataset(store, &DatasetRef { dataset, version }).await?;
+            let dataset = DatasetRef { dataset, version };
+            let manifest = match facts::dataset(store, &dataset).await {
+                Err(error) if !error.is_transient() => Some(unreadable(dataset, &error)),
+                read => read?,
+            };
             datasets.extend(manifest.map(|manifest| DatasetManifest { skipped: Vec::new(), ..manifest }));
         }
         Ok(datasets)
     }
+}
+
+/// What is listed of a dataset whose manifest is damaged: the others must be seen.
+fn unreadable(dataset: DatasetRef, error: &Error) -> DatasetManifest {
+    let warnings = vec![format!("its manifest can't be read: {}", chain(error))];
+    let (vocabulary, parts, skipped) = Default::default();
+    DatasetManifest { dataset, vocabulary, parts, skipped, warnings }
 }
 
 fn not_leading() -> Refusal {

@@ -52,7 +52,7 @@ pub(super) async fn gather(cx: &Context, inbox: &Inbox, request: &JobRequest) ->
         RequestedWork::Pipeline { alias, .. } => {
             facts.trainers = trainers(cx, request.device).await;
             facts.releases = releases::of_alias(store, alias).await?;
-            if let Some(release) = resolve::compared_release(request.id.as_ref(), &facts.releases) {
+            if let Some(release) = resolve::compared_release(&facts.releases) {
                 facts.compared_model = model(store, &release.model).await?;
                 facts.compared_generation = generation_manifest(store, &release.generation).await?;
             }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use likeness_contract::documents::Release;
 use likeness_contract::ids::Name;
 use likeness_contract::keys;
@@ -18,12 +18,28 @@ use crate::core::promote;
 /// Releases that are read at once.
 const AT_ONCE: usize = 16;
 
-/// All releases of an alias, oldest first.
+/// All releases of an alias, oldest first. One that can't be read must not hide the others: the newest of these
+/// then warns of it.
 pub(super) async fn of_alias(store: &Store, alias: &Name) -> Result<Vec<Release>> {
     let listed = store.list(&keys::releases(alias)).await?;
     let reads = futures::stream::iter(listed).map(|key| async move { store.require::<Release>(&key).await });
-    let mut releases: Vec<Release> = reads.buffered(AT_ONCE).try_collect().await?;
-    releases.sort_by_key(|release| release.number);
+    let read: Vec<Result<Release>> = reads.buffered(AT_ONCE).collect().await;
+    let (mut releases, mut damaged) = (Vec::new(), Vec::new());
+    for release in read {
+        match release {
+            Ok(release) => releases.push(release),
+            Err(error) if error.is_transient() => return Err(error),
+            Err(error) => damaged.push(error),
+        }
+    }
+    releases.sort_by_key(|release: &Release| release.number);
+    match (releases.last_mut(), damaged.pop()) {
+        (None, Some(error)) => return Err(error),
+        (Some(newest), Some(error)) => {
+            newest.warnings.extend(damaged.iter().chain([&error]).map(|error| format!("beside it: {}", chain(error))));
+        }
+        (_, None) => {}
+    }
     Ok(releases)
 }
 

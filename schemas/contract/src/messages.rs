@@ -172,7 +172,7 @@ pub enum ApiRequest {
     Rollback {
         /// The alias.
         alias: Name,
-        /// Number of the older release; the one before the newest without.
+        /// Number of the older release; the one before what serves without.
         to: Option<u64>,
     },
     /// All releases of an alias, oldest first; of every alias without.

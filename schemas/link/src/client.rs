@@ -160,7 +160,7 @@ impl Client {
         self.release(ApiRequest::Promote { alias, generation, report }).await
     }
 
-    /// Makes a release that brings an older one back; the one before the newest without a number.
+    /// Makes a release that brings an older one back; the one before what serves without a number.
     pub async fn rollback(&self, alias: Name, to: Option<u64>) -> ClientResult<Release> {
         self.release(ApiRequest::Rollback { alias, to }).await
     }

@@ -87,7 +87,14 @@ impl Cache {
         if let Some(spec) = lock(&self.specs).get(job) {
             return Ok(spec);
         }
-        let spec: Arc<JobSpec> = Arc::new(self.store.require(&keys::job_spec(job)).await?);
+        let Some(spec) = self.store.document::<JobSpec>(&keys::job_spec(job)).await? else {
+            // Another worker may have the store that the job is in.
+            let store = self.store.url();
+            return Err(TaskError::transient(format!(
+                "job `{job}` is not in the store `{store}`: does this worker use the coordinator's store (`--store`)?"
+            )));
+        };
+        let spec: Arc<JobSpec> = Arc::new(spec);
         lock(&self.specs).put(job.clone(), Arc::clone(&spec), 1);
         Ok(spec)
     }

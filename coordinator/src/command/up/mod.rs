@@ -24,7 +24,7 @@ use tokio::task::JoinHandle;
 use crate::command::Global;
 use crate::command::connect::DEFAULT_UP_DIR;
 use crate::command::exit::{Exit, Failure, Outcome};
-use crate::command::output::{count, line, say};
+use crate::command::output::{count, note, say};
 use crate::command::up::child::{ChildNews, ChildSpec, NewsSender, Supervised};
 use crate::command::up::nats::Server;
 use crate::command::up::state::{ChildPid, DirLock, UpState};
@@ -108,17 +108,17 @@ fn announce(global: &Global, args: &UpArgs, state: &UpState) -> Outcome<()> {
     if global.json {
         return crate::command::output::json(state);
     }
-    line("likeness is up");
-    line(format!("  NATS   {}", state.nats));
-    line(format!("  store  {}", state.store));
+    note("likeness is up");
+    note(format!("  NATS   {}", state.nats));
+    note(format!("  store  {}", state.store));
     let children = [count(args.workers.into(), "worker"), count(args.searchers.into(), "searcher")];
-    line(format!("  with   {}; logs in {}", children.join(", "), folder_of(state).join("logs").display()));
-    line("");
-    line("In another terminal:");
+    note(format!("  with   {}; logs in {}", children.join(", "), folder_of(state).join("logs").display()));
+    note("");
+    note("In another terminal:");
     let likeness = format!("likeness --up {}", folder_of(state).display());
-    line(format!("  {likeness} ingest celeba DIR && {likeness} pipeline"));
-    line(format!("  likeness --nats {} --store {} search --with Smiling --sheet found.png", state.nats, state.store));
-    line("Ctrl-C stops everything.");
+    note(format!("  {likeness} ingest celeba DIR && {likeness} pipeline"));
+    note(format!("  likeness --nats {} --store {} search --with Smiling --sheet found.png", state.nats, state.store));
+    note("Ctrl-C stops everything.");
     Ok(())
 }
 

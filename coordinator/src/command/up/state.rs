@@ -10,6 +10,8 @@ use crate::command::exit::{Failure, Outcome};
 
 const STATE_FILE: &str = "up.json";
 const LOCK_FILE: &str = "up.lock";
+/// What `likeness up` makes beside these: logs, the NATS server's streams, the store.
+const FOLDERS: [&str; 3] = ["logs", "nats", "store"];
 
 /// `up.json`: what runs in the folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,6 +94,24 @@ impl DirLock {
         Self::try_take(dir)?.ok_or_else(|| taken(dir))
     }
 
+    /// Takes the lock, and removes what an earlier `likeness up` left in the folder. A folder with other things
+    /// in it is refused and stays as it is.
+    pub fn take_fresh(dir: &Path) -> Outcome<Self> {
+        let is_empty = std::fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none());
+        if !is_empty && !dir.join(LOCK_FILE).exists() {
+            let dir = dir.display();
+            return Err(Failure::usage(format!("`{dir}` is not a folder of `likeness up`: nothing in it is removed")));
+        }
+        let lock = Self::take(dir)?;
+        for folder in FOLDERS {
+            let folder = lock.dir.join(folder);
+            if folder.exists() {
+                std::fs::remove_dir_all(folder)?;
+            }
+        }
+        Ok(lock)
+    }
+
     /// The folder, absolute.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -129,6 +149,25 @@ mod tests {
         UpState { nats: "nats://x:1".into(), pid: 77, ..UpState::for_tests() }.write(lock.dir()).unwrap();
         let error = DirLock::take(dir.path()).unwrap_err().to_string();
         assert!(error.contains("process 77") && error.contains("nats://x:1"), "{error}");
+    }
+
+    #[test]
+    fn a_fresh_start_removes_what_is_ours_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let thesis = dir.path().join("thesis.txt");
+        std::fs::write(&thesis, "precious").unwrap();
+        assert!(DirLock::take_fresh(dir.path()).is_err());
+        assert!(thesis.exists());
+
+        let own = dir.path().join("own");
+        let lock = DirLock::take_fresh(&own).unwrap();
+        std::fs::create_dir_all(own.join("store/jobs")).unwrap();
+        std::fs::write(own.join("notes.txt"), "kept").unwrap();
+        assert!(DirLock::take_fresh(&own).is_err(), "somebody runs there");
+        assert!(own.join("store/jobs").exists());
+        drop(lock);
+        let _lock = DirLock::take_fresh(&own).unwrap();
+        assert!(!own.join("store").exists() && own.join("notes.txt").exists());
     }
 
     #[test]
