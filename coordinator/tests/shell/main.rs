@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use likeness::shell::{self, CoordinatorSettings};
 use likeness_contract::ids::{JobId, Name, RunNumber};
 use likeness_contract::jobs::{
-    DatasetSelector, DeviceClass, EmbedRequest, EvaluateStage, IngestSource, JobRequest, Outcome, Priority,
-    RequestedWork, RunResult, TaskMessage, TrainRequest,
+    DatasetSelector, DeviceClass, EmbedRequest, EvaluateStage, GenerationRef, IngestSource, JobRequest, Outcome,
+    Priority, RequestedWork, RunResult, TaskMessage, TrainRequest,
 };
 use likeness_contract::messages::{AliasState, ApiErrorKind, ApiReply, ApiRequest, DeadLetter, JobState, JobSummary};
 use likeness_contract::settings::{
@@ -594,6 +594,64 @@ async fn a_damaged_record_fails_the_run_and_is_named() {
     let RunResult::Failed { failures } = cluster.outcome(&job, 1).await else { panic!("not failed") };
     assert_eq!(failures.len(), 1);
     assert!(failures[0].error.contains("tasks/scan.json"), "{}", failures[0].error);
+}
+
+/// Makes a document of the store garbage.
+fn damage(cluster: &Cluster, key: &str) {
+    std::fs::write(std::path::Path::new(cluster.store.url()).join(key), "{ garbage").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_document_hides_nothing_else_and_is_named() {
+    let cluster = Cluster::start().await;
+    let coordinator = cluster.coordinator();
+    let _worker = cluster.worker();
+    let dataset = cluster.dataset().await;
+    for seed in 1..=2 {
+        let job = cluster.submit(pipeline(seed)).await.job;
+        assert!(matches!(cluster.outcome(&job, 1).await, RunResult::Done { .. }));
+    }
+    let again = cluster.submit(pipeline(2)).await;
+    assert_eq!(again.state, JobState::Done, "the same pipeline after its own release is the same job");
+
+    damage(&cluster, &keys::release(&name("live"), 1));
+    let releases = cluster.client.releases(Some(name("live"))).await.unwrap();
+    assert_eq!(releases.len(), 1);
+    assert!(releases[0].warnings.iter().any(|w| w.contains("00000001.json")), "{:?}", releases[0].warnings);
+
+    damage(&cluster, &keys::dataset_manifest(&name("faces"), &dataset));
+    let datasets = cluster.client.datasets().await.unwrap();
+    assert_eq!((datasets.len(), datasets[0].parts.len()), (1, 0));
+    assert!(datasets[0].warnings[0].contains("manifest.json"), "{:?}", datasets[0].warnings);
+
+    damage(&cluster, &keys::job_outcome(&again.job, RunNumber(1)));
+    coordinator.stop().await;
+    let _coordinator = cluster.coordinator();
+    let refusal = eventually("another leads", || async {
+        match cluster.client.show(&again.job).await {
+            Err(ClientError::Api(error)) if error.kind != ApiErrorKind::Unavailable => Some(error),
+            Err(_) => None,
+            Ok(detail) => panic!("shown: {detail:?}"),
+        }
+    });
+    let refusal = refusal.await;
+    assert_eq!(refusal.kind, ApiErrorKind::Conflict);
+    assert!(refusal.message.contains("outcomes/00001.json"), "{}", refusal.message);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promotion_names_a_report_of_its_generation_or_none() {
+    let cluster = Cluster::start().await;
+    let _coordinator = cluster.coordinator();
+    let _worker = cluster.worker();
+    let dataset = cluster.dataset().await;
+    let job = cluster.submit(pipeline(1)).await.job;
+    assert!(matches!(cluster.outcome(&job, 1).await, RunResult::Done { .. }));
+    let generation = GenerationRef { gallery: name("all"), generation: job.clone() };
+    match cluster.client.promote(name("other"), generation, Some(dataset)).await {
+        Err(ClientError::Api(error)) => assert_eq!(error.kind, ApiErrorKind::Invalid, "{error}"),
+        other => panic!("promoted with the report of an ingest: {other:?}"),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
