@@ -109,6 +109,12 @@ mod tests {
     }
 
     #[test]
+    fn keys_may_be_called_as_the_flags() {
+        let file = JobFile::parse("[evaluate]\nreport_rows = \"all\"\nquery_seed = 7\n").unwrap();
+        assert_eq!((file.evaluate.rows, file.evaluate.seed), (Some(Split::All), Some(7)));
+    }
+
+    #[test]
     fn an_unknown_key_is_answered_with_the_nearest() {
         let error = error_of("[train]\nepoch = 3\n");
         assert!(error.contains("line 2") && error.contains("unknown key `epoch`; did you mean `epochs`?"), "{error}");

@@ -82,9 +82,27 @@ impl Connection {
     /// Connects to both.
     pub async fn client(&self) -> Outcome<Client> {
         let address = self.resolve()?;
-        // NATS first: a wrong address must not leave an empty store's folder behind.
-        let bus = Bus::connect(&address.nats, "likeness-command").await?;
-        Ok(Client::over(bus, Store::open(&address.store).await?))
+        let (bus, store) =
+            tokio::join!(Bus::connect(&address.nats, "likeness-command"), Store::open_existing(&address.store));
+        // The more telling error first: a wrong address of NATS is no question of the store.
+        let (bus, store) = (bus?, store?);
+        Ok(Client::over(bus, store))
+    }
+
+    /// Refuses addresses for a command that starts a system of its own.
+    pub fn none_for(&self, command: &str) -> Outcome<()> {
+        let Self { nats, store, credentials, up } = self;
+        let given = [
+            ("--nats", nats.is_some()),
+            ("--store", store.is_some()),
+            ("--credentials", credentials.is_some()),
+            ("--up", up.is_some()),
+        ];
+        let Some((flag, _)) = given.into_iter().find(|(_, given)| *given) else { return Ok(()) };
+        Err(Failure::usage(format!(
+            "`likeness {command}` starts its own NATS server and store, so {flag} has no meaning: leave it out, or start \
+             `likeness coordinator` and `likeness-worker` with your addresses"
+        )))
     }
 }
 
@@ -135,6 +153,21 @@ mod tests {
     fn addresses_of_two_systems_are_never_mixed() {
         let flag = Connection { nats: Some("nats://flag".into()), ..Connection::default() };
         assert_eq!(addresses(&flag, None, &[], Some(up("here"))).1, DEFAULT_STORE);
+    }
+
+    #[test]
+    fn addresses_for_a_system_of_its_own_are_refused() {
+        assert!(Connection::default().none_for("up").is_ok());
+        for connection in [
+            Connection { nats: Some("nats://foo:1".into()), ..Connection::default() },
+            Connection { store: Some("/x".into()), ..Connection::default() },
+            Connection { credentials: Some("/x".into()), ..Connection::default() },
+            Connection { up: Some("/x".into()), ..Connection::default() },
+        ] {
+            let failure = connection.none_for("up").unwrap_err();
+            assert_eq!(failure.exit as u8, 64);
+            assert!(failure.to_string().contains("starts its own"), "{failure}");
+        }
     }
 
     #[test]

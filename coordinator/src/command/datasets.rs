@@ -2,6 +2,7 @@
 
 use clap::Subcommand;
 use likeness_contract::documents::DatasetManifest;
+use likeness_contract::ids::{JobId, Name};
 use likeness_contract::keys;
 use likeness_contract::settings::Split;
 use likeness_link::client::Client;
@@ -63,14 +64,14 @@ fn table(datasets: &[DatasetManifest]) -> Table {
 }
 
 async fn show(global: &Global, client: &Client, DatasetArg(asked): DatasetArg) -> Outcome {
+    let named = asked.version.is_some();
     let version = match asked.version {
         Some(version) => version,
         None => newest_version(client, &asked.dataset).await?,
     };
     let key = keys::dataset_manifest(&asked.dataset, &version);
     let found: Option<DatasetManifest> = client.store().document(&key).await?;
-    let manifest =
-        found.ok_or_else(|| Failure::usage(format!("dataset `{}` has no version `{version}`", asked.dataset)))?;
+    let manifest = found.ok_or_else(|| no_version(&asked.dataset, &version, named, client.store().url()))?;
     if global.json {
         output::json(&manifest)?;
     } else {
@@ -79,10 +80,17 @@ async fn show(global: &Global, client: &Client, DatasetArg(asked): DatasetArg) -
     Ok(Exit::Done)
 }
 
-async fn newest_version(
-    client: &Client,
-    name: &likeness_contract::ids::Name,
-) -> Outcome<likeness_contract::ids::JobId> {
+/// A version that the coordinator told us of is missing only in a store that is not its own.
+fn no_version(dataset: &Name, version: &JobId, named: bool, store: &str) -> Failure {
+    if named {
+        return Failure::usage(format!("dataset `{dataset}` has no version `{version}`"));
+    }
+    Failure::usage(format!(
+        "version `{version}` of dataset `{dataset}` is not in the store `{store}`: is that the store of the coordinator?"
+    ))
+}
+
+async fn newest_version(client: &Client, name: &Name) -> Outcome<JobId> {
     let datasets = client.datasets().await?;
     if let Some(manifest) = datasets.iter().find(|manifest| manifest.dataset.dataset == *name) {
         return Ok(manifest.dataset.version.clone());
@@ -104,5 +112,18 @@ fn print(manifest: &DatasetManifest) {
             skipped.row([row.item.clone(), row.reason.clone()]);
         }
         line(skipped.render());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_of_another_store_is_told_apart_from_none() {
+        let (dataset, version) = (Name::new("demo").unwrap(), JobId::new("v1").unwrap());
+        let text = |named| no_version(&dataset, &version, named, "/wrong").to_string();
+        assert_eq!(text(true), "dataset `demo` has no version `v1`");
+        assert!(text(false).contains("not in the store `/wrong`"), "{}", text(false));
     }
 }

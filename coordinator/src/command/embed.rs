@@ -20,8 +20,8 @@ use crate::command::selectors::DatasetArg;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  likeness embed --model 4f0c2a…                        all images of the dataset that it was trained on
-  likeness embed --model 4f0c2a… --dataset new --gallery faces --rows all")]
+  likeness embed --model train-ac1c409f4bdf6613         all images of the dataset that it was trained on
+  likeness embed --model train-ac1c409f4bdf6613 --dataset new --gallery faces --rows all")]
 pub struct EmbedArgs {
     /// The model: the id of the job that trained it.
     #[arg(long, value_name = "JOB")]

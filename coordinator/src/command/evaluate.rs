@@ -15,12 +15,12 @@ use crate::command::selectors::GenerationArg;
 /// Flags of `likeness evaluate`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Queries of one, two and three attributes are drawn from the labels and asked of the gallery; the report puts their mean
-average precision beside what a random order would reach.
+Queries of one, two and three attributes are drawn from the labels and asked of the gallery; the report puts their \
+mean average precision beside what a random order would reach.
 
 Examples:
-  likeness evaluate 4f0c2a…                             the gallery that this job embedded
-  likeness evaluate faces/4f0c2a… --report-rows all --pairs 1000")]
+  likeness evaluate embed-9b1d77c03e5a2f48              the gallery that this job embedded
+  likeness evaluate faces/embed-9b1d77c03e5a2f48 --report-rows all --pairs 1000")]
 pub struct EvaluateArgs {
     /// The generation: GALLERY/JOB, or the id of the job that embedded it.
     generation: GenerationArg,

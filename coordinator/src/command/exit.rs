@@ -9,6 +9,7 @@ use likeness_contract::messages::{ApiError, ApiErrorKind, JobState};
 use likeness_contract::names;
 use likeness_contract::search::{SearchError, SearchErrorKind};
 use likeness_link::client::ClientError;
+use likeness_link::error::chain;
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,9 +20,9 @@ pub enum Exit {
     Failed = 1,
     /// The gate refused the promotion.
     Refused = 2,
-    /// Bad flags, bad config, or a name that does not exist.
+    /// Bad flags, bad settings, or a name that does not exist.
     Usage = 64,
-    /// NATS, the store or the coordinator can't be reached.
+    /// NATS, the store or the coordinator can't be reached, or the store can't be written to.
     Unavailable = 69,
     /// The grace period ran out before everything had stopped.
     Grace = 75,
@@ -83,7 +84,7 @@ impl Failure {
 impl fmt::Display for Failure {
     /// The error with all its causes.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#}", self.error)
+        f.write_str(&chain(self.error.as_ref()))
     }
 }
 
@@ -104,6 +105,7 @@ impl From<likeness_link::Error> for Failure {
         use likeness_link::ErrorKind;
         let exit = match error.kind {
             ErrorKind::Unreachable => Exit::Unavailable,
+            ErrorKind::Invalid => Exit::Usage,
             _ => Exit::Failed,
         };
         Self { exit, error: error.into() }
@@ -169,6 +171,23 @@ mod tests {
     fn an_unavailable_service_is_told_apart_from_a_failure() {
         assert_eq!(api(ApiErrorKind::Unavailable).exit, Exit::Unavailable);
         assert_eq!(api(ApiErrorKind::Conflict).exit, Exit::Failed);
+    }
+
+    #[test]
+    fn a_wrong_setting_is_a_usage_error_whoever_notices() {
+        use likeness_link::{Error, ErrorKind};
+        let exit = |kind| Failure::from(Error::new(kind, "x")).exit;
+        assert_eq!(exit(ErrorKind::Invalid), Exit::Usage);
+        assert_eq!(exit(ErrorKind::Unreachable), Exit::Unavailable);
+        assert_eq!(exit(ErrorKind::Corrupt), Exit::Failed);
+    }
+
+    #[test]
+    fn a_cause_that_says_the_same_again_is_left_out() {
+        use likeness_link::{Error, ErrorKind};
+        let same = || Error::new(ErrorKind::Unreachable, "no responders");
+        let failure = Failure::from(same().because(same().because(same())));
+        assert_eq!(failure.to_string(), "no responders");
     }
 
     #[test]

@@ -14,8 +14,8 @@ use crate::command::options::{DEFAULT_ROWS, JobOptions, within};
 /// Flags of `likeness ingest`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Workers read the source themselves: a path must be one that they see too. It may be a URL: s3://, gs:// and az://
-with the workers' credentials; http:// and https:// for Parquet files. Bad images are skipped and listed; a wrong
+Workers read the source themselves: a path must be one that they see too. It may be a URL: s3://, gs:// and az:// \
+with the workers' credentials; http:// and https:// for Parquet files. Bad images are skipped and listed; a wrong \
 header, a missing column or a duplicate name is an error that names its line.
 
 Examples:

@@ -3,14 +3,14 @@
 use clap::Subcommand;
 use likeness_contract::ids::JobId;
 use likeness_contract::jobs::JobWork;
-use likeness_contract::messages::{JobDetail, JobSummary};
+use likeness_contract::messages::{JobDetail, JobState, JobSummary, Presence};
 use likeness_link::client::Client;
 
 use crate::command::Global;
 use crate::command::exit::{Exit, Outcome};
 use crate::command::output::{self, Table, line, moment, span};
 use crate::command::progress::phases;
-use crate::command::{follow, summary};
+use crate::command::{follow, progress, status, summary};
 
 /// Subcommands of `likeness jobs`.
 #[derive(Debug, Subcommand)]
@@ -18,7 +18,7 @@ pub enum JobsCommand {
     /// Jobs, newest first.
     List {
         /// Most rows.
-        #[arg(long, default_value_t = 20)]
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
         limit: u32,
     },
     /// One job in full: stages, tasks at hand, troubles, device time.
@@ -97,8 +97,12 @@ async fn show(global: &Global, client: &Client, job: &JobId) -> Outcome {
     let detail = client.show(job).await?;
     if global.json {
         output::json(&detail)?;
-    } else {
-        print(&detail);
+        return Ok(Exit::Done);
+    }
+    print(&detail);
+    if detail.summary.state == JobState::Running && detail.active.is_empty() {
+        let workers = client.status().await?.workers;
+        waits(&detail, &workers).into_iter().for_each(|text| line(format!("  {text}")));
     }
     Ok(Exit::Done)
 }
@@ -124,6 +128,18 @@ fn print(detail: &JobDetail) {
     for trouble in troubles {
         line(format!("  trouble: {}", summary::failure_words(trouble)));
     }
+}
+
+/// Why nobody is at a job that runs.
+fn waits(detail: &JobDetail, workers: &[Presence]) -> Option<String> {
+    let kind = phases(detail).into_iter().find(|phase| !phase.is_complete())?.kind;
+    let device = detail.spec.device;
+    let able = workers.iter().filter(|worker| status::takes(worker, kind, device)).count();
+    let needed = progress::worker_for(kind, device);
+    Some(match able {
+        0 => format!("waiting for {needed}: none is running"),
+        able => format!("waiting for {needed}: {} running", output::count(able as u64, "such worker")),
+    })
 }
 
 fn indent(text: &str) -> String {
@@ -171,6 +187,8 @@ async fn cancel(global: &Global, client: &Client, job: &JobId) -> Outcome {
 
 #[cfg(test)]
 mod tests {
+    use likeness_contract::jobs::TaskKind;
+
     use super::*;
     use crate::command::progress::tests::detail;
 
@@ -183,6 +201,14 @@ mod tests {
         assert_eq!(lines.len(), 3);
         assert!(lines[1].contains("running") && lines[1].contains("2/4"), "{text}");
         assert!(lines[2].ends_with("1 min 30 s"), "{text}");
+    }
+
+    #[test]
+    fn a_job_without_a_worker_says_so() {
+        let detail = detail(&[("scan", 0, 1)], &[]);
+        assert_eq!(waits(&detail, &[]).unwrap(), "waiting for a worker that ingests: none is running");
+        let busy = status::tests::worker(&[TaskKind::Ingest]);
+        assert_eq!(waits(&detail, &[busy]).unwrap(), "waiting for a worker that ingests: 1 such worker running");
     }
 
     #[test]

@@ -33,7 +33,7 @@ mod up;
 use std::ffi::OsString;
 
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use likeness_link::telemetry::{self, LogFormat};
 
 pub use exit::Exit;
@@ -50,11 +50,12 @@ Examples:
   likeness jobs watch JOB                              follow a job again after Ctrl-C
   likeness releases rollback                           bring the release before the newest back
 
-Commands find the `likeness up` that was started in the same folder by themselves; for other systems
-give --nats and --store, or set LIKENESS_NATS and LIKENESS_STORE.
+Commands find the `likeness up` that was started in the same folder by themselves; for other systems give --nats \
+and --store, or set LIKENESS_NATS and LIKENESS_STORE.
 
-Exit codes: 0 done · 1 failed or cancelled · 2 refused by the gate · 64 bad flags, config or names ·
-69 NATS, store or coordinator unreachable · 75 grace period ran out · 130 Ctrl-C, the job goes on";
+Exit codes: 0 done · 1 failed or cancelled · 2 refused by the gate · 64 bad flags, settings or names · 69 NATS, \
+store or coordinator unreachable, or the store can't be written to · 75 grace period ran out · 130 Ctrl-C, the job \
+goes on";
 
 /// Finds images by what they show.
 #[derive(Debug, Parser)]
@@ -130,20 +131,35 @@ impl Command {
 
 /// Parses the arguments and runs the command.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Exit {
-    let cli = match Cli::try_parse_from(arguments) {
+    let cli = match parse(arguments) {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
-    let filter = cli.global.log.clone();
-    let filter = filter.unwrap_or_else(|| telemetry::filter_from_env(cli.command.default_filter()));
-    telemetry::init(&filter, LogFormat::from_env());
-    match start(cli) {
+    match start_logging(&cli).and_then(|()| start(cli)) {
         Ok(exit) => exit,
         Err(failure) => {
             output::say(format!("error: {failure}"));
             failure.exit
         }
     }
+}
+
+fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let mut command = with_negative_numbers(Cli::command());
+    Cli::from_arg_matches(&command.try_get_matches_from_mut(arguments)?).map_err(|error| error.format(&mut command))
+}
+
+/// `-1` is a value and no flag, so that whoever checks the value may say what is wrong with it.
+fn with_negative_numbers(command: clap::Command) -> clap::Command {
+    let named = |arg: &clap::Arg| !arg.is_positional() && arg.get_action().takes_values();
+    let command = command.mut_args(|arg| if named(&arg) { arg.allow_negative_numbers(true) } else { arg });
+    command.mut_subcommands(with_negative_numbers)
+}
+
+fn start_logging(cli: &Cli) -> Outcome<()> {
+    let filter = cli.global.log.clone();
+    let filter = filter.unwrap_or_else(|| telemetry::filter_from_env(cli.command.default_filter()));
+    Ok(telemetry::init(&filter, LogFormat::from_env()?)?)
 }
 
 /// Prints help or a mistake as clap words it.
@@ -167,7 +183,10 @@ fn start(cli: Cli) -> Outcome {
 async fn dispatch(cli: Cli) -> Outcome {
     let Cli { global, command } = cli;
     match command {
-        Command::Up(args) => up::run(&global, args).await,
+        Command::Up(args) => {
+            global.connection.none_for("up")?;
+            up::run(&global, args).await
+        }
         Command::Coordinator(args) => coordinator::run(&global, args).await,
         Command::Ingest(args) => ingest::run(&global, args).await,
         Command::Train(args) => train::run(&global, args).await,
@@ -181,23 +200,51 @@ async fn dispatch(cli: Cli) -> Outcome {
         Command::Datasets(command) => datasets::run(&global, command).await,
         Command::Status => status::run(&global).await,
         Command::Reconcile => reconcile::run(&global).await,
-        Command::Quickstart(args) => quickstart::run(&global, args).await,
+        Command::Quickstart(args) => {
+            global.connection.none_for("quickstart")?;
+            quickstart::run(&global, args).await
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
-        Cli::try_parse_from(std::iter::once("likeness").chain(line.split_whitespace()))
+        super::parse(std::iter::once("likeness").chain(line.split_whitespace()).map(OsString::from))
     }
 
     #[test]
     fn the_command_line_is_well_formed() {
-        Cli::command().debug_assert();
+        with_negative_numbers(Cli::command()).debug_assert();
+    }
+
+    #[test]
+    fn a_negative_number_is_a_value_wherever_it_stands() {
+        for line in ["train --dataset d --margin -1", "search --with a --min-coverage -1"] {
+            assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
+        }
+        for line in ["search --with a -k -1", "up --grace-period -1", "jobs list --limit -1"] {
+            let error = parse(line).unwrap_err().to_string();
+            assert!(error.contains("invalid value '-1'") || error.contains("-1 is not in"), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn help_has_no_line_that_is_broken_twice() {
+        // Every paragraph is one line in the source, so that only the terminal's width breaks it.
+        fn check(command: &clap::Command) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let lines: Vec<&str> = help.lines().collect();
+            for pair in lines.windows(2) {
+                let prose = |line: &str| !line.is_empty() && !line.starts_with([' ', '[']) && !line.ends_with(':');
+                let broken = prose(pair[0]) && prose(pair[1]);
+                assert!(!broken, "{}: `{}` goes on in the next line", command.get_name(), pair[0]);
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
     }
 
     #[test]
@@ -248,6 +295,7 @@ mod tests {
         assert_eq!(refuse(&parse("search --wiht x").unwrap_err()), Exit::Usage);
         assert_eq!(refuse(&parse("train --epochs many").unwrap_err()), Exit::Usage);
         assert_eq!(refuse(&parse("").unwrap_err()), Exit::Usage);
+        assert_eq!(refuse(&parse("jobs list --limit 0").unwrap_err()), Exit::Usage);
         assert_eq!(refuse(&parse("train --help").unwrap_err()), Exit::Done);
         assert_eq!(refuse(&parse("--version").unwrap_err()), Exit::Done);
     }

@@ -3,6 +3,7 @@
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use likeness::core::validate::{INPUT_PX, MAX_EMBEDDING_DIM};
 use likeness_contract::ids::{JobId, Name};
 use likeness_contract::jobs::{DatasetSelector, DeviceClass, EmbedRequest, EvaluateStage, Priority, TrainRequest};
 use likeness_contract::settings::{
@@ -152,6 +153,7 @@ options! {
     /// Options of an evaluation.
     EvaluateOptions {
         /// Images that are searched and that queries are made from [default: test].
+        #[serde(alias = "report_rows")]
         #[arg(long = "report-rows", id = "report_rows", value_parser = words::<Split>(&["train", "validation", "test", "all"]), help_heading = "Evaluation")]
         rows: Split,
         /// Queries of two attributes [default: 300].
@@ -167,6 +169,7 @@ options! {
         #[arg(long, value_name = "N", help_heading = "Evaluation")]
         queries_per_task: u32,
         /// Seed of the queries and of the bootstrap [default: 0].
+        #[serde(alias = "query_seed")]
         #[arg(long = "query-seed", id = "query_seed", value_name = "SEED", help_heading = "Evaluation")]
         seed: u64,
     }
@@ -196,8 +199,8 @@ impl ModelOptions {
             encoding: self.encoding.unwrap_or(QueryEncoding::ThreeState),
             preprocessing,
         };
-        within("embedding-dim", settings.embedding_dim, 2, 4096)?;
-        within("input-px", settings.preprocessing.input_px, 16, 1024)?;
+        within("embedding-dim", settings.embedding_dim, 2, MAX_EMBEDDING_DIM)?;
+        within("input-px", settings.preprocessing.input_px, *INPUT_PX.start(), *INPUT_PX.end())?;
         Ok(settings)
     }
 }
@@ -237,6 +240,8 @@ impl TrainOptions {
         let other = self.negatives_other.unwrap_or(1.0 - random - flipped);
         let sum = random + other + flipped;
         if [random, other, flipped].iter().any(|share| !(0.0..=1.0).contains(share)) || (sum - 1.0).abs() > 1e-3 {
+            // What is left of 1 has digits that nobody wrote.
+            let [random, other, flipped] = [random, other, flipped].map(|share| (share * 1e4).round() / 1e4);
             return Err(Failure::usage(format!(
                 "the shares of negatives must lie in 0–1 and sum to 1: random {random}, other {other}, flipped {flipped}"
             )));
@@ -258,8 +263,8 @@ fn check_train(settings: &TrainSettings) -> Outcome<()> {
     within("masked-share", settings.masked_share, 0.0, 1.0)?;
     within("warmup-share", settings.warmup_share, 0.0, 1.0)?;
     within("random-crop", settings.random_crop, 0.0, 0.5)?;
-    within("margin", settings.margin, 0.0, 2.0)?;
-    within("lr", settings.optimizer.lr, 0.0, 10.0)?;
+    above_0("margin", settings.margin, 2.0)?;
+    above_0("lr", settings.optimizer.lr, 10.0)?;
     within("weight-decay", settings.optimizer.weight_decay, 0.0, 10.0)
 }
 
@@ -309,6 +314,14 @@ pub fn within<T: PartialOrd + std::fmt::Display>(option: &str, value: T, least: 
     Err(Failure::usage(format!("`{option}` is {value}: it must lie between {least} and {most}")))
 }
 
+/// Refuses a value that is not above 0 and at most `most`, NaN too.
+fn above_0<T: PartialOrd + Default + std::fmt::Display>(option: &str, value: T, most: T) -> Outcome<()> {
+    if value > T::default() && value <= most {
+        return Ok(());
+    }
+    Err(Failure::usage(format!("`{option}` is {value}: it must be above 0 and at most {most}")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -351,7 +364,22 @@ mod tests {
     fn values_out_of_range_are_named() {
         let error = TrainOptions { epochs: Some(0), ..Default::default() }.resolve().unwrap_err().to_string();
         assert!(error.contains("`epochs` is 0"), "{error}");
-        assert!(TrainOptions { margin: Some(f32::NAN), ..Default::default() }.resolve().is_err());
+        for lr in [0.0, f64::NAN] {
+            let error = TrainOptions { lr: Some(lr), ..Default::default() }.resolve().unwrap_err().to_string();
+            assert!(error.ends_with("it must be above 0 and at most 10"), "{error}");
+        }
+        let error = TrainOptions { margin: Some(f32::NAN), ..Default::default() }.resolve().unwrap_err().to_string();
+        assert!(error.contains("`margin` is NaN"), "{error}");
+        let error = ModelOptions { input_px: Some(20), ..Default::default() }.resolve().unwrap_err().to_string();
+        assert!(error.contains("`input-px` is 20"), "{error}");
+    }
+
+    #[test]
+    fn shares_are_told_as_they_were_written() {
+        let (random, flipped) = (Some(0.9), Some(0.3));
+        let options = TrainOptions { negatives_random: random, negatives_flipped: flipped, ..Default::default() };
+        let error = options.resolve().unwrap_err().to_string();
+        assert!(error.ends_with("random 0.9, other -0.2, flipped 0.3"), "{error}");
     }
 
     #[test]

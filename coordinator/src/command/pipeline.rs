@@ -19,8 +19,8 @@ pub const DEFAULT_ALIAS: &str = "main";
 /// Flags of `likeness pipeline`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The gate compares the new release with the one that serves, on the same queries, and refuses it (exit code 2) when it is
-worse; a first release must be better than chance.
+The gate compares the new release with the one that serves, on the same queries, and refuses it (exit code 2) when \
+it is worse; a first release must be better than chance.
 
 Examples:
   likeness pipeline                                     the only dataset, all defaults, alias main

@@ -7,7 +7,7 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use likeness_contract::jobs::TaskKind;
+use likeness_contract::jobs::{DeviceClass, TaskKind};
 use likeness_contract::messages::JobDetail;
 
 use crate::command::output::{say, span};
@@ -43,7 +43,8 @@ pub struct Phase {
 }
 
 impl Phase {
-    fn is_complete(&self) -> bool {
+    /// Whether nothing is left to do.
+    pub fn is_complete(&self) -> bool {
         !self.open_ended && self.done == self.tasks
     }
 }
@@ -51,6 +52,25 @@ impl Phase {
 /// The phases of a job, in order.
 pub fn phases(detail: &JobDetail) -> Vec<Phase> {
     TaskKind::ALL.into_iter().filter_map(|kind| phase(detail, kind)).collect()
+}
+
+/// Phases that have begun, and the one that is next: it may wait for a worker.
+fn shown(phases: Vec<Phase>) -> Vec<Phase> {
+    let next = phases.iter().find(|phase| !phase.is_complete()).map(|phase| phase.kind);
+    let begun = |phase: &Phase| phase.share > 0.0 || !phase.note.is_empty();
+    phases.into_iter().filter(|phase| begun(phase) || Some(phase.kind) == next).collect()
+}
+
+/// `a worker that trains on cuda`
+pub fn worker_for(kind: TaskKind, device: DeviceClass) -> String {
+    let does = match kind {
+        TaskKind::Ingest => "ingests",
+        TaskKind::Train => "trains",
+        TaskKind::Embed => "embeds",
+        TaskKind::Evaluate => "evaluates",
+    };
+    let on = if device == DeviceClass::Any { String::new() } else { format!(" on {}", device.name()) };
+    format!("a worker that {does}{on}")
 }
 
 fn phase(detail: &JobDetail, kind: TaskKind) -> Option<Phase> {
@@ -98,6 +118,7 @@ fn unit(kind: TaskKind) -> Option<&'static str> {
 /// Follows one phase over time: its rate and the time that it still needs.
 #[derive(Debug)]
 struct Meter {
+    /// When it was first at work, and how much was done then.
     first: (Instant, f64),
     last_seen: Instant,
     idle_since: Option<Instant>,
@@ -109,8 +130,11 @@ impl Meter {
         Self { first: (now, share), last_seen: now, idle_since: None, units_per_s: None }
     }
 
-    fn observe(&mut self, now: Instant, units: u64, at_hand: usize) {
-        self.idle_since = if at_hand > 0 { None } else { self.idle_since.or(Some(now)) };
+    fn observe(&mut self, now: Instant, units: u64, phase: &Phase) {
+        self.idle_since = if phase.at_hand > 0 { None } else { self.idle_since.or(Some(now)) };
+        if phase.at_hand == 0 && phase.share <= self.first.1 {
+            self.first.0 = now;
+        }
         let seconds = now.duration_since(self.last_seen).as_secs_f64();
         if seconds < 0.05 {
             return;
@@ -171,6 +195,8 @@ pub struct Display {
     meters: HashMap<TaskKind, Meter>,
     units: Units,
     printed: Option<Instant>,
+    /// The phase whose waiting for a worker was printed.
+    waits: Option<TaskKind>,
     finished: Vec<TaskKind>,
 }
 
@@ -184,6 +210,7 @@ impl Display {
             meters: HashMap::new(),
             units: Units::default(),
             printed: None,
+            waits: None,
             finished: Vec::new(),
         }
     }
@@ -192,22 +219,30 @@ impl Display {
     pub fn update(&mut self, detail: &JobDetail, now: Instant) {
         let gained = self.units.advance(detail);
         let mut current = None;
-        for phase in phases(detail).into_iter().filter(|phase| phase.share > 0.0 || !phase.note.is_empty()) {
+        for phase in shown(phases(detail)) {
             let meter = self.meters.entry(phase.kind).or_insert_with(|| Meter::new(now, phase.share));
-            meter.observe(now, gained.get(&phase.kind).copied().unwrap_or(0), phase.at_hand);
-            let text = describe(&phase, meter, now);
+            meter.observe(now, gained.get(&phase.kind).copied().unwrap_or(0), &phase);
+            let waits = !phase.is_complete() && meter.waits(now);
+            let text = describe(&phase, meter, detail.spec.device, now);
             self.show(&phase, &text);
             if !phase.is_complete() {
-                current = Some((phase.kind, text));
+                current = Some((phase.kind, waits, text));
             }
         }
-        if self.bars.is_none()
-            && self.printed.is_none_or(|at| now.duration_since(at) >= LINE_EVERY)
-            && let Some((kind, text)) = current
+        if let Some((kind, waits, text)) = current
+            && self.bars.is_none()
+            && self.is_due(kind, waits, now)
         {
             say(format!("{}: {text}", kind.name()));
             self.printed = Some(now);
         }
+    }
+
+    /// Whether to print a line now: that a phase waits is said at once, else a line now and then.
+    fn is_due(&mut self, kind: TaskKind, waits: bool, now: Instant) -> bool {
+        let before = std::mem::replace(&mut self.waits, waits.then_some(kind));
+        let news = waits && before != Some(kind);
+        news || self.printed.is_none_or(|at| now.duration_since(at) >= LINE_EVERY)
     }
 
     /// A line that stays above the bars.
@@ -255,7 +290,7 @@ fn new_bar(kind: TaskKind) -> ProgressBar {
 }
 
 /// `45/118 tasks · 3.1 steps/s · 1 min 20 s left · loss 0.093`
-fn describe(phase: &Phase, meter: &Meter, now: Instant) -> String {
+fn describe(phase: &Phase, meter: &Meter, device: DeviceClass, now: Instant) -> String {
     let mut parts = vec![format!("{}/{}{} tasks", phase.done, phase.tasks, if phase.open_ended { "+" } else { "" })];
     if phase.is_complete() {
         let took = now.duration_since(meter.first.0);
@@ -265,7 +300,7 @@ fn describe(phase: &Phase, meter: &Meter, now: Instant) -> String {
         return parts.join(" · ");
     }
     if meter.waits(now) {
-        parts.push("waiting for a worker".into());
+        parts.push(format!("waiting for {}", worker_for(phase.kind, device)));
         return parts.join(" · ");
     }
     let rate = meter.units_per_s.filter(|rate| *rate > 0.0).zip(unit(phase.kind));
@@ -294,7 +329,7 @@ fn short(rate: f64) -> String {
 #[cfg(test)]
 pub mod tests {
     use likeness_contract::ids::{JobId, Name, RunNumber, TaskId, WorkerId};
-    use likeness_contract::jobs::{DeviceClass, IngestSource, JobSpec, JobWork, Priority};
+    use likeness_contract::jobs::{IngestSource, JobSpec, JobWork, Priority};
     use likeness_contract::messages::{ActiveTask, JobState, JobSummary, StageProgress};
 
     use super::*;
@@ -402,7 +437,6 @@ pub mod tests {
         let start = Instant::now();
         let mut meter = Meter::new(start, 0.0);
         let now = start + Duration::from_secs(10);
-        meter.observe(now, 31, 1);
         let phase = |kind, note: &str| Phase {
             kind,
             done: 1,
@@ -413,10 +447,46 @@ pub mod tests {
             note: note.into(),
         };
         let training = phase(TaskKind::Train, "loss 0.093, 402 images/s");
-        assert_eq!(describe(&training, &meter, now), "1/4 tasks · 30 s left · loss 0.093, 402 images/s");
+        meter.observe(now, 31, &training);
+        let text = |phase: &Phase, meter: &Meter, now| describe(phase, meter, DeviceClass::Any, now);
+        assert_eq!(text(&training, &meter, now), "1/4 tasks · 30 s left · loss 0.093, 402 images/s");
         let embedding = phase(TaskKind::Embed, "2 images/s");
-        assert_eq!(describe(&embedding, &meter, now), "1/4 tasks · 3.1 images/s · 30 s left");
-        meter.observe(now, 0, 0);
-        assert_eq!(describe(&embedding, &meter, now + Duration::from_secs(6)), "1/4 tasks · waiting for a worker");
+        assert_eq!(text(&embedding, &meter, now), "1/4 tasks · 3.1 images/s · 30 s left");
+        meter.observe(now, 0, &Phase { at_hand: 0, ..embedding.clone() });
+        let later = now + Duration::from_secs(6);
+        assert_eq!(text(&embedding, &meter, later), "1/4 tasks · waiting for a worker that embeds");
+        let on_cuda = describe(&embedding, &meter, DeviceClass::Cuda, later);
+        assert_eq!(on_cuda, "1/4 tasks · waiting for a worker that embeds on cuda");
+    }
+
+    #[test]
+    fn a_job_that_nobody_has_begun_is_shown_and_said_to_wait() {
+        let mut display = Display { bars: None, ..Display::new() };
+        let start = Instant::now();
+        let job = detail(&[("scan", 0, 1), ("parts", 0, 0), ("dataset", 0, 1)], &[]);
+        display.update(&job, start);
+        assert_eq!((display.printed, display.waits), (Some(start), None));
+        let later = start + Duration::from_secs(6);
+        display.update(&job, later);
+        assert_eq!((display.printed, display.waits), (Some(later), Some(TaskKind::Ingest)), "said at once");
+        display.update(&job, later + Duration::from_secs(1));
+        assert_eq!(display.printed, Some(later), "and not again");
+    }
+
+    #[test]
+    fn the_next_phase_is_shown_and_those_after_it_are_not() {
+        let stages = [("init", 1, 1), ("model", 1, 1), ("embed", 0, 4), ("queries", 0, 1)];
+        let kinds: Vec<TaskKind> = shown(phases(&detail(&stages, &[]))).iter().map(|phase| phase.kind).collect();
+        assert_eq!(kinds, [TaskKind::Train, TaskKind::Embed]);
+    }
+
+    #[test]
+    fn waiting_does_not_count_as_time_taken() {
+        let start = Instant::now();
+        let idle = &phases(&detail(&[("parts", 0, 4)], &[]))[0];
+        let mut meter = Meter::new(start, 0.0);
+        let begun = start + Duration::from_secs(100);
+        meter.observe(begun, 0, idle);
+        assert_eq!(meter.left(begun + Duration::from_secs(10), 0.5).map(|left| left.as_secs()), Some(10));
     }
 }

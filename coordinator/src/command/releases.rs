@@ -1,10 +1,14 @@
 //! `likeness releases`: what served when, and how to change what serves.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
+use std::time::Duration;
+
 use clap::Subcommand;
-use likeness_contract::documents::Release;
+use likeness_contract::documents::{HeadlineRow, Release, ReportManifest};
 use likeness_contract::ids::{JobId, Name};
-use likeness_contract::names;
-use likeness_link::client::Client;
+use likeness_contract::{keys, names};
+use likeness_link::client::{Client, ClientResult};
 
 use crate::command::Global;
 use crate::command::exit::{Exit, Failure, Outcome};
@@ -12,6 +16,9 @@ use crate::command::output::{self, Table, line, moment, say};
 use crate::command::pipeline::{DEFAULT_ALIAS, alias_or_main};
 use crate::command::selectors::GenerationArg;
 use crate::command::summary::gate_words;
+
+/// A promotion that takes longer tells what it waits for, and so often.
+const TELL_EVERY: Duration = Duration::from_secs(2);
 
 /// Subcommands of `likeness releases`.
 #[derive(Debug, Subcommand)]
@@ -62,9 +69,30 @@ pub async fn run(global: &Global, command: ReleasesCommand) -> Outcome {
         }
         ReleasesCommand::Promote { generation, alias, report } => {
             let generation = generation.resolve(&client).await?;
-            print_new(global, &client.promote(alias, generation, report).await?)
+            print_new(global, &told(&client, client.promote(alias, generation, report)).await?)
         }
-        ReleasesCommand::Rollback { to, alias } => print_new(global, &client.rollback(alias, to).await?),
+        ReleasesCommand::Rollback { to, alias } => print_new(global, &told(&client, client.rollback(alias, to)).await?),
+    }
+}
+
+/// Says what searchers have trouble with while a promotion waits for them.
+async fn told(client: &Client, promotion: impl Future<Output = ClientResult<Release>>) -> Outcome<Release> {
+    let mut promotion = pin!(promotion);
+    let mut said = BTreeSet::new();
+    loop {
+        tokio::select! {
+            release = &mut promotion => return Ok(release?),
+            () = tokio::time::sleep(TELL_EVERY) => {}
+        }
+        if said.insert(String::new()) {
+            say("waiting until the searchers have loaded it");
+        }
+        // Whether the coordinator answers is the promotion's affair.
+        let Ok(status) = client.status().await else { continue };
+        let troubles = status.placement.into_iter().flat_map(|searcher| searcher.troubles);
+        for trouble in troubles.filter(|trouble| said.insert(trouble.clone())) {
+            say(format!("  {trouble}"));
+        }
     }
 }
 
@@ -94,21 +122,45 @@ async fn list(global: &Global, client: &Client, alias: Option<Name>) -> Outcome 
     } else if releases.is_empty() {
         say("no releases yet: `likeness pipeline` makes one");
     } else {
-        line(table(&releases).render());
+        line(table(&releases, &reported(client, &releases).await).render());
     }
     Ok(Exit::Done)
 }
 
-fn table(releases: &[Release]) -> Table {
+/// mAP of the reports of releases that passed no gate: rollbacks, and those promoted by hand.
+async fn reported(client: &Client, releases: &[Release]) -> BTreeMap<JobId, f64> {
+    let mut figures = BTreeMap::new();
+    for report in releases.iter().filter(|release| release.gate.is_none()).filter_map(|release| release.report.clone())
+    {
+        if figures.contains_key(&report) {
+            continue;
+        }
+        // One that can't be read is left out here; `report show` says why.
+        if let Ok(Some(manifest)) = client.store().document::<ReportManifest>(&keys::report_manifest(&report)).await {
+            figures.insert(report, mean_ap(&manifest.headline));
+        }
+    }
+    figures
+}
+
+/// Over all queries, as the gate counts.
+fn mean_ap(headline: &[HeadlineRow]) -> f64 {
+    let queries: f64 = headline.iter().map(|row| f64::from(row.queries)).sum();
+    headline.iter().map(|row| f64::from(row.queries) * row.map).sum::<f64>() / queries.max(1.0)
+}
+
+fn table(releases: &[Release], reported: &BTreeMap<JobId, f64>) -> Table {
     let mut table = Table::new(["alias", "release", "serves", "generation", "mAP", "made (UTC)", "how"]);
     for (i, release) in releases.iter().enumerate() {
         let newest = releases.get(i + 1).is_none_or(|next| next.alias != release.alias);
+        let gate = release.gate.as_ref().map(|gate| gate.candidate_map);
+        let map = gate.or_else(|| reported.get(release.report.as_ref()?).copied());
         table.row([
             release.alias.to_string(),
             release.number.to_string(),
             if newest { "yes".into() } else { String::new() },
             format!("{}/{}", release.generation.gallery, release.generation.generation),
-            release.gate.as_ref().map_or("–".into(), |gate| format!("{:.3}", gate.candidate_map)),
+            map.map_or("–".into(), |map| format!("{map:.3}")),
             moment(release.created_ms),
             how(release),
         ]);
@@ -189,10 +241,21 @@ mod tests {
 
     #[test]
     fn the_newest_release_serves() {
-        let text = table(&[release(1, None), release(2, None), release(3, Some(1))]).render();
+        let text = table(&[release(1, None), release(2, None), release(3, Some(1))], &BTreeMap::new()).render();
         let serving: Vec<&str> = text.lines().filter(|line| line.contains("yes")).collect();
         assert_eq!(serving.len(), 1);
         assert!(serving[0].contains("rollback to 1"), "{text}");
+    }
+
+    #[test]
+    fn a_rollback_has_the_figure_of_its_report() {
+        let report = JobId::new("r1").unwrap();
+        let rollback = Release { report: Some(report.clone()), ..release(3, Some(1)) };
+        let row = |set: &str, queries, map| HeadlineRow { set: set.into(), queries, map, chance: 0.1, p_at: [0.0; 4] };
+        let figure = mean_ap(&[row("singles", 1, 0.9), row("pairs", 3, 0.5)]);
+        assert!((figure - 0.6).abs() < 1e-12, "{figure}");
+        let text = table(&[rollback], &BTreeMap::from([(report, figure)])).render();
+        assert!(text.contains("0.600"), "{text}");
     }
 
     #[test]

@@ -35,11 +35,11 @@ Examples:
   likeness search --image me.jpg --with Eyeglasses --sheet out.png
   likeness search --like 000123.jpg -k 5 --json")]
 pub struct SearchArgs {
-    /// Attributes that results should have, separated by commas.
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    /// Attributes that results should have, separated by commas; repeat the flag for names with commas.
+    #[arg(long, value_name = "NAMES")]
     pub with: Vec<String>,
     /// Attributes that results should not have.
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    #[arg(long, value_name = "NAMES")]
     pub without: Vec<String>,
     /// An image (JPEG, PNG or WebP) that results should be like; it is shrunk before it is sent.
     #[arg(long, value_name = "FILE")]
@@ -106,7 +106,7 @@ pub fn request(args: &SearchArgs) -> Outcome<SearchRequest> {
 }
 
 fn terms(args: &SearchArgs) -> Outcome<Vec<Term>> {
-    let (with, without) = (named(&args.with), named(&args.without));
+    let (with, without) = (lists(&args.with), lists(&args.without));
     if let Some(both) = with.iter().find(|name| without.contains(name)) {
         return Err(Failure::usage(format!("`{both}` is asked both with and without")));
     }
@@ -123,15 +123,16 @@ fn terms(args: &SearchArgs) -> Outcome<Vec<Term>> {
     Ok(terms)
 }
 
-/// `a, ,b` → a, b.
-fn named(names: &[String]) -> Vec<String> {
-    names.iter().map(|name| name.trim().to_string()).filter(|name| !name.is_empty()).collect()
+/// Those that name anything. Searchers take them apart: they know which names have commas.
+fn lists(lists: &[String]) -> Vec<String> {
+    let names_any = |list: &&String| list.chars().any(|c| c != ',' && !c.is_whitespace());
+    lists.iter().filter(names_any).map(|list| list.trim().to_string()).collect()
 }
 
 /// An attribute that was asked for.
 struct Asked {
     name: String,
-    position: Option<usize>,
+    position: usize,
     wanted: i8,
 }
 
@@ -143,22 +144,25 @@ impl Asked {
 
     /// Whether a hit is as asked; `None` when its label is not known.
     fn agrees(&self, hit: &Hit) -> Option<bool> {
-        let label = *hit.labels.get(self.position?)?;
+        let label = *hit.labels.get(self.position)?;
         (label != 0).then_some(label == self.wanted)
     }
 }
 
 fn asked(args: &SearchArgs, results: &SearchResults) -> Vec<Asked> {
     let vocabulary = Vocabulary { names: results.vocabulary.clone() };
-    let signed = |names: &[String], wanted: i8| {
-        let ask = |name: String| {
-            let position = vocabulary.position(&name);
-            let name = position.map_or(name, |at| vocabulary.names[at].clone());
-            Asked { name, position, wanted }
-        };
-        named(names).into_iter().map(ask).collect::<Vec<_>>()
+    let signed = |asked: &[String], wanted: i8| {
+        // Whoever answered knew every name.
+        let positions = lists(asked).iter().filter_map(|list| vocabulary.positions(list).ok()).flatten().collect();
+        let ask = |position: usize| Asked { name: vocabulary.names[position].clone(), position, wanted };
+        each_once(positions).into_iter().map(ask).collect::<Vec<_>>()
     };
     [signed(&args.with, 1), signed(&args.without, -1)].into_iter().flatten().collect()
+}
+
+fn each_once(positions: Vec<usize>) -> Vec<usize> {
+    let mut seen = std::collections::HashSet::new();
+    positions.into_iter().filter(|position| seen.insert(*position)).collect()
 }
 
 /// Prints hits as a table, and coverage and time as talk.
@@ -270,8 +274,8 @@ mod tests {
     fn names_may_be_listed_or_repeated() {
         let request = request(&parse("--with Smiling,Eyeglasses --with Young --without Male,")).unwrap();
         let Term::Attributes { with, without } = &request.terms[0].term else { panic!("attributes") };
-        assert_eq!(with, &["Smiling", "Eyeglasses", "Young"]);
-        assert_eq!(without, &["Male"]);
+        assert_eq!(with, &["Smiling,Eyeglasses", "Young"]);
+        assert_eq!(without, &["Male,"]);
         assert_eq!((request.k, request.alias.as_str()), (20, "main"));
     }
 
@@ -304,6 +308,19 @@ mod tests {
         assert_eq!(lines[0].split_whitespace().collect::<Vec<_>>(), ["rank", "item", "distance", "+Smiling", "−Male"]);
         assert_eq!(lines[1].split_whitespace().collect::<Vec<_>>(), ["1", "a.jpg", "0.5000", "yes", "yes"]);
         assert_eq!(lines[2].split_whitespace().collect::<Vec<_>>(), ["2", "b.jpg", "0.5000", "NO", "?"]);
+    }
+
+    #[test]
+    fn an_attribute_asked_twice_is_one_column() {
+        let args = parse("--with smiling,Smiling --with Smiling");
+        assert_eq!(asked(&args, &results()).len(), 1);
+    }
+
+    #[test]
+    fn a_name_with_a_comma_is_one_attribute() {
+        let results = SearchResults { vocabulary: vec!["A,B".into(), "C".into()], ..results() };
+        let texts: Vec<String> = asked(&parse("--with A,B --with C"), &results).iter().map(Asked::text).collect();
+        assert_eq!(texts, ["+A,B", "+C"]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Images as they travel in a request: at most 512 px and 256 KiB, whatever file the user has.
 
-use std::io::Cursor;
+use std::io::{Cursor, Read};
 use std::path::Path;
 
 use image::codecs::jpeg::JpegEncoder;
@@ -22,12 +22,19 @@ const QUALITIES: [u8; 5] = [92, 85, 75, 60, 40];
 /// Reads a file and shrinks it where it is too large.
 pub fn read(file: &Path) -> Outcome<Vec<u8>> {
     let bad = |error: String| Failure::usage(format!("can't use image `{}`: {error}", file.display()));
-    let size = std::fs::metadata(file).map_err(|error| bad(error.to_string()))?.len();
-    if size > MAX_FILE_BYTES {
-        return Err(bad(format!("it has {size} bytes, at most {MAX_FILE_BYTES} are read")));
-    }
-    let bytes = std::fs::read(file).map_err(|error| bad(error.to_string()))?;
+    let opened = std::fs::File::open(file).map_err(|error| bad(error.to_string()))?;
+    let bytes = read_at_most(opened, MAX_FILE_BYTES).map_err(bad)?;
     shrink(bytes).map_err(bad)
+}
+
+/// Whatever size the file claims: a device or a pipe claims none and may never end.
+fn read_at_most(from: impl Read, limit: u64) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    from.take(limit + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    if bytes.len() as u64 > limit {
+        return Err(format!("it has more than {limit} bytes, which is all that is read"));
+    }
+    Ok(bytes)
 }
 
 /// Decodes with limits.
@@ -113,6 +120,13 @@ mod tests {
             let ratio = f64::from(image.width()) / f64::from(image.height());
             assert!((ratio / (f64::from(width) / f64::from(height)) - 1.0).abs() < 0.02, "{ratio}");
         }
+    }
+
+    #[test]
+    fn what_never_ends_is_read_up_to_the_limit() {
+        let error = read_at_most(std::io::repeat(0), 1000).unwrap_err();
+        assert!(error.contains("more than 1000 bytes"), "{error}");
+        assert_eq!(read_at_most(&[7u8; 1000][..], 1000).unwrap().len(), 1000);
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! `likeness status`: workers, queues and shard placement at a glance.
 
+use likeness_contract::jobs::{DeviceClass, TaskKind};
 use likeness_contract::messages::{Placement, Presence, Queue, Status};
 
 use crate::command::Global;
 use crate::command::exit::{Exit, Outcome};
 use crate::command::output::{self, Table, count, line};
+use crate::command::progress::worker_for;
 
 /// Asks and prints.
 pub async fn run(global: &Global) -> Outcome {
@@ -23,12 +25,27 @@ fn render(status: &Status) -> String {
     let mut blocks = vec![format!("coordinator {leader} leads; {} open", count(*open_jobs, "job"))];
     blocks.push(if workers.is_empty() { "no workers".into() } else { worker_table(workers).render() });
     blocks.push(if queues.is_empty() { "no tasks are queued".into() } else { queue_table(queues).render() });
+    blocks.extend(queues.iter().filter_map(|queue| unserved(queue, workers)));
     if placement.iter().any(|searcher| !searcher.held.is_empty()) {
         blocks.push(placement_table(placement).render());
     }
     let troubles = placement.iter().flat_map(|p| p.troubles.iter().map(move |t| format!("{}: {t}", p.worker)));
     blocks.extend(troubles);
     blocks.join("\n\n")
+}
+
+/// Whether a worker takes tasks of a kind that ask for a class of device.
+pub fn takes(worker: &Presence, kind: TaskKind, device: DeviceClass) -> bool {
+    let fits = device == DeviceClass::Any || device == worker.device_class;
+    fits && worker.roles.contains(&kind) && !worker.draining
+}
+
+/// What a queue waits for that no worker takes from.
+fn unserved(queue: &Queue, workers: &[Presence]) -> Option<String> {
+    let Queue { kind, device, priority: _, waiting, running: _ } = queue;
+    let served = *waiting == 0 || workers.iter().any(|worker| takes(worker, *kind, *device));
+    (!served)
+        .then(|| format!("{} waiting for {}: none is running", count(*waiting, "task"), worker_for(*kind, *device)))
 }
 
 fn worker_table(workers: &[Presence]) -> Table {
@@ -99,10 +116,38 @@ fn ranges(shards: &[u32]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use likeness_contract::ids::WorkerId;
+    use likeness_contract::jobs::Priority;
 
     use super::*;
+
+    /// A worker on the processor.
+    pub fn worker(roles: &[TaskKind]) -> Presence {
+        Presence {
+            worker: WorkerId::new("w").unwrap(),
+            roles: roles.to_vec(),
+            searches: false,
+            device: "cpu".into(),
+            device_class: DeviceClass::Cpu,
+            host: "h".into(),
+            version: "0".into(),
+            task: None,
+            draining: false,
+        }
+    }
+
+    #[test]
+    fn a_queue_that_no_worker_takes_from_is_said() {
+        let trainer = [worker(&[TaskKind::Train])];
+        let queue = |kind, device| Queue { kind, device, priority: Priority::Lo, waiting: 2, running: 0 };
+        assert_eq!(unserved(&queue(TaskKind::Train, DeviceClass::Any), &trainer), None);
+        assert_eq!(unserved(&queue(TaskKind::Train, DeviceClass::Cpu), &trainer), None);
+        let text = unserved(&queue(TaskKind::Train, DeviceClass::Cuda), &trainer);
+        assert_eq!(text.as_deref(), Some("2 tasks waiting for a worker that trains on cuda: none is running"));
+        assert!(unserved(&queue(TaskKind::Embed, DeviceClass::Any), &trainer).is_some());
+        assert_eq!(unserved(&Queue { waiting: 0, ..queue(TaskKind::Embed, DeviceClass::Any) }, &trainer), None);
+    }
 
     #[test]
     fn shards_are_told_as_ranges() {

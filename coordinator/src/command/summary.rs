@@ -1,8 +1,8 @@
 //! What came of a job, in the words of its kind.
 
 use likeness_contract::documents::{DatasetManifest, GateDecision, HeadlineRow, ReportManifest};
-use likeness_contract::ids::JobId;
-use likeness_contract::jobs::{JobWork, RunResult, TaskFailure};
+use likeness_contract::ids::{JobId, Name};
+use likeness_contract::jobs::{Baseline, JobWork, RunResult, TaskFailure};
 use likeness_contract::keys;
 use likeness_contract::messages::{JobDetail, JobState};
 use likeness_contract::settings::Split;
@@ -106,16 +106,21 @@ pub fn headline(rows: &[HeadlineRow]) -> Table {
 }
 
 fn print_gate(detail: &JobDetail, gate: Option<&GateDecision>, release: Option<u64>) {
-    let JobWork::Pipeline { alias, .. } = &detail.spec.work else { return };
+    let JobWork::Pipeline { alias, baseline, .. } = &detail.spec.work else { return };
     if let Some(gate) = gate {
         line(gate_words(gate));
     }
     match release {
         Some(number) => line(format!("promoted: {alias} is now release {number}")),
-        None if detail.summary.state == JobState::Refused => {
-            line(format!("not promoted: {alias} stays what it was"));
-        }
+        None if detail.summary.state == JobState::Refused => line(not_promoted(alias, baseline.as_ref())),
         None => {}
+    }
+}
+
+fn not_promoted(alias: &Name, baseline: Option<&Baseline>) -> String {
+    match baseline {
+        Some(_) => format!("not promoted: {alias} stays what it was"),
+        None => format!("not promoted: {alias} has no release"),
     }
 }
 
@@ -155,6 +160,9 @@ pub fn failure_words(failure: &TaskFailure) -> String {
     if failure.silent > 0 {
         counts.push(format!("{} without a word", count(failure.silent.into(), "attempt")));
     }
+    if failure.error.is_empty() {
+        return format!("{}: {}", failure.task, counts.join(", "));
+    }
     let counts = if counts.is_empty() { String::new() } else { format!(" ({})", counts.join(", ")) };
     format!("{}: {}{counts}", failure.task, failure.error)
 }
@@ -193,6 +201,11 @@ mod tests {
     }
 
     #[test]
+    fn a_first_release_that_was_refused_leaves_none() {
+        assert_eq!(not_promoted(&Name::new("uni").unwrap(), None), "not promoted: uni has no release");
+    }
+
+    #[test]
     fn a_failure_names_its_task_and_how_often() {
         let failure = TaskFailure {
             task: TaskId::new("part-00003").unwrap(),
@@ -201,6 +214,8 @@ mod tests {
             silent: 1,
         };
         assert_eq!(failure_words(&failure), "part-00003: no such file (5 failures, 1 attempt without a word)");
+        let vanished = TaskFailure { error: String::new(), reported: 0, ..failure.clone() };
+        assert_eq!(failure_words(&vanished), "part-00003: 1 attempt without a word");
         let once = TaskFailure { reported: 1, silent: 0, ..failure };
         assert_eq!(failure_words(&once), "part-00003: no such file");
     }

@@ -140,6 +140,30 @@ pub fn readiness(
     Readiness::Missing(describe_missing(&missing, shards, needed, models, &troubles))
 }
 
+/// What live searchers can't load of a generation.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Doubt {
+    /// Its manifest or its model.
+    Kit,
+    /// A shard.
+    Shard(u32),
+}
+
+/// What live searchers complain of, of shards `0..shards` and what belongs to all of them.
+pub fn doubts(generation: &GenerationRef, shards: u32, searchers: &[WorkerId], placements: &[Placement]) -> Vec<Doubt> {
+    let live = placements.iter().filter(|placement| searchers.contains(&placement.worker));
+    let troubles: Vec<&String> = live.flat_map(|placement| &placement.troubles).collect();
+    if troubles.is_empty() {
+        return Vec::new();
+    }
+    let complained = |shard| {
+        let begins = Placement::trouble_with(generation, shard);
+        troubles.iter().any(|trouble| trouble.starts_with(&begins))
+    };
+    let kit = complained(None).then_some(Doubt::Kit);
+    kit.into_iter().chain((0..shards).filter(|shard| complained(Some(*shard))).map(Doubt::Shard)).collect()
+}
+
 fn describe_missing(missing: &[u32], shards: u32, needed: usize, models: usize, troubles: &[String]) -> String {
     let mut text = if missing.is_empty() && models == 0 {
         "no searcher has loaded the model".to_string()

@@ -108,3 +108,17 @@ fn what_searchers_could_not_load_is_named() {
     let Readiness::Missing(text) = ready(1, &["a"], &[placement]) else { panic!() };
     assert_eq!(text, "1 of 3 shards (2) are not held by 1 searcher; `a`: shard 2 is damaged");
 }
+
+#[test]
+fn what_live_searchers_complain_of_is_in_doubt() {
+    let complain = |worker: &str, shard| {
+        let trouble = format!("{}digest is wrong", Placement::trouble_with(&generation(), shard));
+        Placement { troubles: vec![trouble], ..holds(worker, &[]) }
+    };
+    let placements = [complain("a", Some(2)), complain("b", Some(12)), complain("dead", None)];
+    let live = ["a", "b"].map(worker_id);
+    assert_eq!(doubts(&generation(), 13, &live, &placements), [Doubt::Shard(2), Doubt::Shard(12)]);
+    assert_eq!(doubts(&generation(), 13, &[worker_id("dead")], &placements), [Doubt::Kit]);
+    let other = GenerationRef { generation: job_id("other"), ..generation() };
+    assert!(doubts(&other, 13, &live, &placements).is_empty());
+}

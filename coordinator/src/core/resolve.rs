@@ -90,8 +90,8 @@ pub fn chosen_version(versions: &BTreeMap<Name, Vec<JobId>>, wanted: &DatasetSel
         None => known.last().expect("checked above"),
         Some(version) if known.contains(version) => version,
         Some(version) => {
-            let what = format!("version of dataset `{dataset}`");
-            return Err(not_found(&what, version.as_str(), known.iter().map(JobId::as_str)));
+            let known = known.iter().map(JobId::as_str);
+            return Err(lacks(&format!("dataset `{dataset}`"), "version", version.as_str(), known));
         }
     };
     Ok(DatasetRef { dataset: dataset.clone(), version: version.clone() })
@@ -386,7 +386,14 @@ pub fn unknown_generation(wanted: &GenerationRef, known: &[GenerationRef]) -> Ap
         let galleries: BTreeSet<&str> = known.iter().map(|g| g.gallery.as_str()).collect();
         return not_found("gallery", gallery.as_str(), galleries);
     }
-    not_found(&format!("generation of gallery `{gallery}`"), generation.as_str(), in_gallery)
+    lacks(&format!("gallery `{gallery}`"), "generation", generation.as_str(), in_gallery)
+}
+
+/// A name that is not among those of something that there is.
+fn lacks<'a>(whose: &str, what: &str, wrong: &str, known: impl IntoIterator<Item = &'a str>) -> ApiError {
+    let nearest = names::nearest(wrong, known);
+    let message = format!("{whose} has no {what} `{wrong}`{}", names::hint(&nearest));
+    ApiError { kind: ApiErrorKind::NotFound, message, nearest }
 }
 
 #[cfg(test)]

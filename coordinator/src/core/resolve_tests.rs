@@ -188,7 +188,7 @@ fn a_wrong_name_is_answered_with_the_nearest() {
     let error = refused(&wrong, &facts(), ApiErrorKind::NotFound, "no dataset `face`; did you mean `faces`");
     assert_eq!(error.nearest, ["faces"]);
     let wrong = training(|t| t.dataset.version = Some(job_id("ingest-7")));
-    let error = refused(&wrong, &facts(), ApiErrorKind::NotFound, "no version of dataset `faces` `ingest-7`");
+    let error = refused(&wrong, &facts(), ApiErrorKind::NotFound, "dataset `faces` has no version `ingest-7`");
     assert_eq!(error.nearest, ["ingest-0", "ingest-1"]);
     let incomplete = training(|t| t.dataset = selector("places"));
     refused(&incomplete, &facts(), ApiErrorKind::NotFound, "no dataset `places`");
@@ -200,7 +200,7 @@ fn a_wrong_name_is_answered_with_the_nearest() {
     let wrong = request(RequestedWork::Evaluate { generation: gallery, evaluate: evaluate.clone() });
     refused(&wrong, &facts(), ApiErrorKind::NotFound, "no gallery `al`; did you mean `all`");
     let wrong = request(RequestedWork::Evaluate { generation: generation_ref("model-2"), evaluate });
-    refused(&wrong, &facts(), ApiErrorKind::NotFound, "no generation of gallery `all` `model-2`");
+    refused(&wrong, &facts(), ApiErrorKind::NotFound, "gallery `all` has no generation `model-2`");
 }
 
 #[test]

@@ -1,16 +1,17 @@
 //! Promotions: searchers load the new generation beside the one that serves, then the release is created, then
 //! roots switch. Whatever fails before the creation leaves everything as it was.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use likeness_contract::documents::{GenerationManifest, Release};
+use likeness_contract::documents::{GenerationManifest, ModelManifest, Release};
 use likeness_contract::ids::Name;
 use likeness_contract::keys;
 use likeness_contract::messages::{AliasState, Placement};
 use likeness_contract::subjects::PLACEMENT_BUCKET;
 use likeness_link::error::chain;
-use likeness_link::{Error, Result};
+use likeness_link::{Error, ErrorKind, Result};
 use tokio::time::Instant;
 
 use super::backoff::Backoff;
@@ -19,7 +20,7 @@ use super::executor::OpenRuns;
 use super::leader::{Inbox, Input};
 use super::releases;
 use crate::core::outbox::Promotion;
-use crate::core::promote::{self, Decision, Readiness, Replaces, Wanted};
+use crate::core::promote::{self, Decision, Doubt, Readiness, Replaces, Wanted};
 
 /// How often the searchers are looked at while they load.
 const LOOK_EVERY: Duration = Duration::from_millis(300);
@@ -131,14 +132,24 @@ async fn wait_for_searchers(
     let deadline = Instant::now() + limit;
     // A searcher that has just started, or a leader that has, is not seen yet.
     let seen_by_now = Instant::now() + cx.bus.timings().presence_every;
+    let mut looked_at = BTreeSet::new();
     loop {
         let searchers = cx.roster.searchers();
-        let missing = match readiness(cx, manifest, shards, &searchers).await? {
+        let placements = if searchers.is_empty() { Vec::new() } else { placements(cx).await? };
+        let replicas = cx.settings.replicas;
+        let missing = match promote::readiness(&manifest.generation, shards, replicas, &searchers, &placements) {
             Readiness::Ready => return Ok(Vec::new()),
             Readiness::NoSearchers if Instant::now() < seen_by_now => "no searcher is running".into(),
             Readiness::NoSearchers => return Ok(vec!["no searcher was running when it was promoted".into()]),
             Readiness::Missing(missing) => missing,
         };
+        for doubt in promote::doubts(&manifest.generation, shards, &searchers, &placements) {
+            if looked_at.contains(&doubt) {
+                continue;
+            }
+            look_at(cx, manifest, &doubt).await?;
+            looked_at.insert(doubt);
+        }
         if Instant::now() >= deadline {
             let waited = limit.as_secs();
             return Err(NoRelease::Refused(format!("not loaded within {waited} s: {missing}")));
@@ -147,17 +158,27 @@ async fn wait_for_searchers(
     }
 }
 
-async fn readiness(
-    cx: &Context,
-    manifest: &GenerationManifest,
-    shards: u32,
-    searchers: &[likeness_contract::ids::WorkerId],
-) -> Result<Readiness> {
-    if searchers.is_empty() {
-        return Ok(Readiness::NoSearchers);
+/// Looks at what a searcher can't load: an object that is damaged or gone here too will not heal by waiting.
+async fn look_at(cx: &Context, manifest: &GenerationManifest, doubt: &Doubt) -> std::result::Result<(), NoRelease> {
+    let looked = match doubt {
+        Doubt::Kit => look_at_kit(cx, manifest).await,
+        Doubt::Shard(shard) => match manifest.shards.iter().find(|entry| entry.shard == *shard) {
+            Some(entry) => cx.store.read(&entry.object).await.map(drop),
+            None => Ok(()),
+        },
+    };
+    match looked {
+        Err(error) if matches!(error.kind, ErrorKind::Corrupt | ErrorKind::NotFound) => {
+            Err(NoRelease::Refused(format!("the searchers can't load it: {}", chain(&error))))
+        }
+        // Theirs may pass, and so may ours.
+        _ => Ok(()),
     }
-    let placements = placements(cx).await?;
-    Ok(promote::readiness(&manifest.generation, shards, cx.settings.replicas, searchers, &placements))
+}
+
+async fn look_at_kit(cx: &Context, manifest: &GenerationManifest) -> Result<()> {
+    let model: ModelManifest = cx.store.require(&keys::model_manifest(&manifest.model)).await?;
+    cx.store.read(&model.weights).await.map(drop)
 }
 
 /// What every searcher holds, dead ones included.

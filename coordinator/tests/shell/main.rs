@@ -18,7 +18,9 @@ use likeness_contract::jobs::{
     DatasetSelector, DeviceClass, EmbedRequest, EvaluateStage, GenerationRef, IngestSource, JobRequest, Outcome,
     Priority, RequestedWork, RunResult, TaskMessage, TrainRequest,
 };
-use likeness_contract::messages::{AliasState, ApiErrorKind, ApiReply, ApiRequest, DeadLetter, JobState, JobSummary};
+use likeness_contract::messages::{
+    AliasState, ApiErrorKind, ApiReply, ApiRequest, DeadLetter, JobState, JobSummary, Placement,
+};
 use likeness_contract::settings::{
     Architecture, EvaluateSettings, ModelSettings, Preprocessing, QueryEncoding, Split, TrainSettings,
 };
@@ -457,32 +459,53 @@ async fn serving(cluster: &Cluster) -> Option<u64> {
     Some(entry.value.serving?.release)
 }
 
+/// A searcher that loads nothing and has these troubles; for ever.
+async fn idle_searcher(bus: Bus, troubles: Vec<String>) {
+    let worker = likeness_contract::ids::WorkerId::new("idle").unwrap();
+    let presence = likeness_contract::messages::Presence {
+        worker: worker.clone(),
+        roles: Vec::new(),
+        searches: true,
+        device: "cpu".into(),
+        device_class: DeviceClass::Cpu,
+        host: "test".into(),
+        version: "0".into(),
+        task: None,
+        draining: false,
+    };
+    let placement = Placement { worker, held: Vec::new(), troubles };
+    loop {
+        bus.kv(subjects::PLACEMENT_BUCKET).await.unwrap().put("idle", &placement).await.unwrap();
+        bus.kv(subjects::PRESENCE_BUCKET).await.unwrap().put("idle", &presence).await.unwrap();
+        tokio::time::sleep(LEASE / 3).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_can_never_be_loaded_is_not_waited_for() {
+    let cluster = Cluster::start().await;
+    let _coordinator = cluster.coordinator();
+    let _worker = cluster.worker();
+    cluster.dataset().await;
+    let id = JobId::new("damaged").unwrap();
+    let generation = GenerationRef { gallery: name("all"), generation: id.clone() };
+    let trouble = format!("{}its digest is wrong", Placement::trouble_with(&generation, Some(1)));
+    let idle_searcher = tokio::spawn(idle_searcher(cluster.bus(), vec![trouble]));
+    let job = cluster.submit(JobRequest { id: Some(id), ..pipeline(1) }).await.job;
+    let RunResult::Failed { failures } = cluster.outcome(&job, 1).await else { panic!("released") };
+    // The shards of these tests were never written.
+    assert!(failures[0].error.starts_with("the searchers can't load it"), "{}", failures[0].error);
+    assert!(failures[0].error.contains("some/object"), "{}", failures[0].error);
+    idle_searcher.abort();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_loaded_in_time_is_not_released() {
     let cluster = Cluster::start().await;
     let _coordinator = cluster.coordinator();
     let _worker = cluster.worker();
     cluster.dataset().await;
-    let bus = cluster.bus();
-    let idle_searcher = tokio::spawn(async move {
-        let worker = likeness_contract::ids::WorkerId::new("idle").unwrap();
-        let presence = likeness_contract::messages::Presence {
-            worker,
-            roles: Vec::new(),
-            searches: true,
-            device: "cpu".into(),
-            device_class: DeviceClass::Cpu,
-            host: "test".into(),
-            version: "0".into(),
-            task: None,
-            draining: false,
-        };
-        loop {
-            let kv = bus.kv(subjects::PRESENCE_BUCKET).await.unwrap();
-            kv.put("idle", &presence).await.unwrap();
-            tokio::time::sleep(LEASE / 3).await;
-        }
-    });
+    let idle_searcher = tokio::spawn(idle_searcher(cluster.bus(), Vec::new()));
     let job = cluster.submit(pipeline(1)).await.job;
     let RunResult::Failed { failures } = cluster.outcome(&job, 1).await else { panic!("released") };
     assert_eq!(failures[0].task.as_str(), "promote");

@@ -446,6 +446,14 @@ pub struct Placement {
     pub troubles: Vec<String>,
 }
 
+impl Placement {
+    /// How a trouble begins that concerns a generation as a whole, or one of its shards.
+    pub fn trouble_with(generation: &GenerationRef, shard: Option<u32>) -> String {
+        let of = format!("generation `{}`: ", generation.generation);
+        shard.map_or(of.clone(), |shard| format!("shard {shard} of {of}"))
+    }
+}
+
 impl Message for Placement {
     const NAME: &'static str = "placement";
     const VERSION: u16 = 1;

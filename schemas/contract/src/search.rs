@@ -45,7 +45,7 @@ pub struct WeightedTerm {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Term {
-    /// Attributes that it has and has not; all others are not said.
+    /// Attributes that it has and has not; all others are not said. An entry is a name, or several with commas.
     Attributes {
         /// Has.
         with: Vec<String>,

@@ -28,10 +28,21 @@ impl Vocabulary {
         let wanted = fold(name);
         self.names.iter().position(|n| n == name).or_else(|| self.names.iter().position(|n| fold(n) == wanted))
     }
+
+    /// Positions of attributes in a list with commas; a list that is a name as a whole means that attribute. The
+    /// error is the first name that is unknown.
+    pub fn positions<'a>(&self, list: &'a str) -> Result<Vec<usize>, &'a str> {
+        if let Some(whole) = self.position(list.trim()) {
+            return Ok(vec![whole]);
+        }
+        let names = list.split(',').map(str::trim).filter(|name| !name.is_empty());
+        names.map(|name| self.position(name).ok_or(name)).collect()
+    }
 }
 
+/// Upper case first: it makes `SS` of `ß`, which lower case alone would leave apart.
 fn fold(name: &str) -> String {
-    name.chars().map(|c| if c == '-' || c == ' ' { '_' } else { c.to_ascii_lowercase() }).collect()
+    name.replace(['-', ' '], "_").to_uppercase().to_lowercase()
 }
 
 /// The network that turns an image into features.
@@ -242,6 +253,32 @@ impl Split {
             Self::Validation => code == 1,
             Self::Test => code == 2,
             Self::All => code <= 2,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vocabulary(names: &[&str]) -> Vocabulary {
+        Vocabulary { names: names.iter().map(|name| name.to_string()).collect() }
+    }
+
+    #[test]
+    fn a_name_with_a_comma_wins_over_a_list() {
+        let vocabulary = vocabulary(&["A", "A,B", "B", "C"]);
+        assert_eq!(vocabulary.positions("A,B"), Ok(vec![1]));
+        assert_eq!(vocabulary.positions(" b, A,"), Ok(vec![2, 0]));
+        assert_eq!(vocabulary.positions("C,Zzzz"), Err("Zzzz"));
+        assert_eq!(vocabulary.positions(" , "), Ok(vec![]));
+    }
+
+    #[test]
+    fn case_does_not_matter_in_any_script() {
+        let vocabulary = vocabulary(&["Größe", "Wavy_Hair", "ΟΔΟΣ"]);
+        for (asked, position) in [("GRÖSSE", 0), ("größe", 0), ("wavy-hair", 1), ("Wavy hair", 1), ("οδος", 2)] {
+            assert_eq!(vocabulary.position(asked), Some(position), "{asked}");
         }
     }
 }

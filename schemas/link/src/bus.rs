@@ -299,7 +299,11 @@ fn refusal_of(error: &(dyn StdError + 'static)) -> Option<jetstream::Error> {
 
 fn servers(url: &str) -> Result<Vec<ServerAddr>> {
     let parse = |part: &str| {
-        let invalid = |e| Error::new(ErrorKind::Invalid, format!("`{part}` is no NATS address")).because(e);
+        let wrong = || Error::new(ErrorKind::Invalid, format!("`{part}` is no NATS address: write nats://host:4222"));
+        if part.trim().is_empty() {
+            return Err(wrong());
+        }
+        let invalid = |e| wrong().because(e);
         part.trim().parse::<ServerAddr>().map_err(invalid)
     };
     url.split(',').map(parse).collect()
@@ -406,7 +410,9 @@ mod tests {
     fn an_address_never_shows_a_password() {
         let servers = servers("nats://user:secret@host-a:4222, tls://host-b:4333").unwrap();
         assert_eq!(address(&servers), "host-a:4222,host-b:4333");
-        assert_eq!(super::servers("http://host").unwrap_err().kind, ErrorKind::Invalid);
+        for wrong in ["http://host", "", "nats://host,"] {
+            assert_eq!(super::servers(wrong).unwrap_err().kind, ErrorKind::Invalid, "`{wrong}`");
+        }
     }
 
     #[test]

@@ -74,6 +74,13 @@ impl Store {
         Ok(store)
     }
 
+    /// Opens a store that a coordinator or worker has made before: fails with `Unreachable` where [`Store::open`]
+    /// would make a folder, and with `Invalid` on `memory:`, which nobody else can have made.
+    pub async fn open_existing(url: &str) -> Result<Self> {
+        open::exists(url)?;
+        Self::open(url).await
+    }
+
     /// A store over an object store that is open already; `url` is for messages.
     pub fn over(objects: Arc<dyn ObjectStore>, url: &str) -> Self {
         Self { objects, url: url.into() }

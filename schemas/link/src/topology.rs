@@ -25,6 +25,10 @@ use crate::settings::Timings;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const MIB: i64 = 1 << 20;
+/// Limits of the streams: the server reserves them when a stream is made.
+const JOBS_BYTES: i64 = 128 * MIB;
+const EVENTS_BYTES: i64 = 512 * MIB;
+const DEAD_BYTES: i64 = 64 * MIB;
 /// Requests that are under way at once while everything is made.
 const AT_ONCE: usize = 8;
 
@@ -71,7 +75,7 @@ fn streams(replicas: usize) -> Vec<stream::Config> {
             discard_new_per_subject: true,
             max_messages_per_subject: 1,
             max_message_size: 64 << 10,
-            max_bytes: 128 * MIB,
+            max_bytes: JOBS_BYTES,
             ..base()
         },
         stream::Config {
@@ -80,7 +84,7 @@ fn streams(replicas: usize) -> Vec<stream::Config> {
             subjects: vec![subjects::EVENTS_ALL.into()],
             discard: DiscardPolicy::Old,
             max_age: 14 * DAY,
-            max_bytes: 512 * MIB,
+            max_bytes: EVENTS_BYTES,
             ..base()
         },
         stream::Config {
@@ -89,7 +93,7 @@ fn streams(replicas: usize) -> Vec<stream::Config> {
             subjects: vec![subjects::DEAD_ALL.into()],
             discard: DiscardPolicy::Old,
             max_age: 30 * DAY,
-            max_bytes: 64 * MIB,
+            max_bytes: DEAD_BYTES,
             ..base()
         },
     ]
@@ -160,5 +164,27 @@ fn unmade(what: String, error: impl std::error::Error + Send + Sync + 'static) -
         Some(ErrorCode::STREAM_NOT_FOUND) => ErrorKind::NotFound,
         _ => ErrorKind::Transient,
     };
-    Error::new(kind, format!("can't make the {what}")).because(error)
+    let room = if kind == ErrorKind::Full { no_room() } else { String::new() };
+    Error::new(kind, format!("can't make the {what}{room}")).because(error)
+}
+
+/// What a server without room for the streams must have.
+fn no_room() -> String {
+    let mib = (JOBS_BYTES + EVENTS_BYTES + DEAD_BYTES) / MIB;
+    format!(
+        ": the NATS server has too little storage. The streams reserve {mib} MiB; without a limit of its own a server \
+         takes three quarters of the free disk, so {} MiB must be free",
+        mib * 4 / 3 + 1
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_without_room_is_told_how_much_is_needed() {
+        let reserved: i64 = streams(1).iter().map(|stream| stream.max_bytes).sum();
+        assert!(no_room().contains(&format!("reserve {} MiB", reserved / MIB)), "{}", no_room());
+    }
 }

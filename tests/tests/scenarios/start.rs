@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use likeness_tests::process::{Finished, Process, binary, finish};
 use likeness_tests::s3::S3;
-use likeness_tests::{Cluster, jobs};
+use likeness_tests::{Cluster, jobs, until};
 
 const NOBODY: &str = "nats://127.0.0.1:9";
 
@@ -45,6 +45,60 @@ async fn a_mistake_in_a_flag_is_answered_with_the_nearest() {
 }
 
 #[tokio::test]
+async fn a_setting_that_cannot_be_ends_in_64_whoever_notices() {
+    let cases: [(&str, &[&str]); 9] = [
+        ("likeness", &["--nats", "http://127.0.0.1:80", "status"]),
+        ("likeness", &["--nats", "", "status"]),
+        ("likeness", &["--nats", NOBODY, "--credentials", "/nope", "status"]),
+        ("likeness", &["--log", "likeness=loud", "status"]),
+        ("likeness", &["up", "--device", "foo"]),
+        ("likeness", &["up", "--port", "0"]),
+        ("likeness", &["up", "--store", "/x"]),
+        ("likeness-worker", &["--credentials", "/nope"]),
+        ("likeness-worker", &["--log", "likeness=loud"]),
+    ];
+    for (program, args) in cases {
+        let ended = run(program, args).await;
+        assert_eq!(ended.code, 64, "{program} {args:?}: {}", ended.err);
+    }
+    let mut command = std::process::Command::new(binary("likeness"));
+    command.arg("status").env("LIKENESS_LOG_FORMAT", "xml").env("LIKENESS_NATS", NOBODY);
+    let ended = finish(command).await;
+    assert_eq!(ended.code, 64, "{}", ended.err);
+    assert!(ended.err.contains("LIKENESS_LOG_FORMAT"), "{}", ended.err);
+}
+
+#[tokio::test]
+async fn a_command_does_not_make_the_store_that_it_looks_for() {
+    let cluster = Cluster::start().await;
+    let _coordinator = cluster.coordinator("coordinator");
+    cluster.client().await;
+    let wrong = cluster.dir().join("elsewhere");
+    let ended = cluster.cli(&["--store", wrong.to_str().unwrap(), "status"]).await;
+    assert_eq!(ended.code, 69, "{}", ended.err);
+    assert!(ended.err.contains("there is no store in"), "{}", ended.err);
+    assert!(!wrong.exists());
+    for (store, said) in [("memory:", "memory:"), ("ftp://host/x", "ftp")] {
+        let ended = cluster.cli(&["--store", store, "status"]).await;
+        assert_eq!(ended.code, 64, "{}", ended.err);
+        assert!(ended.err.contains(said), "{}", ended.err);
+    }
+}
+
+#[tokio::test]
+async fn a_job_that_no_worker_takes_says_so() {
+    let cluster = Cluster::start().await;
+    let _coordinator = cluster.coordinator("coordinator");
+    cluster.client().await;
+    let asked = ["ingest", "celeba", "/nowhere", "--device", "cuda", "--id", "waits", "--detach"];
+    assert_eq!(cluster.cli(&asked).await.code, 0);
+    for command in [&["jobs", "show", "waits"][..], &["status"]] {
+        let waits = "waiting for a worker that ingests on cuda: none is running";
+        until(waits, async || cluster.cli(command).await.out.contains(waits).then_some(())).await;
+    }
+}
+
+#[tokio::test]
 async fn an_impossible_store_is_refused() {
     let cluster = Cluster::start().await;
     let nats = cluster.broker.url();
@@ -54,7 +108,7 @@ async fn an_impossible_store_is_refused() {
             args.push("coordinator");
         }
         let ended = run(program, &args).await;
-        assert_ne!(ended.code, 0);
+        assert_eq!(ended.code, 64, "{program}: {}", ended.err);
         assert!(ended.err.contains("ftp://host/x"), "{program}: {}", ended.err);
     }
 }

@@ -33,7 +33,10 @@ fn main() -> ExitCode {
             return if wrong { ExitCode::from(WRONG_FLAGS) } else { ExitCode::SUCCESS };
         }
     };
-    telemetry::init(&args.log, args.log_format);
+    if let Err(error) = telemetry::init(&args.log, args.log_format) {
+        eprintln!("error: {:#}", anyhow::Error::from(error));
+        return ExitCode::from(WRONG_FLAGS);
+    }
     match work(args) {
         Ok(Leaving::Asked) => ExitCode::SUCCESS,
         Ok(Leaving::GraceRanOut) => {

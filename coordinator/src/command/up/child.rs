@@ -50,6 +50,8 @@ pub enum ChildNews {
     Died {
         /// In words.
         how: String,
+        /// Where its log of this run begins.
+        log_from: u64,
         /// Until the restart.
         pause: Duration,
     },
@@ -97,6 +99,7 @@ async fn supervise(spec: ChildSpec, stop: CancellationToken, news: NewsSender) -
     let mut pause = FIRST_PAUSE;
     loop {
         let started = Instant::now();
+        let log_from = std::fs::metadata(&spec.log).map_or(0, |log| log.len());
         let how = match spawn(&spec) {
             Ok(mut child) => {
                 // Nobody listens any more once everything stops.
@@ -111,7 +114,7 @@ async fn supervise(spec: ChildSpec, stop: CancellationToken, news: NewsSender) -
         if started.elapsed() > PROVED_AFTER {
             pause = FIRST_PAUSE;
         }
-        let _ = news.send((spec.name.clone(), ChildNews::Died { how, pause }));
+        let _ = news.send((spec.name.clone(), ChildNews::Died { how, log_from, pause }));
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = stop.cancelled() => return true,
@@ -247,7 +250,7 @@ mod tests {
         while pauses.len() < 2 {
             match fixture.next().await {
                 ChildNews::Started { .. } => {}
-                ChildNews::Died { how, pause } => {
+                ChildNews::Died { how, pause, .. } => {
                     assert!(how.contains("exit status: 3"), "{how}");
                     pauses.push(pause);
                 }

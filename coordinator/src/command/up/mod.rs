@@ -38,12 +38,15 @@ const KILL_AFTER: Duration = Duration::from_secs(5);
 
 /// Flags of `likeness up`.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Everything that it starts is its own: --nats, --store, --credentials and --up are refused here. Other commands find it \
+by themselves when they run in the same folder, and from elsewhere with --up DIR.")]
 pub struct UpArgs {
     /// Folder for everything: streams, store, logs.
     #[arg(default_value = DEFAULT_UP_DIR)]
     pub dir: PathBuf,
     /// Port of the NATS server; a free one without.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: Option<u16>,
     /// Worker processes that ingest, train, embed and evaluate.
     #[arg(long, default_value_t = 1)]
@@ -52,10 +55,10 @@ pub struct UpArgs {
     #[arg(long, default_value_t = 2)]
     pub searchers: u32,
     /// Threads of a worker [default: all cores, shared between the workers].
-    #[arg(long)]
+    #[arg(long, value_parser = threads)]
     pub threads: Option<usize>,
     /// Device of the workers: `cpu`, `cuda:0`, `metal`.
-    #[arg(long, default_value = "cpu")]
+    #[arg(long, default_value = "cpu", value_parser = device)]
     pub device: String,
     /// Seconds in which a worker finishes its task or gives it back.
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
@@ -87,6 +90,22 @@ impl UpArgs {
     fn grace(&self) -> Duration {
         Duration::from_secs(self.grace_period)
     }
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(threads) if threads > 0 => Ok(threads),
+        _ => Err("expected a number from 1".into()),
+    }
+}
+
+/// A mistake is said before anything starts; whether there is such a device is for the worker to say.
+fn device(text: &str) -> Result<String, String> {
+    let number = text.strip_prefix("cuda:").is_some_and(|number| number.parse::<u32>().is_ok());
+    if number || ["cpu", "cuda", "metal"].contains(&text) {
+        return Ok(text.into());
+    }
+    Err("expected cpu, cuda:0 or metal".into())
 }
 
 /// Runs until a signal.
@@ -167,10 +186,10 @@ impl Running {
         let worker = binaries::worker(args.worker.as_deref())?;
         let (news, mut heard) = mpsc::unbounded_channel();
 
-        let (server, nats) = start_nats(args, &program, &dir, &news, &mut heard).await?;
+        let (server, nats, pids) = start_nats(args, &program, &dir, &news, &mut heard).await?;
         let store = dir.join("store");
         let store = store.to_str().ok_or_else(|| Failure::usage("the folder's name must be UTF-8"))?.to_string();
-        let state = UpState { nats: server.url(), store, pid: std::process::id(), pids: Vec::new() };
+        let state = UpState { nats: server.url(), store, pid: std::process::id(), pids };
         let state = Shared(Arc::new(Mutex::new(state)), dir.clone());
 
         let coordinator = Supervised::start(coordinator_spec(&state.get(), &dir)?, news.clone());
@@ -184,7 +203,7 @@ impl Running {
         let ready = tokio::time::timeout(READY_WITHIN, all_report(&reached, expected));
         tokio::select! {
             ready = ready => ready.map_err(|_| not_ready(&dir))??,
-            failure = first_death(&mut heard, &state, &dir) => return Err(failure),
+            failure = first_death(&mut heard, |name, pid| state.set_pid(name, pid), &dir) => return Err(failure),
         }
         let listener = tokio::spawn(listen(heard, state.clone(), dir));
         Ok(Self { nats, coordinator, workers, state, listener, _lock: lock })
@@ -228,31 +247,24 @@ async fn start_nats(
     dir: &Path,
     news: &NewsSender,
     heard: &mut mpsc::UnboundedReceiver<(String, ChildNews)>,
-) -> Outcome<(Server, Supervised)> {
+) -> Outcome<(Server, Supervised, Vec<ChildPid>)> {
     let tries = if args.port.is_some() { 1 } else { PORT_TRIES };
     let mut last = Failure::failed("no free port");
     for attempt in 0..tries {
         let port = args.port.map_or_else(nats::free_port, Ok)?;
         let server = Server::new(port, &attempt.to_string());
         let child = Supervised::start(server.spec(program.to_path_buf(), dir), news.clone());
+        let mut pids = Vec::new();
         tokio::select! {
-            () = server.answers() => return Ok((server, child)),
-            how = died(heard) => last = death("nats-server", &how, dir),
+            // What is heard first, so that the start of a server that answers is known.
+            biased;
+            died = first_death(heard, |name, pid| pids = vec![ChildPid { name: name.into(), pid }], dir) => last = died,
+            () = server.answers() => return Ok((server, child, pids)),
             () = tokio::time::sleep(READY_WITHIN) => last = not_ready(dir),
         }
         child.stop().await;
     }
     Err(last)
-}
-
-async fn died(heard: &mut mpsc::UnboundedReceiver<(String, ChildNews)>) -> String {
-    loop {
-        match heard.recv().await {
-            Some((_, ChildNews::Died { how, .. })) => return how,
-            Some((_, ChildNews::Started { .. })) => {}
-            None => return "was lost".into(),
-        }
-    }
 }
 
 fn coordinator_spec(state: &UpState, dir: &Path) -> Outcome<ChildSpec> {
@@ -309,19 +321,23 @@ async fn all_report(state: &UpState, expected: usize) -> Outcome<()> {
 }
 
 /// Waits for a child that dies while everything starts: what can't start at once won't start later.
-async fn first_death(heard: &mut mpsc::UnboundedReceiver<(String, ChildNews)>, state: &Shared, dir: &Path) -> Failure {
+async fn first_death(
+    heard: &mut mpsc::UnboundedReceiver<(String, ChildNews)>,
+    mut started: impl FnMut(&str, u32),
+    dir: &Path,
+) -> Failure {
     while let Some((name, news)) = heard.recv().await {
         match news {
-            ChildNews::Started { pid } => state.set_pid(&name, pid),
-            ChildNews::Died { how, .. } => return death(&name, &how, dir),
+            ChildNews::Started { pid } => started(&name, pid),
+            ChildNews::Died { how, log_from, .. } => return death(&name, &how, dir, log_from),
         }
     }
     Failure::failed("the children were lost")
 }
 
-fn death(name: &str, how: &str, dir: &Path) -> Failure {
+fn death(name: &str, how: &str, dir: &Path, log_from: u64) -> Failure {
     let log = dir.join(format!("logs/{name}.log"));
-    let tail = last_lines(&log, 5);
+    let tail = last_lines(&log, log_from, 5);
     Failure::failed(format!("{name} {how}; the end of {}:\n{tail}", log.display()))
 }
 
@@ -330,8 +346,11 @@ fn not_ready(dir: &Path) -> Failure {
     Failure::failed(format!("not everything was ready within {seconds} s: see {}", dir.join("logs").display()))
 }
 
-fn last_lines(path: &Path, lines: usize) -> String {
-    let text = std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+/// The end of a log, without what earlier runs wrote: logs are appended to.
+fn last_lines(path: &Path, from: u64, lines: usize) -> String {
+    let bytes = std::fs::read(path).unwrap_or_default();
+    let ours = usize::try_from(from).ok().and_then(|from| bytes.get(from..)).unwrap_or(&bytes);
+    let text = String::from_utf8_lossy(ours);
     let all: Vec<&str> = text.lines().collect();
     all[all.len().saturating_sub(lines)..].iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
 }
@@ -347,7 +366,7 @@ async fn listen(mut heard: mpsc::UnboundedReceiver<(String, ChildNews)>, state: 
                     say(format!("{name} runs again (process {pid})"));
                 }
             }
-            ChildNews::Died { how, pause } => {
+            ChildNews::Died { how, pause, log_from: _ } => {
                 let log = dir.join(format!("logs/{name}.log"));
                 say(format!("{name} {how}; starting it again in {} s (log: {})", pause.as_secs(), log.display()));
             }
@@ -390,8 +409,37 @@ mod tests {
         std::fs::create_dir(dir.path().join("logs")).unwrap();
         let log: String = (1..=9).map(|n| format!("line {n}\n")).collect();
         std::fs::write(dir.path().join("logs/worker-1.log"), log).unwrap();
-        let text = death("worker-1", "ended with exit status: 64", dir.path()).to_string();
+        let text = death("worker-1", "ended with exit status: 64", dir.path(), 0).to_string();
         assert!(text.contains("exit status: 64") && text.contains("line 9") && !text.contains("line 4"), "{text}");
+        let text = death("worker-1", "ended", dir.path(), "line n\n".len() as u64 * 7).to_string();
+        assert!(text.contains("line 8") && !text.contains("line 7"), "an earlier run is left out: {text}");
+    }
+
+    #[test]
+    fn values_that_cannot_work_are_refused() {
+        #[derive(Debug, clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            args: UpArgs,
+        }
+        let parse = |line: &str| <Line as clap::Parser>::try_parse_from(["up"].into_iter().chain(line.split(' ')));
+        for wrong in ["--port 0", "--threads 0", "--threads many", "--device foo", "--device cuda:"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+        let args = parse("--port 4333 --threads 2 --device cuda:1").unwrap().args;
+        assert_eq!((args.port, args.threads, args.device.as_str()), (Some(4333), Some(2), "cuda:1"));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_server_is_known_from_its_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let args = UpArgs::over(dir.path().into());
+        let program = binaries::nats_server(args.nats_server.as_deref()).unwrap();
+        let (news, mut heard) = mpsc::unbounded_channel();
+        let (_, child, pids) = start_nats(&args, &program, dir.path(), &news, &mut heard).await.unwrap();
+        assert_eq!(pids.len(), 1, "so that its next start is told as one");
+        assert_eq!(pids[0].name, "nats-server");
+        assert!(child.stop().await);
     }
 
     #[tokio::test(flavor = "multi_thread")]

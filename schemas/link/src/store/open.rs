@@ -48,6 +48,26 @@ pub(super) fn objects(text: &str) -> Result<Objects> {
     }
 }
 
+/// Fails on a store that opening it would make.
+pub(super) fn exists(text: &str) -> Result<()> {
+    let path = match remote(text)? {
+        None => PathBuf::from(text),
+        Some(url) if url.scheme() == "memory" => {
+            return Err(Error::new(ErrorKind::Invalid, format!("the store `{text}` is of one process alone")));
+        }
+        Some(url) if url.scheme() == "file" => match url.to_file_path() {
+            Ok(path) => path,
+            Err(()) => return Ok(()),
+        },
+        Some(_) => return Ok(()),
+    };
+    if path.is_dir() {
+        return Ok(());
+    }
+    let message = format!("there is no store in `{}`: the coordinator makes it when it starts", path.display());
+    Err(Error::new(ErrorKind::Unreachable, message))
+}
+
 /// What reads a bucket or host that is nobody's store.
 pub(crate) fn location(text: &str) -> Result<Objects> {
     if !text.starts_with("http://") && !text.starts_with("https://") {
@@ -182,6 +202,21 @@ mod tests {
         for url in ["memory:", "file:///srv/store", "s3://bucket/prefix", "gs://b", "az://c/p"] {
             assert!(remote(url).unwrap().is_some(), "{url}");
         }
+    }
+
+    #[test]
+    fn a_store_that_is_not_there_is_not_made_by_looking() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = dir.path().join("store");
+        let text = missing.to_str().unwrap();
+        for url in [text.to_string(), format!("file://{text}")] {
+            let error = exists(&url).unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Unreachable);
+            assert!(error.to_string().contains(text), "{error}");
+        }
+        assert!(!missing.exists());
+        assert_eq!(exists("memory:").unwrap_err().kind, ErrorKind::Invalid);
+        assert!(exists(dir.path().to_str().unwrap()).is_ok() && exists("s3://bucket").is_ok());
     }
 
     #[test]

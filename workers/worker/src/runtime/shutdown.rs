@@ -12,6 +12,9 @@ const RESERVE_SHARE: u32 = 5;
 /// Longest time that is kept for it.
 const LONGEST_RESERVE: Duration = Duration::from_secs(5);
 
+/// A worker that leaves at once still takes its presence away, within this time.
+const LONGEST_FAREWELL: Duration = Duration::from_secs(2);
+
 /// The steps of leaving, each a token that is cancelled when it is reached.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
@@ -34,7 +37,7 @@ impl Shutdown {
         self.over.cancel();
     }
 
-    /// Begins at the first SIGTERM or SIGINT; the process ends at the second.
+    /// Begins at the first SIGTERM or SIGINT; at the second the grace period is over, and whatever hangs then is left.
     ///
     /// # Errors
     /// When the system refuses signal handlers.
@@ -54,6 +57,8 @@ impl Shutdown {
                 () = shutdown.begin(grace_period) => {}
                 () = asked() => {
                     tracing::warn!("asked twice: leaving at once");
+                    shutdown.over.cancel();
+                    tokio::time::sleep(LONGEST_FAREWELL).await;
                     std::process::exit(i32::from(GRACE_RAN_OUT));
                 }
             }

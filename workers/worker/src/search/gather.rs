@@ -47,6 +47,8 @@ struct Wanted {
     by: Option<WorkerId>,
     /// The last reason why it is missing.
     reason: String,
+    /// Why a live searcher does not hold it: says more than that those who held it are gone.
+    trouble: Option<String>,
 }
 
 /// One fan-out.
@@ -75,10 +77,17 @@ impl Gather {
                 untried.rotate_left(by);
             }
             let reason = format!("no searcher holds it in generation `{}`", generation.generation);
-            (shard, Wanted { rows, untried, patient: 0, in_flight: 0, by: None, reason })
+            (shard, Wanted { rows, untried, patient: 0, in_flight: 0, by: None, reason, trouble: None })
         };
         let shards = shards.into_iter().map(wanted).collect();
         Self { shards, asked: Vec::new(), late: BTreeSet::new(), partials: Vec::new() }
+    }
+
+    /// A live searcher could not load a shard.
+    pub fn note_trouble(&mut self, shard: u32, trouble: String) {
+        if let Some(wanted) = self.shards.get_mut(&shard) {
+            wanted.trouble = Some(trouble);
+        }
     }
 
     /// A leaf is not to be asked: it was lost earlier in the same query.
@@ -193,7 +202,7 @@ impl Gather {
     fn reasons(&self) -> Vec<String> {
         let mut by_reason: BTreeMap<&str, Vec<String>> = BTreeMap::new();
         for (shard, wanted) in self.shards.iter().filter(|(_, wanted)| wanted.by.is_none()) {
-            by_reason.entry(&wanted.reason).or_default().push(shard.to_string());
+            by_reason.entry(wanted.trouble.as_ref().unwrap_or(&wanted.reason)).or_default().push(shard.to_string());
         }
         let line = |(reason, shards): (&str, Vec<String>)| match shards.as_slice() {
             [shard] => format!("shard {shard}: {reason}"),
@@ -386,6 +395,16 @@ mod tests {
         gather.on_partial(0, partial(vec![], &[0, 1]));
         assert!(gather.is_complete());
         assert_eq!(gather.finish(1).1.reasons, ["shard 2: `b`: was lost"]);
+    }
+
+    #[test]
+    fn why_a_live_searcher_lacks_a_shard_says_more_than_who_is_gone() {
+        let mut gather = gather();
+        gather.note_trouble(2, "`c`: it is not in the store".into());
+        gather.next_requests();
+        gather.on_failure(1, "is gone");
+        gather.on_partial(0, partial(vec![], &[0, 1]));
+        assert_eq!(gather.finish(1).1.reasons, ["shard 2: `c`: it is not in the store"]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use likeness_contract::ids::WorkerId;
 use likeness_contract::jobs::GenerationRef;
-use likeness_contract::messages::Served;
+use likeness_contract::messages::{Placement, Served};
 
 use super::rendezvous::Ring;
 use super::view::View;
@@ -110,11 +110,8 @@ impl Keeper {
 
     /// What could not be loaded, in words.
     pub fn troubles(&self) -> Vec<String> {
-        let words = |(thing, failure): (&Thing, &Failure)| match thing {
-            Thing(generation, None) => format!("generation `{}`: {}", generation.generation, failure.error),
-            Thing(generation, Some(shard)) => {
-                format!("shard {shard} of generation `{}`: {}", generation.generation, failure.error)
-            }
+        let words = |(Thing(generation, shard), failure): (&Thing, &Failure)| {
+            format!("{}{}", Placement::trouble_with(generation, *shard), failure.error)
         };
         self.failures.iter().map(words).collect()
     }
@@ -181,7 +178,7 @@ impl Keeper {
 mod tests {
     use likeness_contract::ids::{JobId, Name};
     use likeness_contract::jobs::DeviceClass;
-    use likeness_contract::messages::{AliasState, HeldShards, Placement, Presence};
+    use likeness_contract::messages::{AliasState, HeldShards, Presence};
 
     use super::*;
 

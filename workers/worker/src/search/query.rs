@@ -106,9 +106,7 @@ fn attributes(
     vocabulary: &Vocabulary,
     encoding: QueryEncoding,
 ) -> Result<Input, SearchError> {
-    let positions =
-        |names: &[String]| names.iter().map(|name| position(name, vocabulary)).collect::<Result<Vec<_>, _>>();
-    let (with, without) = (positions(with)?, positions(without)?);
+    let (with, without) = (positions(with, vocabulary)?, positions(without, vocabulary)?);
     if with.is_empty() && without.is_empty() {
         return Err(invalid("a term of attributes names none"));
     }
@@ -124,13 +122,27 @@ fn attributes(
     Ok(Input::Attributes(encode_query(encoding, vocabulary.len(), &with, &without)))
 }
 
-fn position(name: &str, vocabulary: &Vocabulary) -> Result<usize, SearchError> {
-    vocabulary.position(name).ok_or_else(|| {
-        let nearest = names::nearest(name, vocabulary.names.iter().map(String::as_str));
-        let name: String = name.chars().take(60).collect();
-        let message = format!("unknown attribute `{name}`{}", names::hint(&nearest));
-        SearchError { kind: SearchErrorKind::NotFound, message, nearest }
-    })
+/// Each attribute once, in the order of asking.
+fn positions(lists: &[String], vocabulary: &Vocabulary) -> Result<Vec<usize>, SearchError> {
+    let mut all = Vec::new();
+    for list in lists {
+        for position in vocabulary.positions(list).map_err(|name| unknown(name, vocabulary))? {
+            if !all.contains(&position) {
+                all.push(position);
+            }
+        }
+    }
+    Ok(all)
+}
+
+fn unknown(name: &str, vocabulary: &Vocabulary) -> SearchError {
+    let nearest = names::nearest(name, vocabulary.names.iter().map(String::as_str));
+    let name: String = name.chars().take(60).collect();
+    let known = match nearest.as_slice() {
+        [] => "; `likeness datasets show NAME` lists those of a dataset".to_string(),
+        nearest => names::hint(nearest),
+    };
+    SearchError { kind: SearchErrorKind::NotFound, message: format!("unknown attribute `{name}`{known}"), nearest }
 }
 
 fn image(bytes: &[u8]) -> Result<Input, SearchError> {
@@ -254,6 +266,8 @@ mod tests {
         assert_eq!(term(asked(&["smiling"], &["Smiling"])), invalid("`Smiling` is asked for and against at once"));
         let unknown = "unknown attribute `Smilling`; did you mean `Smiling`?";
         assert_eq!(term(asked(&["Smilling"], &[])), (SearchErrorKind::NotFound, unknown.to_string()));
+        assert_eq!(term(asked(&["Male,Smilling"], &[])), (SearchErrorKind::NotFound, unknown.to_string()));
+        assert!(term(asked(&["Zzzz"], &[])).1.contains("`likeness datasets show NAME`"));
         let vector = |values: &[f32]| term(Term::Vector { values: values.to_vec() });
         assert_eq!(vector(&[1.0]), invalid("the vector has 1 values, the model's dimension is 2"));
         assert_eq!(vector(&[0.0, 0.0]), invalid("the vector is zero or not finite"));
@@ -270,6 +284,13 @@ mod tests {
             let request = SearchRequest { min_coverage, ..request(vec![(1.0, asked(&["Male"], &[]))]) };
             assert!(refusal(&request).1.starts_with("min_coverage"));
         }
+    }
+
+    #[test]
+    fn a_name_asked_twice_is_asked_once() {
+        let request = request(vec![(1.0, asked(&["Smiling,smiling", "Male", "Smiling"], &[]))]);
+        let multi_hot = check(&request, &vocabulary(), &settings(QueryEncoding::MultiHot)).unwrap();
+        assert_eq!(multi_hot.terms, [(1.0, Input::Attributes(vec![1.0, 1.0, 0.0]))]);
     }
 
     #[test]

@@ -286,7 +286,8 @@ impl Query<'_> {
 
     fn gather(&self, kit: &Kit, lost: &BTreeSet<WorkerId>) -> Gather {
         let generation = &kit.generation.generation;
-        let mut holders = self.searcher.view().holders(generation, std::time::Instant::now());
+        let now = std::time::Instant::now();
+        let mut holders = self.searcher.view().holders(generation, now);
         // Its own shards count whether or not they are announced: at shutdown they are no more.
         let Searcher { cx, holdings, .. } = self.searcher;
         for shard in holdings.shards(generation).unwrap_or_default().into_keys() {
@@ -297,6 +298,10 @@ impl Query<'_> {
         }
         let shards = kit.generation.shards.iter().map(|entry| (entry.shard, entry.rows));
         let mut gather = Gather::new(generation, shards, &holders, self.searcher.turn());
+        let numbers = kit.generation.shards.iter().map(|entry| entry.shard);
+        for (shard, trouble) in self.searcher.view().troubles(generation, numbers, now) {
+            gather.note_trouble(shard, trouble);
+        }
         for worker in lost {
             gather.leave_out(worker, "was lost while it answered");
         }

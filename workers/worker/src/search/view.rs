@@ -130,6 +130,26 @@ impl View {
             .filter(move |(_, held)| held.generation == *generation)
     }
 
+    /// Why live searchers could not load some of these shards.
+    pub fn troubles(
+        &self,
+        generation: &GenerationRef,
+        shards: impl Iterator<Item = u32>,
+        now: Instant,
+    ) -> Vec<(u32, String)> {
+        let live = self.placements.iter().filter(|(worker, _)| self.is_live(worker, now));
+        let told: Vec<(&WorkerId, &String)> =
+            live.flat_map(|(worker, placement)| placement.troubles.iter().map(move |text| (worker, text))).collect();
+        if told.is_empty() {
+            return Vec::new();
+        }
+        let of_shard = |shard: u32| {
+            let begins = Placement::trouble_with(generation, Some(shard));
+            told.iter().find_map(|(worker, text)| Some((shard, format!("`{worker}`: {}", text.strip_prefix(&begins)?))))
+        };
+        shards.filter_map(of_shard).collect()
+    }
+
     /// Announcements of searchers that are gone: left behind by processes that were killed.
     pub fn abandoned(&self, now: Instant) -> Vec<WorkerId> {
         self.placements.keys().filter(|worker| !self.is_live(worker, now)).cloned().collect()
@@ -205,6 +225,20 @@ mod tests {
         assert_eq!(view.abandoned(later), [worker("a")]);
         assert!(!view.on_presence(&presence("a", false), 1, later), "an old entry, reported again");
         assert!(view.on_presence(&presence("a", false), 2, later), "it came back");
+    }
+
+    #[test]
+    fn troubles_of_live_searchers_are_told_by_shard() {
+        let start = Instant::now();
+        let mut view = View::new(TTL);
+        view.on_presence(&presence("a", false), 1, start);
+        let trouble = format!("{}it is gone", Placement::trouble_with(&generation("g1"), Some(12)));
+        view.on_placement(Placement { troubles: vec![trouble.clone()], ..placement("a", &[0]) });
+        view.on_placement(Placement { troubles: vec![trouble], ..placement("dead", &[]) });
+        let troubles = |name, now| view.troubles(&generation(name), 0..20, now);
+        assert_eq!(troubles("g1", start), [(12, "`a`: it is gone".to_string())]);
+        assert!(troubles("g2", start).is_empty());
+        assert!(troubles("g1", start + TTL * 2).is_empty());
     }
 
     #[test]
