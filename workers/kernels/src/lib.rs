@@ -18,13 +18,14 @@ mod blocks;
 mod conv;
 mod matmul;
 pub mod nhwc;
+pub mod network;
 mod norm;
 mod pool;
 pub mod reference;
 mod storage;
 mod threads;
 
-pub use adamw::{AdamWStep, Moments, adamw_step};
+pub use adamw::{AdamWStep, Moments, adamw_step, adamw_step_all};
 pub use blocks::{add_relu, global_avg_pool2d};
 pub use conv::conv2d;
 pub use norm::{BatchNormTrain, batch_norm_eval, batch_norm_train};

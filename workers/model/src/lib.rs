@@ -26,7 +26,10 @@ mod init;
 mod layers;
 mod loss;
 mod model;
+mod network;
 mod optimizer;
+#[cfg(test)]
+mod network_tests;
 #[cfg(test)]
 mod pytorch_tests;
 mod query;
@@ -38,12 +41,11 @@ mod trainer;
 #[cfg(test)]
 mod trainer_tests;
 
-pub use backbone::{Backbone, Mode};
+pub use backbone::{Backbone, CpuCompute, Mode, Winograd};
 pub use error::{Error, ErrorKind, Result};
 pub use layers::BatchStatistics;
 pub use loss::{StepFigures, Triplets};
 pub use model::Model;
 pub use query::encode_query;
-pub use resnet::ResNet;
 pub use schedule::learning_rate;
 pub use trainer::Trainer;
