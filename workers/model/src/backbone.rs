@@ -33,6 +33,19 @@ pub enum Winograd {
     On,
 }
 
+impl std::str::FromStr for Winograd {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            "inference" => Ok(Self::Inference),
+            "on" => Ok(Self::On),
+            _ => Err(format!("`{text}` is neither off, inference nor on")),
+        }
+    }
+}
+
 impl Winograd {
     pub(crate) fn in_training(self) -> bool {
         self == Self::On

@@ -27,9 +27,9 @@ mod layers;
 mod loss;
 mod model;
 mod network;
-mod optimizer;
 #[cfg(test)]
 mod network_tests;
+mod optimizer;
 #[cfg(test)]
 mod pytorch_tests;
 mod query;

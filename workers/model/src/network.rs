@@ -26,7 +26,13 @@ pub(crate) struct Network {
 impl Network {
     pub fn new(shape: NetworkShape, b: &mut Builder<'_>) -> Result<Self> {
         let layers = ResNet::new(&shape, b)?;
-        Ok(Self { shape, layers, compute: CpuCompute::default(), training: Mutex::default(), inference: Mutex::default() })
+        Ok(Self {
+            shape,
+            layers,
+            compute: CpuCompute::default(),
+            training: Mutex::default(),
+            inference: Mutex::default(),
+        })
     }
 
     fn training(&self) -> Result<Arc<TapeNetwork>> {
@@ -34,9 +40,10 @@ impl Network {
         if let Some(engine) = &*engine {
             return Ok(Arc::clone(engine));
         }
-        let parameters = self.layers.units().flat_map(|unit| {
-            [&unit.conv.weight, &unit.norm.weight, &unit.norm.bias].map(Clone::clone)
-        });
+        let parameters = self
+            .layers
+            .units()
+            .flat_map(|unit| [&unit.conv.weight, &unit.norm.weight, &unit.norm.bias].map(Clone::clone));
         let new = TapeNetwork::new(self.shape, self.compute.winograd.in_training(), parameters.collect())?;
         Ok(Arc::clone(engine.insert(Arc::new(new))))
     }

@@ -46,8 +46,8 @@ impl ResNet {
 
     /// Every convolution with its norm, in the order of their parameters.
     pub fn units(&self) -> impl Iterator<Item = &ConvNorm> {
-        let of_block = |block: &'_ Block| block.branch.iter().chain(&block.downsample);
-        std::iter::once(&self.stem).chain(self.blocks.iter().flat_map(of_block))
+        let of_blocks = self.blocks.iter().flat_map(|block| block.branch.iter().chain(&block.downsample));
+        std::iter::once(&self.stem).chain(of_blocks)
     }
 }
 

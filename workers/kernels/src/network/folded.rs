@@ -25,12 +25,8 @@ impl FoldedNetwork {
     pub fn new(shape: NetworkShape, winograd: bool, size: (usize, usize), units: &[[Tensor; 5]]) -> Result<Self> {
         let guards: Vec<_> = units.iter().flatten().map(|t| t.storage_and_layout()).collect();
         let values = guards.iter().map(|(storage, layout)| cpu_slice(storage, layout)).collect::<Result<Vec<_>>>()?;
-        let folded = |values: &'_ [&'_ [f32]; 5]| {
-            let [weight, gamma, beta, mean, variance] = *values;
-            Folded { weight, gamma, beta, mean, variance }
-        };
         let (units, _) = values.as_chunks();
-        let folded: Vec<_> = units.iter().map(folded).collect();
+        let folded: Vec<_> = units.iter().map(|unit| Folded::of(*unit)).collect();
         Ok(Self { shape, network: InferNetwork::new(shape, size, &folded, Isa::detect(), winograd) })
     }
 
@@ -46,7 +42,12 @@ impl FoldedNetwork {
     pub fn forward(&self, images: &Tensor) -> Result<Tensor> {
         let (n, channels, h, w) = images.dims4()?;
         if (channels, h, w) != (3, self.size().0, self.size().1) {
-            bail!("network: images of shape {:?} instead of (B, 3, {}, {})", images.shape(), self.size().0, self.size().1);
+            bail!(
+                "network: images of shape {:?} instead of (B, 3, {}, {})",
+                images.shape(),
+                self.size().0,
+                self.size().1
+            );
         }
         let mut features = vec![0.0; n * self.shape.features()];
         with_slice(images, |images| {

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::shape::{BlockUnits, Plan, units};
 use super::{NORM_EPS, NetworkShape, at_least, inside_pool};
-use crate::nhwc::{ConvShape, Dims, Epilogue, Forward, Isa, average_pool, from_nchw, max_pool_3x3_s2, table};
+use crate::nhwc::{Dims, Epilogue, Forward, Isa, average_pool, from_nchw, max_pool_3x3_s2, table};
 
 /// Pixels of the input that one micro-batch is about.
 const MICRO_BATCH_PIXELS: usize = 8 * 64 * 64;
@@ -24,6 +24,13 @@ pub struct Folded<'a> {
     pub mean: &'a [f32],
     /// Running variance.
     pub variance: &'a [f32],
+}
+
+impl<'a> Folded<'a> {
+    /// Of the weight, and the norm's weight, bias, running mean and running variance.
+    pub fn of([weight, gamma, beta, mean, variance]: [&'a [f32]; 5]) -> Self {
+        Self { weight, gamma, beta, mean, variance }
+    }
 }
 
 /// A network with its batch norms folded into its weights, for images of one size.

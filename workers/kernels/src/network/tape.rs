@@ -57,7 +57,8 @@ impl TapeNetwork {
     /// # Errors
     /// When `images` is no `f32` tensor of this shape on the CPU, or leaves the last norm a single value per channel.
     pub fn forward(&self, images: &Tensor) -> Result<OnTape> {
-        let op = WholeNetwork { parameters: self.parameters.clone(), state: Arc::clone(&self.state), pass: self.next() };
+        let op =
+            WholeNetwork { parameters: self.parameters.clone(), state: Arc::clone(&self.state), pass: self.next() };
         let features = images.contiguous()?.apply_op2(self.parameters[0].as_tensor(), op)?;
         let statistics = lock(&self.state).network.statistics().cloned().collect();
         Ok(OnTape { features, statistics })
@@ -146,5 +147,52 @@ impl CustomOp2 for WholeNetwork {
         // The store adds what it gets to zeros of its own; the rest comes by `insert_gradients`.
         let stem = state.gradients[0].clone();
         Ok((None, Some(stem)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+    use crate::network::BlockKind;
+
+    const SHAPE: NetworkShape = NetworkShape { kind: BlockKind::Basic, depths: [1, 1, 1, 1], width: 4 };
+
+    fn network() -> Result<TapeNetwork> {
+        let var = |dims: &[usize]| Var::from_tensor(&(Tensor::ones(dims, DType::F32, &Device::Cpu)? * 0.1)?);
+        let units = super::super::shape::units(&SHAPE).0;
+        let unit = |u: &crate::nhwc::ConvShape| {
+            [var(&[u.c_out, u.c_in, u.kernel, u.kernel]), var(&[u.c_out]), var(&[u.c_out])]
+        };
+        TapeNetwork::new(SHAPE, false, units.iter().flat_map(unit).collect::<Result<_>>()?)
+    }
+
+    fn images(n: usize, px: usize) -> Result<Tensor> {
+        let values = (0..n * 3 * px * px).map(|i| (i as f32).sin()).collect();
+        crate::storage::tensor(values, (n, 3, px, px))
+    }
+
+    #[test]
+    fn gradients_belong_to_the_last_pass_only() -> Result<()> {
+        let network = network()?;
+        let first = network.forward(&images(2, 32)?)?.features.sum_all()?;
+        let second = network.forward(&images(2, 32)?)?.features.sum_all()?;
+        assert!(first.backward().is_err(), "the buffers are the second pass's");
+        let mut store = second.backward()?;
+        network.insert_gradients(&mut store)?;
+        assert!(network.parameters.iter().all(|p| store.get(p).is_some_and(|g| g.shape() == p.shape())));
+        network.forward(&images(2, 32)?)?;
+        assert!(network.insert_gradients(&mut store).is_err(), "no backward pass yet");
+        Ok(())
+    }
+
+    #[test]
+    fn what_cannot_be_normalised_is_refused() -> Result<()> {
+        let network = network()?;
+        assert!(network.forward(&images(1, 32)?).is_err(), "one value per channel");
+        assert!(network.forward(&images(1, 33)?).is_ok());
+        assert!(network.forward(&Tensor::zeros((2, 1, 32, 32), DType::F32, &Device::Cpu)?).is_err());
+        Ok(())
     }
 }

@@ -131,13 +131,7 @@ impl Buffers {
         }
     }
 
-    fn forward(
-        &mut self,
-        blocks: &[BlockUnits],
-        images: &[f32],
-        parameters: &[&[f32]],
-        features: &mut [f32],
-    ) {
+    fn forward(&mut self, blocks: &[BlockUnits], images: &[f32], parameters: &[&[f32]], features: &mut [f32]) {
         let Dims { n, h, w, c } = self.plan.images;
         from_nchw(images, n, c, h, w, &mut self.images);
         self.stem_forward(parameters);
@@ -162,13 +156,7 @@ impl Buffers {
         if i == 0 { pooled } else { &activations[blocks[i - 1].last()] }
     }
 
-    fn block_forward(
-        &mut self,
-        blocks: &[BlockUnits],
-        i: usize,
-        block: &BlockUnits,
-        parameters: &[&[f32]],
-    ) {
+    fn block_forward(&mut self, blocks: &[BlockUnits], i: usize, block: &BlockUnits, parameters: &[&[f32]]) {
         let Self { plan, products, units, pooled, activations, gradients, .. } = self;
         let (before, own) = activations.split_at_mut(block.branch.start);
         let x = Self::block_input(blocks, i, pooled, before);

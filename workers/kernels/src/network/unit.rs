@@ -4,8 +4,7 @@ use std::ops::Range;
 
 use super::{NORM_EPS, NormStatistics, PER_UNIT};
 use crate::nhwc::{
-    ChannelSums, Choice, ConvShape, Dims, Forward, InputGradient, Isa, WeightGradient, norm_backward,
-    scale_shift,
+    ChannelSums, Choice, ConvShape, Dims, Forward, InputGradient, Isa, WeightGradient, norm_backward, scale_shift,
 };
 
 /// The three products of a convolution. Weights are packed just before each use, so that all convolutions of one
