@@ -109,7 +109,9 @@ fn prepare(work: &Work, winograd: Winograd) -> Box<dyn FnMut()> {
     let queries = noise(&[2 * work.batch, ATTRIBUTES]).round().expect("on the cpu");
     let part = |from| queries.narrow(0, from, work.batch).expect("within");
     let (positives, negatives) = (part(0), part(work.batch));
-    Box::new(move || drop(black_box(trainer.step(&images, &positives, &negatives).expect("a finite loss"))))
+    Box::new(move || {
+        black_box(trainer.step(&images, &positives, &negatives).expect("a finite loss"));
+    })
 }
 
 /// Largest resident memory so far, MiB.

@@ -9,7 +9,6 @@ use std::fmt;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::Device;
 use likeness_contract::documents::{DatasetManifest, GenerationManifest, ModelManifest, PartEntry, ShardEntry};
 use likeness_contract::ids::JobId;
 use likeness_contract::jobs::{DatasetRef, GenerationRef, JobSpec};

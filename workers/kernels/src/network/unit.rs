@@ -77,7 +77,7 @@ impl Unit {
 
     /// Its weights' gradient among `gradients`.
     pub fn weight_slot<'a>(&self, gradients: &'a mut [&mut [f32]]) -> &'a mut [f32] {
-        &mut gradients[self.weight]
+        gradients[self.weight]
     }
 
     /// Convolves and takes the batch's statistics; the output stays within.
