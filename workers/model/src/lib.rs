@@ -14,7 +14,9 @@
 //! * everything is `f32`; tensors have the names that PyTorch gives them (`image.` + torchvision's ResNet with D
 //!   outputs; `attributes.` + the attribute tower);
 //! * a trainer is a pure function of its checkpoint and the batches: the same bytes whatever the number of
-//!   threads, and whether or not it was saved and read back in between;
+//!   threads, and whether or not it was saved and read back in between. The way to compute ([`CpuCompute`]), the
+//!   instruction set and the device change the last digits;
+//! * on the CPU the backbone runs as one operation, elsewhere layer by layer: both give the same numbers to rounding;
 //! * what is not finite is an error and is never written.
 //!
 //! Absent on purpose: tokio, NATS, files, clocks, and any reading of images.

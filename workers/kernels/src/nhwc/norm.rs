@@ -122,14 +122,14 @@ pub fn norm_backward(
     assert!([mean.len(), inv_std.len(), dgamma.len(), dbeta.len()] == [c; 4], "channels");
     let len = part_len(c);
     let parts = y.len().div_ceil(len);
-    with_scratch(Slot::Sums, (parts * 2 + 2) * c, |scratch| {
+    with_scratch(Slot::Sums, (parts * 2 + 3) * c, |scratch| {
         let (partial, coefficients) = scratch.split_at_mut(parts * 2 * c);
         partial.par_chunks_mut(2 * c).zip(g.par_chunks_mut(len)).enumerate().for_each(|(part, (partial, g))| {
             let at = part * len..part * len + g.len();
             mask_and_sum(&y[at.clone()], z.map(|z| &z[at]), g, mean, partial);
         });
         gradient_of_parameters(partial, (y.len() / c) as f64, inv_std, gamma, (dgamma, dbeta), coefficients);
-        apply_gradient(y, g, mean, (inv_std, gamma), coefficients, dy);
+        apply_gradient(y, g, mean, coefficients, dy);
     });
 }
 
@@ -158,7 +158,8 @@ vectorised! {
     }
 }
 
-/// `dβ = Σ g`, `dγ = Σ g · x̂`, and their means over `pixels` as `coefficients`: `(mean of g, inv_std · mean of g · x̂)`.
+/// `dβ = Σ g`, `dγ = Σ g · x̂`, and as `coefficients` what [`apply_gradient`] needs of them:
+/// `(γ · inv_std, mean of g, inv_std · mean of g · x̂)`, means over `pixels`.
 fn gradient_of_parameters(
     partial: &[f32],
     pixels: f64,
@@ -173,65 +174,48 @@ fn gradient_of_parameters(
         let inv = f64::from(inv_std[i]);
         let (sum, product) = (total(i), total(c + i) * inv);
         (dbeta[i], dgamma[i]) = (sum as f32, product as f32);
-        coefficients[i] = (sum / pixels) as f32;
-        coefficients[c + i] = (inv * product / pixels) as f32;
+        coefficients[i] = gamma[i] * inv_std[i];
+        coefficients[c + i] = (sum / pixels) as f32;
+        coefficients[2 * c + i] = (inv * product / pixels) as f32;
     }
 }
 
 /// `dy = γ · inv_std · (g − mean of g − x̂ · mean of g · x̂)`
-fn apply_gradient(
-    y: &[f32],
-    g: &mut [f32],
-    mean: &[f32],
-    (inv_std, gamma): (&[f32], &[f32]),
-    coefficients: &[f32],
-    dy: Option<&mut [f32]>,
-) {
+fn apply_gradient(y: &[f32], g: &mut [f32], mean: &[f32], coefficients: &[f32], dy: Option<&mut [f32]>) {
     let len = part_len(mean.len());
-    let factors = Factors { mean, inv_std, gamma, coefficients };
     match dy {
         Some(dy) => dy
             .par_chunks_mut(len)
             .zip(g.par_chunks(len).zip(y.par_chunks(len)))
-            .for_each(|(dy, (g, y))| gradient_part(y, g, factors, dy)),
+            .for_each(|(dy, (g, y))| gradient_part(y, g, mean, coefficients, dy)),
         None => {
-            g.par_chunks_mut(len).zip(y.par_chunks(len)).for_each(|(g, y)| gradient_part_in_place(y, g, factors));
-        }
-    }
-}
-
-/// What [`apply_gradient`] needs of every channel.
-#[derive(Clone, Copy)]
-struct Factors<'a> {
-    mean: &'a [f32],
-    inv_std: &'a [f32],
-    gamma: &'a [f32],
-    coefficients: &'a [f32],
-}
-
-impl Factors<'_> {
-    #[inline(always)]
-    fn gradient(&self, i: usize, y: f32, g: f32) -> f32 {
-        let (mean_g, mean_gx) = self.coefficients.split_at(self.mean.len());
-        self.gamma[i] * self.inv_std[i] * (g - mean_g[i] - (y - self.mean[i]) * mean_gx[i])
-    }
-}
-
-vectorised! {
-    fn gradient_part(y: &[f32], g: &[f32], factors: Factors<'_>, dy: &mut [f32]) {
-        let c = factors.mean.len();
-        let pixels = y.chunks_exact(c).zip(g.chunks_exact(c));
-        for (dy, (y, g)) in dy.chunks_exact_mut(c).zip(pixels) {
-            (0..c).for_each(|i| dy[i] = factors.gradient(i, y[i], g[i]));
+            let parts = g.par_chunks_mut(len).zip(y.par_chunks(len));
+            parts.for_each(|(g, y)| gradient_part_in_place(y, g, mean, coefficients));
         }
     }
 }
 
 vectorised! {
-    fn gradient_part_in_place(y: &[f32], g: &mut [f32], factors: Factors<'_>) {
-        let c = factors.mean.len();
+    fn gradient_part(y: &[f32], g: &[f32], mean: &[f32], coefficients: &[f32], dy: &mut [f32]) {
+        let c = mean.len();
+        let (scale, mean_g, slope) = (&coefficients[..c], &coefficients[c..2 * c], &coefficients[2 * c..3 * c]);
+        for (dy, (y, g)) in dy.chunks_exact_mut(c).zip(y.chunks_exact(c).zip(g.chunks_exact(c))) {
+            // A loop and no closure: those are compiled apart, without the wider registers.
+            for i in 0..c {
+                dy[i] = scale[i] * (g[i] - mean_g[i] - (y[i] - mean[i]) * slope[i]);
+            }
+        }
+    }
+}
+
+vectorised! {
+    fn gradient_part_in_place(y: &[f32], g: &mut [f32], mean: &[f32], coefficients: &[f32]) {
+        let c = mean.len();
+        let (scale, mean_g, slope) = (&coefficients[..c], &coefficients[c..2 * c], &coefficients[2 * c..3 * c]);
         for (g, y) in g.chunks_exact_mut(c).zip(y.chunks_exact(c)) {
-            (0..c).for_each(|i| g[i] = factors.gradient(i, y[i], g[i]));
+            for i in 0..c {
+                g[i] = scale[i] * (g[i] - mean_g[i] - (y[i] - mean[i]) * slope[i]);
+            }
         }
     }
 }
