@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Shape, Tensor, Var, bail};
 use rayon::prelude::*;
 
-use crate::storage::{on_cpu, slice, tensor};
+use crate::storage::{Lent, cpu_slice, on_cpu, slice, tensor};
 
 /// Elements of one task.
 const CHUNK: usize = 16 * 1024;
@@ -54,6 +54,17 @@ impl AdamWStep {
     }
 }
 
+impl Factors {
+    fn update(self, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+        for ((p, g), (m, v)) in p.iter_mut().zip(g).zip(m.iter_mut().zip(v)) {
+            *p *= self.keep;
+            *m += (*g - *m) * self.first;
+            *v = *v * self.second + *g * *g * self.second_rest;
+            *p -= self.step_size * *m / (v.sqrt() / self.root_correction + self.eps);
+        }
+    }
+}
+
 /// Updates the parameter `p` and its moments `m`, `v` by the gradient `g`; all four are of one length.
 ///
 /// The arithmetic is PyTorch's single-tensor AdamW: decay, `m.lerp_(g)`, `v`, `p −= step · m / (√v / √c + eps)`.
@@ -62,16 +73,43 @@ impl AdamWStep {
 /// When the lengths differ.
 pub fn adamw_step(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], step: &AdamWStep) {
     assert!(p.len() == g.len() && p.len() == m.len() && p.len() == v.len(), "lengths differ");
-    let f = step.factors();
+    let factors = step.factors();
     let state = m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK));
-    p.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).zip(state).for_each(|((p, g), (m, v))| {
-        for ((p, g), (m, v)) in p.iter_mut().zip(g).zip(m.iter_mut().zip(v)) {
-            *p *= f.keep;
-            *m += (*g - *m) * f.first;
-            *v = *v * f.second + *g * *g * f.second_rest;
-            *p -= f.step_size * *m / (v.sqrt() / f.root_correction + f.eps);
-        }
-    });
+    p.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).zip(state).for_each(|((p, g), (m, v))| factors.update(p, g, m, v));
+}
+
+/// [`adamw_step`] of all parameters at once, each with its gradient and its moments: on the CPU one pass over all
+/// of them together.
+///
+/// # Errors
+/// When lengths or shapes differ, a tensor is not `f32`, or the device fails; on the CPU nothing has changed then.
+pub fn adamw_step_all(
+    parameters: &[&Var],
+    gradients: &[Tensor],
+    moments: &mut [Moments],
+    step: &AdamWStep,
+) -> Result<()> {
+    if parameters.len() != gradients.len() || parameters.len() != moments.len() {
+        bail!("adamw: {} parameters, {} gradients, {} moments", parameters.len(), gradients.len(), moments.len());
+    }
+    let mut all = parameters.iter().zip(gradients).zip(moments.iter_mut());
+    if !parameters.iter().all(|p| on_cpu(p)) {
+        return all.try_for_each(|((p, g), m)| m.step(p, g, step));
+    }
+    all.try_for_each(|((p, g), m)| m.check(p, g))?;
+    let gradients = gradients.iter().map(|g| g.contiguous()).collect::<Result<Vec<_>>>()?;
+    let guards: Vec<_> = gradients.iter().map(|g| g.storage_and_layout()).collect();
+    let gradients = guards.iter().map(|(storage, layout)| cpu_slice(storage, layout)).collect::<Result<Vec<_>>>()?;
+    let mut lent = parameters.iter().map(|p| Lent::of(p)).collect::<Result<Vec<_>>>()?;
+    let mut parts = Vec::new();
+    for ((p, g), m) in lent.iter_mut().zip(gradients).zip(moments) {
+        let State::Host { first, second } = &mut m.state else { bail!("adamw: moments are not on the cpu") };
+        let state = first.chunks_mut(CHUNK).zip(second.chunks_mut(CHUNK));
+        parts.extend(p.values.chunks_mut(CHUNK).zip(g.chunks(CHUNK)).zip(state));
+    }
+    let factors = step.factors();
+    parts.into_par_iter().for_each(|((p, g), (m, v))| factors.update(p, g, m, v));
+    Ok(())
 }
 
 /// Moments of one parameter, on its device.
@@ -128,14 +166,19 @@ impl Moments {
         }
     }
 
+    fn check(&self, param: &Var, gradient: &Tensor) -> Result<()> {
+        if param.shape() != gradient.shape() || *param.shape() != self.shape {
+            bail!("adamw: gradient {:?} of parameter {:?}", gradient.shape(), param.shape());
+        }
+        Ok(())
+    }
+
     /// Updates `param` and these moments by `gradient`.
     ///
     /// # Errors
     /// When shapes differ, a tensor is not `f32`, or the device fails.
     pub fn step(&mut self, param: &Var, gradient: &Tensor, step: &AdamWStep) -> Result<()> {
-        if param.shape() != gradient.shape() || *param.shape() != self.shape {
-            bail!("adamw: gradient {:?} of parameter {:?}", gradient.shape(), param.shape());
-        }
+        self.check(param, gradient)?;
         match &mut self.state {
             State::Host { first, second } => {
                 let moments = (std::mem::take(first), std::mem::take(second));

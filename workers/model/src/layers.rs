@@ -29,6 +29,12 @@ struct Seen {
 }
 
 impl BatchStatistics {
+    /// Adds what `norm` saw: mean and unbiased variance, each `(C)`.
+    pub(crate) fn push(&mut self, norm: &BatchNorm, mean: Tensor, variance: Tensor) {
+        let (running_mean, running_variance) = (norm.running_mean.clone(), norm.running_variance.clone());
+        self.seen.push(Seen { running_mean, running_variance, mean, variance });
+    }
+
     /// Moves every running statistic towards what was seen: `r ← 0.9·r + 0.1·s`, as PyTorch.
     pub(crate) fn apply(self) -> Result<()> {
         for Seen { running_mean, running_variance, mean, variance } in self.seen {
@@ -55,7 +61,7 @@ fn used(var: &Var, mode: &Mode<'_>) -> Tensor {
 /// Square kernel, no bias.
 #[derive(Debug)]
 pub(crate) struct Conv {
-    weight: Var,
+    pub weight: Var,
     stride: usize,
     padding: usize,
 }
@@ -81,10 +87,10 @@ impl Conv {
 /// Batch norm over the second dimension.
 #[derive(Debug)]
 pub(crate) struct BatchNorm {
-    weight: Var,
-    bias: Var,
-    running_mean: Var,
-    running_variance: Var,
+    pub weight: Var,
+    pub bias: Var,
+    pub running_mean: Var,
+    pub running_variance: Var,
 }
 
 impl BatchNorm {
@@ -105,12 +111,7 @@ impl BatchNorm {
             return Ok(batch_norm_eval(x, [&weight, &bias, &mean, &variance], BATCH_NORM_EPS, with_relu)?);
         };
         let out = batch_norm_train(x, &weight, &bias, BATCH_NORM_EPS, with_relu)?;
-        statistics.seen.push(Seen {
-            running_mean: self.running_mean.clone(),
-            running_variance: self.running_variance.clone(),
-            mean: out.mean,
-            variance: out.variance,
-        });
+        statistics.push(self, out.mean, out.variance);
         Ok(out.y)
     }
 }

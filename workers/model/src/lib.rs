@@ -14,7 +14,9 @@
 //! * everything is `f32`; tensors have the names that PyTorch gives them (`image.` + torchvision's ResNet with D
 //!   outputs; `attributes.` + the attribute tower);
 //! * a trainer is a pure function of its checkpoint and the batches: the same bytes whatever the number of
-//!   threads, and whether or not it was saved and read back in between;
+//!   threads, and whether or not it was saved and read back in between. The way to compute ([`CpuCompute`]), the
+//!   instruction set and the device change the last digits;
+//! * on the CPU the backbone runs as one operation, elsewhere layer by layer: both give the same numbers to rounding;
 //! * what is not finite is an error and is never written.
 //!
 //! Absent on purpose: tokio, NATS, files, clocks, and any reading of images.
@@ -26,6 +28,9 @@ mod init;
 mod layers;
 mod loss;
 mod model;
+mod network;
+#[cfg(test)]
+mod network_tests;
 mod optimizer;
 #[cfg(test)]
 mod pytorch_tests;
@@ -38,12 +43,11 @@ mod trainer;
 #[cfg(test)]
 mod trainer_tests;
 
-pub use backbone::{Backbone, Mode};
+pub use backbone::{Backbone, CpuCompute, Mode, Winograd};
 pub use error::{Error, ErrorKind, Result};
 pub use layers::BatchStatistics;
 pub use loss::{StepFigures, Triplets};
 pub use model::Model;
 pub use query::encode_query;
-pub use resnet::ResNet;
 pub use schedule::learning_rate;
 pub use trainer::Trainer;

@@ -1,10 +1,11 @@
 //! The model as it serves.
 
+use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor};
 
 use likeness_contract::settings::ModelSettings;
 
-use crate::backbone::{self, Mode};
+use crate::backbone::{self, CpuCompute, Mode};
 use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::layers::BatchStatistics;
@@ -76,6 +77,13 @@ impl Model {
             tensors: b.finish()?,
             device: device.clone(),
         })
+    }
+
+    /// The same model, computed on the CPU as `compute` says.
+    #[must_use]
+    pub fn with_compute(mut self, compute: CpuCompute) -> Self {
+        self.image_tower.backbone_mut().set_compute(compute);
+        self
     }
 
     /// D, length of an embedding.
@@ -157,8 +165,20 @@ impl Model {
         Triplets::new(&anchor, &positive, &negative)
     }
 
+    /// Gradients of a `loss` of [`Model::triplets_in_training`] with respect to every parameter, valid until the next call.
+    pub(crate) fn gradients(&self, loss: &Tensor) -> Result<GradStore> {
+        let mut gradients = loss.backward()?;
+        self.image_tower.backbone().insert_gradients(&mut gradients)?;
+        Ok(gradients)
+    }
+
     pub(crate) fn tensors(&self) -> &Tensors {
         &self.tensors
+    }
+
+    /// To be called whenever a tensor has changed.
+    pub(crate) fn on_weights_changed(&self) {
+        self.image_tower.backbone().on_weights_changed();
     }
 
     fn check_images(&self, images: &Tensor) -> Result<()> {

@@ -2,11 +2,11 @@
 //!
 //! Weight decay acts on every parameter, norms and biases included, as PyTorch's `AdamW(model.parameters())`.
 
-use candle_core::Device;
 use candle_core::backprop::GradStore;
+use candle_core::{Device, Var};
 
 use likeness_contract::settings::AdamWSettings;
-use likeness_kernels::{AdamWStep, Moments};
+use likeness_kernels::{AdamWStep, Moments, adamw_step_all};
 
 use crate::checkpoint;
 use crate::error::{Error, Result};
@@ -46,12 +46,12 @@ impl AdamW {
     pub fn step(&mut self, tensors: &Tensors, gradients: &GradStore, lr: f64, step: u64) -> Result<()> {
         let AdamWSettings { lr: _, beta1, beta2, eps, weight_decay } = self.settings;
         let numbers = AdamWStep { lr, beta1, beta2, eps, weight_decay, step };
-        for ((name, parameter), moments) in tensors.parameters.iter().zip(&mut self.moments) {
-            let Some(gradient) = gradients.get(parameter) else {
-                return Err(Error::mismatch(format!("the loss does not reach `{name}`")));
-            };
-            moments.step(parameter, gradient, &numbers)?;
-        }
-        Ok(())
+        let gradient = |(name, parameter): &'_ (String, Var)| match gradients.get(parameter) {
+            Some(gradient) => Ok(gradient.clone()),
+            None => Err(Error::mismatch(format!("the loss does not reach `{name}`"))),
+        };
+        let gradients = tensors.parameters.iter().map(gradient).collect::<Result<Vec<_>>>()?;
+        let parameters: Vec<&Var> = tensors.parameters.iter().map(|(_, parameter)| parameter).collect();
+        Ok(adamw_step_all(&parameters, &gradients, &mut self.moments, &numbers)?)
     }
 }

@@ -7,7 +7,7 @@ use likeness_contract::settings::{Architecture, ModelSettings, Preprocessing, Qu
 
 use crate::layers::BatchStatistics;
 use crate::tensors::{Stored, StoredTensor};
-use crate::{Model, Trainer, checkpoint};
+use crate::{CpuCompute, Model, Trainer, Winograd, checkpoint};
 
 const A: usize = 10;
 const D: u32 = 24;
@@ -67,10 +67,20 @@ fn formula_checkpoint(settings: &ModelSettings) -> Vec<u8> {
     trainer.checkpoint().unwrap()
 }
 
-fn trainer() -> Trainer {
+/// Every way to compute on the CPU.
+const COMPUTES: [CpuCompute; 3] = [
+    CpuCompute { whole_network: false, winograd: Winograd::Off },
+    CpuCompute { whole_network: true, winograd: Winograd::Off },
+    CpuCompute { whole_network: true, winograd: Winograd::On },
+];
+
+fn trainers() -> impl Iterator<Item = Trainer> {
     let settings = settings(Architecture::CnnS, 64);
     let bytes = formula_checkpoint(&settings);
-    Trainer::from_checkpoint(&bytes, &settings, &train_settings(), A, u64::MAX, &Device::Cpu).unwrap()
+    COMPUTES.into_iter().map(move |compute| {
+        let trainer = Trainer::from_checkpoint(&bytes, &settings, &train_settings(), A, u64::MAX, &Device::Cpu);
+        trainer.unwrap().with_compute(compute)
+    })
 }
 
 fn images(count: usize, px: usize) -> Tensor {
@@ -117,7 +127,11 @@ fn assert_all_close(what: &str, values: &[f32], expected: &Value, tolerance: f64
 
 #[test]
 fn the_training_pass_equals_pytorch() {
-    let (trainer, expected) = (trainer(), &expected()["training"]);
+    trainers().for_each(|trainer| training_pass_equals_pytorch(&trainer));
+}
+
+fn training_pass_equals_pytorch(trainer: &Trainer) {
+    let expected = &expected()["training"];
     let mut statistics = BatchStatistics::default();
     let model = trainer.model();
     let triplets = model.triplets_in_training(&images(B, 64), &vectors(2), &vectors(3), &mut statistics).unwrap();
@@ -126,7 +140,7 @@ fn the_training_pass_equals_pytorch() {
     let loss = triplets.loss(f64::from(train_settings().margin)).unwrap();
     assert_all_close("loss", &flat(&loss), &Value::Array(vec![expected["loss"].clone()]), 1e-6);
 
-    let gradients = loss.backward().unwrap();
+    let gradients = model.gradients(&loss).unwrap();
     for (name, parameter) in &model.tensors().parameters {
         let gradient = flat(gradients.get(parameter).unwrap());
         if name == NO_GRADIENT {
@@ -143,7 +157,11 @@ fn the_training_pass_equals_pytorch() {
 
 #[test]
 fn a_step_equals_pytorchs_adamw() {
-    let (mut trainer, expected) = (trainer(), &expected()["training"]);
+    trainers().for_each(step_equals_pytorchs_adamw);
+}
+
+fn step_equals_pytorchs_adamw(mut trainer: Trainer) {
+    let expected = &expected()["training"];
     let figures = trainer.step(&images(B, 64), &vectors(2), &vectors(3)).unwrap();
     assert!((figures.loss - expected["loss"].as_f64().unwrap()).abs() < 1e-6, "{figures:?}");
     for (name, parameter) in &trainer.model().tensors().parameters {
@@ -171,9 +189,12 @@ fn inference_equals_torchvisions_networks_under_torchvisions_names() {
         let expected = &expected()[name];
         let px = expected["px"].as_u64().unwrap();
         let settings = settings(architecture, px as u32);
-        let model = Model::load(&settings, A, &torchvision_weights(&expected["shapes"]), &Device::Cpu).unwrap();
-        let embeddings = model.embed_images(&images(2, px as usize)).unwrap();
-        assert_all_close(name, &flat(&embeddings), &expected["embeddings"], 2e-5);
+        let weights = torchvision_weights(&expected["shapes"]);
+        for compute in COMPUTES {
+            let model = Model::load(&settings, A, &weights, &Device::Cpu).unwrap().with_compute(compute);
+            let embeddings = model.embed_images(&images(2, px as usize)).unwrap();
+            assert_all_close(name, &flat(&embeddings), &expected["embeddings"], 2e-5);
+        }
     }
 }
 

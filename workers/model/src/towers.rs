@@ -28,6 +28,14 @@ impl ImageTower {
         let features = self.backbone.forward(images, mode)?;
         unit(&self.head.forward(&features, mode)?)
     }
+
+    pub fn backbone(&self) -> &dyn Backbone {
+        &*self.backbone
+    }
+
+    pub fn backbone_mut(&mut self) -> &mut dyn Backbone {
+        &mut *self.backbone
+    }
 }
 
 /// `linear1`, `bn1`, ReLU, `linear2`, L2.

@@ -4,6 +4,7 @@ use candle_core::{Device, Tensor};
 
 use likeness_contract::settings::{ModelSettings, TrainSettings};
 
+use crate::backbone::CpuCompute;
 use crate::checkpoint;
 use crate::error::{Error, Result};
 use crate::layers::BatchStatistics;
@@ -64,6 +65,12 @@ impl Trainer {
         Ok(Self { model, optimizer, settings: train.clone(), step, total_steps })
     }
 
+    /// The same trainer, computing on the CPU as `compute` says.
+    #[must_use]
+    pub fn with_compute(self, compute: CpuCompute) -> Self {
+        Self { model: self.model.with_compute(compute), ..self }
+    }
+
     /// Everything that training goes on from, as safetensors.
     ///
     /// # Errors
@@ -82,9 +89,10 @@ impl Trainer {
         let mut statistics = BatchStatistics::default();
         let triplets = self.model.triplets_in_training(images, positives, negatives, &mut statistics)?;
         let figures = triplets.figures(margin, lr).map_err(|e| self.at_this_step(e))?;
-        let gradients = triplets.loss(margin)?.backward()?;
+        let gradients = self.model.gradients(&triplets.loss(margin)?)?;
         self.optimizer.step(self.model.tensors(), &gradients, lr, self.step + 1)?;
         statistics.apply()?;
+        self.model.on_weights_changed();
         self.step += 1;
         Ok(figures)
     }

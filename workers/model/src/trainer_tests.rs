@@ -70,6 +70,7 @@ fn a_resumed_training_ends_in_the_same_bytes_on_any_number_of_threads() {
     });
     let one_thread = in_one_go(1);
     assert!(one_thread == in_one_go(2), "one thread and two threads differ");
+    assert!(one_thread == in_one_go(3), "one thread and three threads differ");
     assert!(one_thread == with_a_break, "the break changed the result");
 }
 

@@ -11,6 +11,7 @@ use likeness_contract::jobs::TaskKind;
 use likeness_contract::names;
 use likeness_link::settings::{NatsSettings, Timings};
 use likeness_link::telemetry::LogFormat;
+use likeness_model::{CpuCompute, Winograd};
 
 use crate::search::settings::{SearchArgs, SearchSettings};
 
@@ -56,6 +57,10 @@ pub struct Args {
     /// Threads that compute; all cores without
     #[arg(long, value_name = "N", env = "LIKENESS_THREADS")]
     pub threads: Option<std::num::NonZeroUsize>,
+    /// Where 3×3 convolutions on a CPU take Winograd's way, about twice as fast and ten times less exact (1e-5): off,
+    /// inference (embedding and search), on (training too)
+    #[arg(long, value_name = "WHERE", env = "LIKENESS_WINOGRAD", default_value = "inference")]
+    pub winograd: Winograd,
     /// Id of this process, unlike any other's; made from host name and time without
     #[arg(long, value_name = "ID", env = "LIKENESS_WORKER_ID")]
     pub id: Option<WorkerId>,
@@ -88,6 +93,8 @@ pub struct Settings {
     pub device: DeviceName,
     /// Threads that compute.
     pub threads: usize,
+    /// Where convolutions take Winograd's way.
+    pub winograd: Winograd,
     /// Budget of the cache.
     pub cache_bytes: u64,
     /// Time between SIGTERM and the end.
@@ -117,12 +124,20 @@ impl Args {
             search: self.search.resolve(threads),
             device: self.device,
             threads,
+            winograd: self.winograd,
             cache_bytes: self.cache_bytes.0,
             grace_period: Duration::from_secs(self.grace_period),
             store: self.store,
             nats: NatsSettings { url: self.nats, credentials: self.credentials, timings },
             host,
         })
+    }
+}
+
+impl Settings {
+    /// How models are computed on a CPU.
+    pub fn compute(&self) -> CpuCompute {
+        CpuCompute { winograd: self.winograd, ..CpuCompute::default() }
     }
 }
 

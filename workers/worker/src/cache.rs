@@ -9,7 +9,6 @@ use std::fmt;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::Device;
 use likeness_contract::documents::{DatasetManifest, GenerationManifest, ModelManifest, PartEntry, ShardEntry};
 use likeness_contract::ids::JobId;
 use likeness_contract::jobs::{DatasetRef, GenerationRef, JobSpec};
@@ -21,6 +20,7 @@ use likeness_model::Model;
 
 use crate::error::TaskError;
 use crate::job::train::training_set::LastTrainingSet;
+use crate::runtime::device::DeviceThread;
 
 /// Models kept: the one of the task at hand and the one that it is compared with.
 const MODELS: u64 = 2;
@@ -146,18 +146,18 @@ impl Cache {
         Ok(shard)
     }
 
-    /// A finished model, its weights on `device`.
-    pub async fn model(&self, model: &JobId, device: &Device) -> Result<Arc<LoadedModel>, TaskError> {
+    /// A finished model, its weights on the device of `thread`.
+    pub async fn model(&self, model: &JobId, thread: &DeviceThread) -> Result<Arc<LoadedModel>, TaskError> {
         if let Some(loaded) = lock(&self.models).get(model) {
             return Ok(loaded);
         }
         let manifest: ModelManifest = self.store.require(&keys::model_manifest(model)).await?;
         check_distance(&manifest)?;
         let weights = self.store.read(&manifest.weights).await?;
-        let device = device.clone();
+        let (device, compute) = (thread.device().clone(), thread.compute());
         let load = move || {
             let model = Model::load(&manifest.settings, manifest.vocabulary.len(), &weights, &device)?;
-            Ok::<_, likeness_model::Error>(LoadedModel { manifest, model })
+            Ok::<_, likeness_model::Error>(LoadedModel { manifest, model: model.with_compute(compute) })
         };
         let loaded = Arc::new(blocking(load).await?);
         lock(&self.models).put(model.clone(), Arc::clone(&loaded), 1);

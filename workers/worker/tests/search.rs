@@ -28,7 +28,7 @@ use likeness_contract::settings::{
 use likeness_contract::subjects;
 use likeness_index::{ShardRows, encode_shard};
 use likeness_link::{Bus, NatsSettings, Store, Timings};
-use likeness_model::{Model, encode_query};
+use likeness_model::{Model, Winograd, encode_query};
 use likeness_worker::args::{DeviceName, Settings};
 use likeness_worker::runtime::shutdown::Shutdown;
 use likeness_worker::runtime::{self, Leaving};
@@ -84,6 +84,7 @@ impl Bench {
             searches: true,
             device: DeviceName::Cpu,
             threads: 1,
+            winograd: Winograd::default(),
             cache_bytes: 0,
             grace_period: Duration::from_secs(5),
             store: self.folder.path().join("store").to_str().unwrap().into(),

@@ -38,7 +38,7 @@ pub async fn shard(
 ) -> Result<TaskOutput, TaskError> {
     let stage = embed_stage(cx.spec())?;
     let dataset = cx.cache.dataset(&stage.dataset).await?;
-    let loaded = cx.cache.model(model, cx.device.device()).await?;
+    let loaded = cx.cache.model(model, &cx.device).await?;
     check_vocabulary(&loaded, &dataset)?;
     let selected = select(cx, &dataset, stage.rows, from, rows).await?;
     let (embedded, skipped) = embed(cx, &loaded, selected).await?;
@@ -59,7 +59,7 @@ pub async fn shard(
 pub async fn finish(cx: &TaskContext, model: &JobId, target: &GenerationRef) -> Result<TaskOutput, TaskError> {
     let stage = embed_stage(cx.spec())?;
     let dataset = cx.cache.dataset(&stage.dataset).await?;
-    let loaded = cx.cache.model(model, cx.device.device()).await?;
+    let loaded = cx.cache.model(model, &cx.device).await?;
     let (mut shards, mut skipped) = (Vec::new(), Vec::new());
     let planned = shard_count(stage)?;
     for number in 0..planned {

@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use likeness_contract::jobs::DeviceClass;
+use likeness_model::CpuCompute;
 use tokio::sync::oneshot;
 
 use crate::args::DeviceName;
@@ -24,6 +25,7 @@ type Closure = Box<dyn FnOnce(&Device) + Send>;
 #[derive(Clone)]
 pub struct DeviceThread {
     device: Device,
+    compute: CpuCompute,
     closures: mpsc::Sender<Closure>,
     busy_us: Arc<AtomicU64>,
 }
@@ -44,7 +46,18 @@ impl DeviceThread {
                 closure(&own);
             }
         })?;
-        Ok(Self { device, closures, busy_us: Arc::default() })
+        Ok(Self { device, compute: CpuCompute::default(), closures, busy_us: Arc::default() })
+    }
+
+    /// The same thread, its models computed as `compute` says.
+    #[must_use]
+    pub fn computing(self, compute: CpuCompute) -> Self {
+        Self { compute, ..self }
+    }
+
+    /// How models are computed on a CPU.
+    pub fn compute(&self) -> CpuCompute {
+        self.compute
     }
 
     /// The device.

@@ -106,7 +106,7 @@ impl Worker {
         let bus = Bus::connect(&settings.nats, settings.worker.as_str()).await?;
         bus.ensure_topology().await?;
         let class = device::class_of(&device);
-        let thread = DeviceThread::start(device.clone())?;
+        let thread = DeviceThread::start(device.clone())?.computing(settings.compute());
         let failed = |source| StartError::Device { device: settings.device.to_string(), source };
         thread.run(device::self_test).await.map_err(failed)?;
 
@@ -223,7 +223,7 @@ fn start_search(
         store: shared.store.clone(),
         bus: bus.clone(),
         worker: settings.worker.clone(),
-        device: DeviceThread::start(device)?,
+        device: DeviceThread::start(device)?.computing(settings.compute()),
         cache: Arc::clone(&shared.cache),
         settings: Arc::clone(settings),
         shutdown: shutdown.leaving.child_token(),

@@ -17,6 +17,7 @@ use likeness_contract::jobs::{
 use likeness_contract::messages::{TaskEvent, TaskNews};
 use likeness_contract::{keys, subjects};
 use likeness_link::{Bus, Delivery, NatsSettings, Pull, Store, Timings};
+use likeness_model::Winograd;
 
 use super::attempt::{Attempts, Ended, Perform};
 use super::context::{Shared, TaskContext};
@@ -344,6 +345,7 @@ fn settings(bench: &Bench) -> Settings {
         searches: false,
         device: DeviceName::Cpu,
         threads: 1,
+        winograd: Winograd::default(),
         cache_bytes: 0,
         grace_period: Duration::from_secs(1),
         store: bench.folder.path().join("store").to_str().unwrap().into(),

@@ -15,7 +15,7 @@ const DISTANCE: &str = "euclidean";
 pub async fn load_kit(cx: &SearchContext, served: &Served) -> Result<Kit, TaskError> {
     let generation = cx.cache.generation(&served.generation).await?;
     let dataset = cx.cache.dataset(&generation.dataset).await?;
-    let model = cx.cache.model(&served.model, cx.device.device()).await?;
+    let model = cx.cache.model(&served.model, &cx.device).await?;
     fits(&generation, &model.manifest).map_err(TaskError::invalid)?;
     Ok(Kit { generation, dataset, model })
 }

@@ -13,7 +13,7 @@ use crate::runtime::context::TaskContext;
 
 /// The model that embedded a generation, checked against it: vocabulary, dimension, weights.
 pub async fn model_of(cx: &TaskContext, generation: &GenerationManifest) -> Result<Arc<LoadedModel>, TaskError> {
-    let loaded = cx.cache.model(&generation.model, cx.device.device()).await?;
+    let loaded = cx.cache.model(&generation.model, &cx.device).await?;
     let (model, name) = (generation.model.as_str(), generation.generation.generation.as_str());
     gallery::check_vocabulary(&format!("model `{model}`"), &loaded.manifest.vocabulary, name, &generation.vocabulary)?;
     gallery::check_dimension(model, loaded.manifest.settings.embedding_dim, name, generation.embedding_dim)?;

@@ -87,7 +87,8 @@ impl Round {
     fn train(&self, device: &Device) -> Result<Trained, TaskError> {
         let TrainStage { vocabulary, model, train, .. } = &self.stage;
         let total = self.stage.total_steps();
-        let mut trainer = Trainer::from_checkpoint(&self.theta, model, train, vocabulary.len(), total, device)?;
+        let trainer = Trainer::from_checkpoint(&self.theta, model, train, vocabulary.len(), total, device)?;
+        let mut trainer = trainer.with_compute(self.cx.device.compute());
         let sampler = self.sampler(&self.set.train)?;
 
         let started = Instant::now();
