@@ -17,6 +17,7 @@ mod adamw;
 mod blocks;
 mod conv;
 mod matmul;
+pub mod nhwc;
 mod norm;
 mod pool;
 pub mod reference;

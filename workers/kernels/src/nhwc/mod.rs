@@ -1,0 +1,42 @@
+//! Operations of a convolutional network on plain `f32` slices in NHWC order.
+//!
+//! A pixel's channels lie side by side, so a 1×1 convolution is a matrix product as the data stands, a batch norm
+//! reads in a straight line, and nothing has to be turned round between two layers. Weights come and go in
+//! PyTorch's order, `(C_out, C_in, k, k)`; a layer packs them once per change.
+//!
+//! What always holds:
+//! * work is cut by shape alone and every reduction that is cut is cut into a fixed number of parts, summed in
+//!   order: **bytes do not depend on the number of threads**. Threads come from rayon's current pool;
+//! * which algorithm a layer takes stands in [`mod@table`], never in a timing at run time;
+//! * [`mod@portable`] holds every operation as plain loops: what runs on a processor without AVX2 and FMA, and the
+//!   oracle of what runs on one with them;
+//! * once warm no operation allocates: scratch memory is kept per thread or in the layer;
+//! * lengths are checked once, at the door; a wrong one is a bug of the caller and panics.
+//!
+//! Absent on purpose: dilation, groups, half precision.
+
+mod dims;
+mod forward;
+mod input_gradient;
+mod isa;
+mod layout;
+mod norm;
+mod pool;
+pub mod portable;
+mod scratch;
+mod sums;
+pub mod table;
+#[cfg(test)]
+mod tests;
+mod weight_gradient;
+
+pub use dims::{ConvShape, Dims};
+pub use forward::{Epilogue, Forward};
+pub use input_gradient::InputGradient;
+pub use isa::Isa;
+pub use layout::from_nchw;
+pub use norm::{channel_sums, norm_backward, scale_shift};
+pub use pool::{average_pool, average_pool_backward, max_pool_3x3_s2, max_pool_backward};
+pub use sums::ChannelSums;
+pub use table::{Algorithm, Choice};
+pub use weight_gradient::WeightGradient;
