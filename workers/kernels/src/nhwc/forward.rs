@@ -1,5 +1,7 @@
 //! Convolution forward.
 
+#[cfg(target_arch = "x86_64")]
+use super::avx2::{F2, F4, GemmForward, Winograd};
 use super::portable::{self, Packed};
 use super::{Algorithm, ChannelSums, ConvShape, Dims, Isa, channel_sums};
 
@@ -18,7 +20,33 @@ pub struct Epilogue<'a> {
 #[derive(Clone, Debug)]
 pub struct Forward {
     shape: ConvShape,
-    packed: Packed,
+    engine: Engine,
+}
+
+/// Who does it, with the weights as it wants them.
+#[derive(Clone, Debug)]
+enum Engine {
+    Portable(Packed),
+    #[cfg(target_arch = "x86_64")]
+    Gemm(GemmForward),
+    #[cfg(target_arch = "x86_64")]
+    F2(Winograd<F2>),
+    #[cfg(target_arch = "x86_64")]
+    F4(Winograd<F4>),
+}
+
+impl Engine {
+    fn new(shape: ConvShape, algorithm: Algorithm, isa: Isa) -> Self {
+        match (isa, algorithm.or_gemm(&shape)) {
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2Fma, Algorithm::Gemm) => Self::Gemm(GemmForward::new(shape)),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2Fma, Algorithm::WinogradF2) => Self::F2(Winograd::forward(&shape)),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2Fma, Algorithm::WinogradF4) => Self::F4(Winograd::forward(&shape)),
+            _ => Self::Portable(Packed::default()),
+        }
+    }
 }
 
 impl Forward {
@@ -27,9 +55,9 @@ impl Forward {
     ///
     /// # Panics
     /// When the processor lacks `isa`.
-    pub fn new(shape: ConvShape, _algorithm: Algorithm, isa: Isa) -> Self {
+    pub fn new(shape: ConvShape, algorithm: Algorithm, isa: Isa) -> Self {
         assert!(isa.is_available(), "{isa:?} is not in this processor");
-        Self { shape, packed: Packed::default() }
+        Self { shape, engine: Engine::new(shape, algorithm, isa) }
     }
 
     /// Takes weights `(C_out, C_in, k, k)`, each output channel times its `scale`: a folded batch norm.
@@ -39,7 +67,15 @@ impl Forward {
     pub fn pack(&mut self, weight: &[f32], scale: Option<&[f32]>) {
         assert_eq!(weight.len(), self.shape.weights(), "weights");
         assert!(scale.is_none_or(|s| s.len() == self.shape.c_out), "scale");
-        self.packed = Packed::forward(&self.shape, weight, scale);
+        match &mut self.engine {
+            Engine::Portable(packed) => *packed = Packed::forward(&self.shape, weight, scale),
+            #[cfg(target_arch = "x86_64")]
+            Engine::Gemm(gemm) => gemm.pack(weight, scale),
+            #[cfg(target_arch = "x86_64")]
+            Engine::F2(winograd) => winograd.pack(weight, scale),
+            #[cfg(target_arch = "x86_64")]
+            Engine::F4(winograd) => winograd.pack(weight, scale),
+        }
     }
 
     /// `y = epilogue(conv(x))` for `x` of sizes `dims`.
@@ -47,12 +83,18 @@ impl Forward {
     /// # Panics
     /// When a slice has another length.
     pub fn run(&self, x: &[f32], dims: Dims, y: &mut [f32], epilogue: &Epilogue<'_>) {
-        let out = self.shape.out(dims);
-        assert_eq!(x.len(), dims.len(), "input");
-        assert_eq!(y.len(), out.len(), "output");
+        let out = self.check(x, dims, y);
         assert!(epilogue.bias.is_none_or(|b| b.len() == out.c), "bias");
         assert!(epilogue.residual.is_none_or(|r| r.len() == out.len()), "residual");
-        portable::conv_forward(&self.shape, &self.packed, x, dims, y, epilogue);
+        match &self.engine {
+            Engine::Portable(packed) => portable::conv_forward(&self.shape, packed, x, dims, y, epilogue),
+            #[cfg(target_arch = "x86_64")]
+            Engine::Gemm(gemm) => gemm.run(x, dims, y, epilogue, None),
+            #[cfg(target_arch = "x86_64")]
+            Engine::F2(winograd) => winograd.run((x, dims), y, false, epilogue, None),
+            #[cfg(target_arch = "x86_64")]
+            Engine::F4(winograd) => winograd.run((x, dims), y, false, epilogue, None),
+        }
     }
 
     /// `y = conv(x)` and the sums over its channels, what a batch norm behind it needs.
@@ -60,7 +102,26 @@ impl Forward {
     /// # Panics
     /// When a slice has another length.
     pub fn run_with_sums(&self, x: &[f32], dims: Dims, y: &mut [f32], sums: &mut ChannelSums) {
-        self.run(x, dims, y, &Epilogue::default());
-        channel_sums(y, self.shape.c_out, sums);
+        let out = self.check(x, dims, y);
+        let epilogue = Epilogue::default();
+        match &self.engine {
+            Engine::Portable(packed) => {
+                portable::conv_forward(&self.shape, packed, x, dims, y, &epilogue);
+                channel_sums(y, out.c, sums);
+            }
+            #[cfg(target_arch = "x86_64")]
+            Engine::Gemm(gemm) => gemm.run(x, dims, y, &epilogue, Some(sums)),
+            #[cfg(target_arch = "x86_64")]
+            Engine::F2(winograd) => winograd.run((x, dims), y, false, &epilogue, Some(sums)),
+            #[cfg(target_arch = "x86_64")]
+            Engine::F4(winograd) => winograd.run((x, dims), y, false, &epilogue, Some(sums)),
+        }
+    }
+
+    fn check(&self, x: &[f32], dims: Dims, y: &[f32]) -> Dims {
+        let out = self.shape.out(dims);
+        assert_eq!(x.len(), dims.len(), "input");
+        assert_eq!(y.len(), out.len(), "output");
+        out
     }
 }

@@ -15,6 +15,9 @@
 //!
 //! Absent on purpose: dilation, groups, half precision.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod buffer;
 mod dims;
 mod forward;
 mod input_gradient;
@@ -23,13 +26,13 @@ mod layout;
 mod norm;
 mod pool;
 pub mod portable;
-mod scratch;
 mod sums;
 pub mod table;
 #[cfg(test)]
 mod tests;
 mod weight_gradient;
 
+pub use buffer::Buffer;
 pub use dims::{ConvShape, Dims};
 pub use forward::{Epilogue, Forward};
 pub use input_gradient::InputGradient;

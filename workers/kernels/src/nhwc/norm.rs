@@ -3,8 +3,8 @@
 use rayon::prelude::*;
 
 use super::ChannelSums;
+use super::buffer::{Slot, with_scratch};
 use super::isa::vectorised;
-use super::scratch::{Slot, with_scratch};
 
 /// Values of one part of a tensor: it stays in a core's second cache between the loops over its channels.
 const PART: usize = 32 * 1024;

@@ -20,6 +20,11 @@ impl Algorithm {
         let winograd = kernel == 3 && stride == 1 && padding < 3 && c_in.is_multiple_of(16) && c_out.is_multiple_of(16);
         self == Self::Gemm || winograd
     }
+
+    /// Itself where it can do `shape`, else the way that can do any.
+    pub(super) fn or_gemm(self, shape: &ConvShape) -> Self {
+        if self.supports(shape) { self } else { Self::Gemm }
+    }
 }
 
 /// The ways of one layer's three products.

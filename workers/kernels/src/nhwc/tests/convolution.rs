@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::super::*;
-use super::{bits, error, values};
+use super::{bits, config, error, values};
 use crate::reference::{self, Sizes};
 use crate::threads::with_threads;
 
@@ -75,6 +75,32 @@ prop_compose! {
     }
 }
 
+prop_compose! {
+    fn winograd_case()(
+        (n, c_in, c_out) in (1usize..6, 1usize..10, 1usize..10),
+        (h, w, padding) in (3usize..20, 3usize..20, 0usize..3),
+    ) -> Case {
+        let (c_in, c_out) = (c_in * 16, c_out * 16);
+        Case { shape: ConvShape { c_in, c_out, kernel: 3, stride: 1, padding }, dims: Dims { n, h, w, c: c_in } }
+    }
+}
+
+/// Error allowed relative to the largest value.
+fn tolerance(way: Algorithm) -> f64 {
+    if way == Algorithm::WinogradF4 { 1e-4 } else { 1e-5 }
+}
+
+/// A case of any shape, or one that Winograd can do, which the other ways then do as well.
+fn either_case() -> impl Strategy<Value = Case> {
+    prop_oneof![any_case(), winograd_case()]
+}
+
+/// Every way on every instruction set; those that can't do a shape give way to another.
+fn ways() -> Vec<(Algorithm, Isa)> {
+    let fast = [Algorithm::Gemm, Algorithm::WinogradF2, Algorithm::WinogradF4].map(|way| (way, Isa::detect()));
+    [vec![(Algorithm::Gemm, Isa::Portable)], fast.to_vec()].concat()
+}
+
 /// `(B, C, H, W)` of `(B, H, W, C)`.
 fn to_nchw(x: &[f32], d: Dims) -> Vec<f32> {
     let pixels = d.h * d.w;
@@ -82,7 +108,7 @@ fn to_nchw(x: &[f32], d: Dims) -> Vec<f32> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config(64))]
 
     /// The oracle of this module against the oracle of the crate, which knows the other order.
     #[test]
@@ -101,6 +127,14 @@ proptest! {
         prop_assert!(error(&dw, &reference::conv2d_weight_gradient(&sizes, &x_nchw, &dy_nchw)) < 1e-6);
     }
 
+    /// Tiles cut off at the border, one block of tiles and several, both orders of the steps.
+    #[test]
+    fn winograd_equals_the_plain_loops(case in winograd_case()) {
+        for way in [Algorithm::WinogradF2, Algorithm::WinogradF4] {
+            case.check(way, Isa::detect(), tolerance(way));
+        }
+    }
+
     #[test]
     fn any_shape_equals_the_plain_loops(case in any_case()) {
         case.check(Algorithm::Gemm, Isa::detect(), 1e-5);
@@ -108,7 +142,7 @@ proptest! {
 
     /// Scale, bias, residual, ReLU and sums against the same done after a bare convolution.
     #[test]
-    fn epilogue_equals_separate_steps(case in any_case(), (bias, residual, relu) in any::<(bool, bool, bool)>()) {
+    fn epilogue_equals_separate_steps(case in either_case(), (bias, residual, relu) in any::<(bool, bool, bool)>()) {
         let (x, w, r) = case.inputs();
         let c = case.shape.c_out;
         let (scale, shift) = (values(4, c), values(5, c));
@@ -117,44 +151,46 @@ proptest! {
             *v = *v * scale[i % c] + if bias { shift[i % c] } else { 0.0 } + if residual { r[i] } else { 0.0 };
             *v = if relu { v.max(0.0) } else { *v };
         }
-        for isa in [Isa::Portable, Isa::detect()] {
-            let mut layer = Forward::new(case.shape, Algorithm::Gemm, isa);
+        for (way, isa) in ways() {
+            let mut layer = Forward::new(case.shape, way, isa);
             layer.pack(&w, Some(&scale));
             let mut y = vec![f32::NAN; want.len()];
             let epilogue = Epilogue { bias: bias.then_some(&shift[..]), residual: residual.then_some(&r[..]), relu };
             layer.run(&x, case.dims, &mut y, &epilogue);
-            prop_assert!(error(&y, &want) < 1e-5, "{isa:?} {:e}", error(&y, &want));
+            prop_assert!(error(&y, &want) < tolerance(way), "{way:?} {isa:?} {:e}", error(&y, &want));
         }
     }
 
     #[test]
-    fn sums_equal_sums_over_the_output(case in any_case()) {
+    fn sums_equal_sums_over_the_output(case in either_case()) {
         let (x, w, _) = case.inputs();
-        let mut layer = Forward::new(case.shape, Algorithm::Gemm, Isa::detect());
-        layer.pack(&w, None);
-        let mut y = vec![f32::NAN; case.out().len()];
-        let mut sums = ChannelSums::default();
-        layer.run_with_sums(&x, case.dims, &mut y, &mut sums);
-        prop_assert_eq!(bits(&y), bits(&case.forward(Algorithm::Gemm, Isa::detect(), &x, &w)));
-        for c in 0..case.shape.c_out {
-            let of_channel = || y.iter().skip(c).step_by(case.shape.c_out).map(|v| f64::from(*v));
-            let (square, size): (f64, f64) = (of_channel().map(|v| v * v).sum(), of_channel().map(f64::abs).sum());
-            prop_assert!((sums.sum[c] - of_channel().sum::<f64>()).abs() <= 1e-5 * size);
-            prop_assert!((sums.square[c] - square).abs() <= 1e-5 * square);
+        for (way, isa) in ways() {
+            let mut layer = Forward::new(case.shape, way, isa);
+            layer.pack(&w, None);
+            let mut y = vec![f32::NAN; case.out().len()];
+            let mut sums = ChannelSums::default();
+            layer.run_with_sums(&x, case.dims, &mut y, &mut sums);
+            prop_assert_eq!(bits(&y), bits(&case.forward(way, isa, &x, &w)));
+            for c in 0..case.shape.c_out {
+                let of_channel = || y.iter().skip(c).step_by(case.shape.c_out).map(|v| f64::from(*v));
+                let (square, size): (f64, f64) = (of_channel().map(|v| v * v).sum(), of_channel().map(f64::abs).sum());
+                prop_assert!((sums.sum[c] - of_channel().sum::<f64>()).abs() <= 1e-5 * size);
+                prop_assert!((sums.square[c] - square).abs() <= 1e-5 * square);
+            }
         }
     }
 
     #[test]
-    fn adding_to_a_gradient_adds(case in any_case()) {
+    fn adding_to_a_gradient_adds(case in either_case()) {
         let (x, w, dy) = case.inputs();
-        for isa in [Isa::Portable, Isa::detect()] {
-            let mut layer = InputGradient::new(case.shape, Algorithm::Gemm, isa);
+        for (way, isa) in ways() {
+            let mut layer = InputGradient::new(case.shape, way, isa);
             layer.pack(&w);
             let mut dx = x.clone();
             layer.run(&dy, case.dims, &mut dx, true);
             let plain = case.input_gradient(Algorithm::Gemm, Isa::Portable, &w, &dy);
             let want: Vec<f32> = plain.iter().zip(&x).map(|(a, b)| a + b).collect();
-            prop_assert!(error(&dx, &want) < 1e-5);
+            prop_assert!(error(&dx, &want) < tolerance(way));
         }
     }
 }
@@ -198,8 +234,9 @@ fn layers_of_the_networks_equal_the_plain_loops() {
 #[test]
 fn gradients_are_adjoint() {
     for case in layers() {
-        check_adjoint(&case, Algorithm::Gemm, Isa::detect(), 1e-6);
-        check_adjoint(&case, Algorithm::Gemm, Isa::Portable, 1e-6);
+        for (way, isa) in ways() {
+            check_adjoint(&case, way, isa, tolerance(way) / 10.0);
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::super::*;
-use super::{bits, error, values};
+use super::{bits, config, error, values};
 use crate::reference;
 use crate::threads::with_threads;
 
@@ -39,10 +39,10 @@ fn norm_by_operations(y: &[f32], gamma: &[f32], beta: &[f32]) -> (Vec<f32>, Vec<
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config(48))]
 
     #[test]
-    fn norm_equals_its_formula(c in 1usize..80, pixels in 2usize..60) {
+    fn norm_equals_its_formula(c in 1usize..80, pixels in 8usize..60) {
         let y: Vec<f32> = values(1, c * pixels).iter().map(|v| v * 3.0 + 1.0).collect();
         let (gamma, beta) = (values(2, c), values(3, c));
         let (z, _, _) = norm_by_operations(&y, &gamma, &beta);

@@ -3,6 +3,13 @@
 mod convolution;
 mod elementwise;
 
+use proptest::test_runner::{Config, RngSeed};
+
+/// So many cases, the same in every run.
+fn config(cases: u32) -> Config {
+    Config { cases, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..Config::default() }
+}
+
 /// Values in −1…1, the same for every run.
 fn values(seed: u32, len: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12_345) | 1;

@@ -1,0 +1,193 @@
+//! Windows of a tensor as the rows of a matrix.
+//!
+//! One object serves the convolution forward (all taps of a window), its gradient at stride 1 (the same taps, turned
+//! round) and at any other stride (for each residue of the position, the taps that meet it).
+
+use std::arch::x86_64::*;
+
+use crate::nhwc::Dims;
+
+/// `taps` neighbours in a line of pixels, the first of them `(y, x)` from the window's origin.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Line {
+    pub(super) y: isize,
+    pub(super) x: isize,
+    pub(super) taps: usize,
+}
+
+/// What a window reads, in order: lines of adjacent pixels, all channels of each.
+#[derive(Clone, Debug)]
+pub(super) struct Gather {
+    lines: Vec<Line>,
+    channels: usize,
+    /// Pixels from one origin to the next.
+    step: usize,
+}
+
+impl Gather {
+    pub(super) fn new(lines: Vec<Line>, channels: usize, step: usize) -> Self {
+        Self { lines, channels, step }
+    }
+
+    /// Values of a row.
+    pub(super) fn depth(&self) -> usize {
+        self.lines.iter().map(|line| line.taps).sum::<usize>() * self.channels
+    }
+
+    /// Whether the rows of a grid are the tensor's own pixels, so that there is nothing to gather.
+    pub(super) fn is_identity(&self, dims: Dims, grid: (usize, usize)) -> bool {
+        matches!(self.lines[..], [Line { y: 0, x: 0, taps: 1 }]) && self.step == 1 && grid == (dims.h, dims.w)
+    }
+
+    /// Writes columns `from..to` of the rows of origins `first..first + count` in a grid of `grid` (height, width) a
+    /// picture, to rows `ld` apart.
+    ///
+    /// # Safety
+    /// The processor has AVX2. `x` holds a tensor of sizes `dims`, `rows` holds `count` rows, the origins exist.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn rows(
+        &self,
+        (x, dims): (*const f32, Dims),
+        grid: (usize, usize),
+        (first, count): (usize, usize),
+        (from, to): (usize, usize),
+        (rows, ld): (*mut f32, usize),
+    ) {
+        let mut at = Origin::new(first, grid);
+        for row in 0..count {
+            // SAFETY: the caller's; the origin's picture is one of the tensor's.
+            unsafe {
+                let picture = x.add(at.picture * dims.h * dims.w * dims.c);
+                self.row(picture, dims, (at.y * self.step, at.x * self.step), (from, to), rows.add(row * ld));
+            }
+            at.advance(grid);
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::rows`].
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn row(
+        &self,
+        picture: *const f32,
+        dims: Dims,
+        (y, x): (usize, usize),
+        (from, to): (usize, usize),
+        row: *mut f32,
+    ) {
+        let c = self.channels;
+        let mut start = 0;
+        for line in &self.lines {
+            let len = line.taps * c;
+            let (low, high) = (start.max(from), (start + len).min(to));
+            let (y, x) = (y.wrapping_add_signed(line.y), x as isize + line.x);
+            // Of the line's values those from `inside` to `outside` are pixels, the others padding.
+            let inside = start + ((-x).max(0) as usize).min(line.taps) * c;
+            let outside = start + ((dims.w as isize - x).max(0) as usize).min(line.taps) * c;
+            let (inside, outside) = if y < dims.h { (inside, outside) } else { (start, start) };
+            if low < high {
+                let (inside, outside) = (inside.clamp(low, high), outside.clamp(low, high));
+                let source = (y as isize * dims.w as isize + x) * c as isize + (inside - start) as isize;
+                // SAFETY: `low..high` lies in `from..to`; values from `inside` to `outside` lie in the picture.
+                unsafe {
+                    zero(row.add(low - from), inside.max(low) - low);
+                    if outside > inside {
+                        copy(picture.offset(source), row.add(inside - from), outside - inside);
+                    }
+                    let end = outside.max(inside);
+                    zero(row.add(end - from), high - end);
+                }
+            }
+            start += len;
+        }
+    }
+}
+
+/// Position in a row of pictures.
+pub(super) struct Origin {
+    pub(super) picture: usize,
+    pub(super) y: usize,
+    pub(super) x: usize,
+}
+
+impl Origin {
+    pub(super) fn new(index: usize, (h, w): (usize, usize)) -> Self {
+        Self { picture: index / (h * w), y: index / w % h, x: index % w }
+    }
+
+    pub(super) fn advance(&mut self, (h, w): (usize, usize)) {
+        self.x += 1;
+        if self.x == w {
+            self.x = 0;
+            self.y += 1;
+        }
+        if self.y == h {
+            self.y = 0;
+            self.picture += 1;
+        }
+    }
+}
+
+/// # Safety
+/// Both hold `len` values.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn copy(from: *const f32, to: *mut f32, len: usize) {
+    let mut i = 0;
+    // SAFETY: every access ends at `len` or before.
+    unsafe {
+        while i + 8 <= len {
+            _mm256_storeu_ps(to.add(i), _mm256_loadu_ps(from.add(i)));
+            i += 8;
+        }
+        if i < len && len >= 8 {
+            _mm256_storeu_ps(to.add(len - 8), _mm256_loadu_ps(from.add(len - 8)));
+            return;
+        }
+        while i < len {
+            *to.add(i) = *from.add(i);
+            i += 1;
+        }
+    }
+}
+
+/// # Safety
+/// `to` holds `len` values.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn zero(to: *mut f32, len: usize) {
+    let mut i = 0;
+    // SAFETY: every access ends at `len` or before.
+    unsafe {
+        while i + 8 <= len {
+            _mm256_storeu_ps(to.add(i), _mm256_setzero_ps());
+            i += 8;
+        }
+        while i < len {
+            *to.add(i) = 0.0;
+            i += 1;
+        }
+    }
+}
+
+/// `to += from`
+///
+/// # Safety
+/// Both hold `len` values.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn add(from: *const f32, to: *mut f32, len: usize) {
+    let mut i = 0;
+    // SAFETY: every access ends at `len` or before.
+    unsafe {
+        while i + 8 <= len {
+            _mm256_storeu_ps(to.add(i), _mm256_add_ps(_mm256_loadu_ps(to.add(i)), _mm256_loadu_ps(from.add(i))));
+            i += 8;
+        }
+        while i < len {
+            *to.add(i) += *from.add(i);
+            i += 1;
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! Winograd's convolution for 3×3 kernels at stride 1: `C_in` and `C_out` multiples of 16.
+
+mod convolution;
+mod tiles;
+mod transforms;
+mod weight_gradient;
+
+pub(in crate::nhwc) use convolution::Winograd;
+pub(in crate::nhwc) use transforms::{F2, F4};
+pub(in crate::nhwc) use weight_gradient::WinogradWeightGradient;
