@@ -140,25 +140,15 @@ unsafe fn finish_value(finish: &Finish, value: f32, at: usize, column: usize) ->
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn tile<const M: usize, const DEEP: bool>(factors: Factors, place: Place, finish: Option<&Finish>) {
-    let Factors { depth, a, lda, b } = factors;
-    let mut t: Tile<M> = [[_mm256_setzero_ps(); 2]; M];
-    // SAFETY: `b` holds `16 · depth` values, `a` holds `M` rows of `depth`, the place `M` rows of 16.
+    // SAFETY: the caller's.
     unsafe {
         (0..M).for_each(|r| _mm_prefetch::<_MM_HINT_T0>(place.c.add(r * place.ld).cast()));
-        for p in 0..depth {
-            let b = b.add(p * COLUMNS);
-            let (b0, b1) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(LANES)));
-            for (r, t) in t.iter_mut().enumerate() {
-                let v = _mm256_broadcast_ss(&*if DEEP { a.add(p * lda + r) } else { a.add(r * lda + p) });
-                t[0] = _mm256_fmadd_ps(v, b0, t[0]);
-                t[1] = _mm256_fmadd_ps(v, b1, t[1]);
-            }
-        }
+        let mut t = product::<M, DEEP>(factors);
         if place.add {
-            add_rows(&mut t, place.c, place.ld);
+            t = add_rows(t, place.c, place.ld);
         }
         if let Some(finish) = finish {
-            finish_tile(&mut t, place.ld, finish);
+            t = finish_tile(t, place.ld, finish);
         }
         for (r, t) in t.iter().enumerate() {
             let c = place.c.add(r * place.ld);
@@ -168,22 +158,46 @@ unsafe fn tile<const M: usize, const DEEP: bool>(factors: Factors, place: Place,
     }
 }
 
-/// `t += rows`, `ld` apart.
+/// The loop that everything is for. Its sums have no address, so that they stay in registers.
 ///
 /// # Safety
 /// As [`panel`].
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn add_rows<const M: usize>(t: &mut Tile<M>, rows: *const f32, ld: usize) {
+unsafe fn product<const M: usize, const DEEP: bool>(factors: Factors) -> Tile<M> {
+    let Factors { depth, a, lda, b } = factors;
+    let mut t: Tile<M> = [[_mm256_setzero_ps(); 2]; M];
+    for p in 0..depth {
+        // SAFETY: `b` holds `16 · depth` values, `a` holds `M` rows of `depth`.
+        unsafe {
+            let b = b.add(p * COLUMNS);
+            let (b0, b1) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(LANES)));
+            for (r, t) in t.iter_mut().enumerate() {
+                let v = _mm256_broadcast_ss(&*if DEEP { a.add(p * lda + r) } else { a.add(r * lda + p) });
+                t[0] = _mm256_fmadd_ps(v, b0, t[0]);
+                t[1] = _mm256_fmadd_ps(v, b1, t[1]);
+            }
+        }
+    }
+    t
+}
+
+/// `t + rows`, `ld` apart.
+///
+/// # Safety
+/// As [`panel`].
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn add_rows<const M: usize>(mut t: Tile<M>, rows: *const f32, ld: usize) -> Tile<M> {
     for (r, t) in t.iter_mut().enumerate() {
         // SAFETY: the caller vouches for `M` rows of 16.
         let (c0, c1) = unsafe {
             let c = rows.add(r * ld);
             (_mm256_loadu_ps(c), _mm256_loadu_ps(c.add(LANES)))
         };
-        t[0] = _mm256_add_ps(t[0], c0);
-        t[1] = _mm256_add_ps(t[1], c1);
+        *t = [_mm256_add_ps(t[0], c0), _mm256_add_ps(t[1], c1)];
     }
+    t
 }
 
 /// Bias, residual, ReLU and sums while the tile is in registers.
@@ -192,25 +206,25 @@ unsafe fn add_rows<const M: usize>(t: &mut Tile<M>, rows: *const f32, ld: usize)
 /// As [`panel`].
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn finish_tile<const M: usize>(t: &mut Tile<M>, ld: usize, finish: &Finish) {
+unsafe fn finish_tile<const M: usize>(mut t: Tile<M>, ld: usize, finish: &Finish) -> Tile<M> {
     // SAFETY: the bias holds 16 columns, the residual `M` rows of them, the sums 16 each.
     unsafe {
         if let Some(bias) = finish.bias {
             let (b0, b1) = (_mm256_loadu_ps(bias), _mm256_loadu_ps(bias.add(LANES)));
-            t.iter_mut().for_each(|t| *t = [_mm256_add_ps(t[0], b0), _mm256_add_ps(t[1], b1)]);
+            t = t.map(|t| [_mm256_add_ps(t[0], b0), _mm256_add_ps(t[1], b1)]);
         }
         if let Some(residual) = finish.residual {
-            add_rows(t, residual, ld);
+            t = add_rows(t, residual, ld);
         }
         if finish.relu {
             let zero = _mm256_setzero_ps();
             // The second operand is what a NaN leaves.
-            t.iter_mut().for_each(|t| *t = [_mm256_max_ps(zero, t[0]), _mm256_max_ps(zero, t[1])]);
+            t = t.map(|t| [_mm256_max_ps(zero, t[0]), _mm256_max_ps(zero, t[1])]);
         }
         if let Some((sum, square)) = finish.sums {
             for half in 0..2 {
                 let (mut s, mut q) = (_mm256_setzero_ps(), _mm256_setzero_ps());
-                for t in t.iter() {
+                for t in &t {
                     s = _mm256_add_ps(s, t[half]);
                     q = _mm256_fmadd_ps(t[half], t[half], q);
                 }
@@ -219,6 +233,7 @@ unsafe fn finish_tile<const M: usize>(t: &mut Tile<M>, ld: usize, finish: &Finis
             }
         }
     }
+    t
 }
 
 /// # Safety
