@@ -147,7 +147,8 @@ unsafe fn tile<const M: usize, const DEEP: bool>(factors: Factors, place: Place,
         if place.add {
             t = add_rows(t, place.c, place.ld);
         }
-        if let Some(finish) = finish {
+        // No deep product has anything to finish: one caller per size, so that this is inlined.
+        if let (Some(finish), false) = (finish, DEEP) {
             t = finish_tile(t, place.ld, finish);
         }
         for (r, t) in t.iter().enumerate() {
