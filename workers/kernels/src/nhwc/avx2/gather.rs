@@ -4,6 +4,7 @@
 //! round) and at any other stride (for each residue of the position, the taps that meet it).
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use crate::nhwc::Dims;
 
@@ -22,16 +23,25 @@ pub(super) struct Gather {
     channels: usize,
     /// Pixels from one origin to the next.
     step: usize,
+    /// Values of a row.
+    depth: usize,
+    /// What all lines together span, from the origin.
+    reach: (Range<isize>, Range<isize>),
 }
 
 impl Gather {
     pub(super) fn new(lines: Vec<Line>, channels: usize, step: usize) -> Self {
-        Self { lines, channels, step }
+        let depth = lines.iter().map(|line| line.taps).sum::<usize>() * channels;
+        let span = |start: fn(&Line) -> isize, end: fn(&Line) -> isize| {
+            lines.iter().map(start).min().unwrap_or(0)..lines.iter().map(end).max().unwrap_or(0)
+        };
+        let reach = (span(|l| l.y, |l| l.y + 1), span(|l| l.x, |l| l.x + l.taps as isize));
+        Self { lines, channels, step, depth, reach }
     }
 
     /// Values of a row.
     pub(super) fn depth(&self) -> usize {
-        self.lines.iter().map(|line| line.taps).sum::<usize>() * self.channels
+        self.depth
     }
 
     /// Whether the rows of a grid are the tensor's own pixels, so that there is nothing to gather.
@@ -64,6 +74,34 @@ impl Gather {
         }
     }
 
+    /// Whether the window at `(y, x)` reads no padding.
+    #[inline]
+    fn inside(&self, dims: Dims, (y, x): (usize, usize)) -> bool {
+        let within = |at: usize, reach: &Range<isize>, side: usize| {
+            at as isize + reach.start >= 0 && at as isize + reach.end <= side as isize
+        };
+        within(y, &self.reach.0, dims.h) && within(x, &self.reach.1, dims.w)
+    }
+
+    /// The row of a window without padding.
+    ///
+    /// # Safety
+    /// As [`Self::rows`], and the window lies inside.
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn whole_row(&self, picture: *const f32, dims: Dims, (y, x): (usize, usize), row: *mut f32) {
+        let mut row = row;
+        for line in &self.lines {
+            let pixel = (y as isize + line.y) * dims.w as isize + x as isize + line.x;
+            let len = line.taps * self.channels;
+            // SAFETY: the caller's.
+            unsafe {
+                copy(picture.offset(pixel * self.channels as isize), row, len);
+                row = row.add(len);
+            }
+        }
+    }
+
     /// # Safety
     /// As [`Self::rows`].
     #[inline]
@@ -78,6 +116,10 @@ impl Gather {
     ) {
         let c = self.channels;
         let mut start = 0;
+        if (from, to) == (0, self.depth) && self.inside(dims, (y, x)) {
+            // SAFETY: all lines lie inside the picture, and the row holds them all.
+            return unsafe { self.whole_row(picture, dims, (y, x), row) };
+        }
         for line in &self.lines {
             let len = line.taps * c;
             let (low, high) = (start.max(from), (start + len).min(to));

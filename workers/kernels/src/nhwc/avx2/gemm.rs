@@ -166,7 +166,7 @@ impl Task<'_> {
                 // SAFETY: the panel holds the depth; columns and rows are the product's.
                 unsafe {
                     let b = panels[(j * depth + from) * COLUMNS..].as_ptr();
-                    let factors = Factors { depth: part, a: a.add(from), lda, b };
+                    let factors = Factors { depth: part, a: a.add(from), lda, b, ldb: COLUMNS };
                     let place = Place { c: place.c.add(j * COLUMNS), add: place.add || from > 0, ..place };
                     let last = finish && from + part == depth;
                     panel::<false>(self.count, width, factors, place, last.then(|| self.finish(j * COLUMNS)));

@@ -13,14 +13,16 @@ const LANES: usize = 8;
 
 type Tile<const M: usize> = [[__m256; 2]; M];
 
-/// Two factors. `B` lies `(depth, 16)`. `A` lies with its rows `lda` apart, or, where it is "deep" (a constant of the
-/// functions that take it), with its steps along the depth `lda` apart and its rows side by side.
+/// Two factors. `B` lies with its steps along the depth `ldb` apart. `A` lies with its rows `lda` apart, or, where it is
+/// "deep" (a constant of the functions that take it), with its steps along the depth `lda` apart and its rows side by
+/// side. Where it is not, `ldb` is 16.
 #[derive(Clone, Copy)]
 pub(super) struct Factors {
     pub(super) depth: usize,
     pub(super) a: *const f32,
     pub(super) lda: usize,
     pub(super) b: *const f32,
+    pub(super) ldb: usize,
 }
 
 /// Where a tile goes: rows `ld` apart, instead of what is there or on top of it.
@@ -166,12 +168,13 @@ unsafe fn tile<const M: usize, const DEEP: bool>(factors: Factors, place: Place,
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn product<const M: usize, const DEEP: bool>(factors: Factors) -> Tile<M> {
-    let Factors { depth, a, lda, b } = factors;
+    let Factors { depth, a, lda, b, ldb } = factors;
+    let ldb = if DEEP { ldb } else { COLUMNS };
     let mut t: Tile<M> = [[_mm256_setzero_ps(); 2]; M];
     for p in 0..depth {
-        // SAFETY: `b` holds `16 · depth` values, `a` holds `M` rows of `depth`.
+        // SAFETY: `b` holds 16 columns of `depth` steps, `a` holds `M` rows of `depth`.
         unsafe {
-            let b = b.add(p * COLUMNS);
+            let b = b.add(p * ldb);
             let (b0, b1) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(LANES)));
             for (r, t) in t.iter_mut().enumerate() {
                 let v = _mm256_broadcast_ss(&*if DEEP { a.add(p * lda + r) } else { a.add(r * lda + p) });

@@ -106,7 +106,7 @@ unsafe fn scale_columns(to: *mut f32, depth: usize, scale: &[f32]) {
 /// The processor has AVX2 and `from` holds them.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn load_rows(from: *const f32, ld: usize) -> [__m256; 8] {
+unsafe fn load_rows(from: *const f32, ld: usize) -> [__m256; 8] {
     // SAFETY: the caller's.
     std::array::from_fn(|r| unsafe { _mm256_loadu_ps(from.add(r * ld)) })
 }
@@ -114,7 +114,7 @@ pub(super) unsafe fn load_rows(from: *const f32, ld: usize) -> [__m256; 8] {
 /// Rows to columns.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn transpose(r: [__m256; 8]) -> [__m256; 8] {
+fn transpose(r: [__m256; 8]) -> [__m256; 8] {
     let low = |a: usize, b: usize| _mm256_unpacklo_ps(r[a], r[b]);
     let high = |a: usize, b: usize| _mm256_unpackhi_ps(r[a], r[b]);
     let pairs = [low(0, 1), high(0, 1), low(2, 3), high(2, 3), low(4, 5), high(4, 5), low(6, 7), high(6, 7)];

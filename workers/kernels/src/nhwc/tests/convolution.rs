@@ -231,6 +231,13 @@ fn layers_of_the_networks_equal_the_plain_loops() {
     layers().iter().for_each(|case| case.check(Algorithm::Gemm, Isa::detect(), 1e-5));
 }
 
+/// So many channels that the steps go over all tiles together, and so many tiles that these are several blocks.
+#[test]
+fn winograd_over_several_blocks_equals_the_plain_loops() {
+    let case = Case::of(512, 16, (3, 1, 1), 11, 15);
+    case.check(Algorithm::WinogradF4, Isa::detect(), tolerance(Algorithm::WinogradF4));
+}
+
 #[test]
 fn gradients_are_adjoint() {
     for case in layers() {

@@ -262,7 +262,7 @@ impl<S: Sizes> Run<'_, S> {
                 let b = weights[((position * c_out / COLUMNS + j) * c_in + from) * COLUMNS..].as_ptr();
                 let a = block.input.at((position * block.tiles + rows.start) * lda + from);
                 let c = block.output.at((position * block.tiles + rows.start) * c_out + j * COLUMNS);
-                let factors = Factors { depth: step.min(c_in - from), a, lda, b };
+                let factors = Factors { depth: step.min(c_in - from), a, lda, b, ldb: COLUMNS };
                 let place = Place { c, ld: c_out, add: from > 0 };
                 // SAFETY: the caller's.
                 unsafe { panel::<false>(rows.len(), COLUMNS, factors, place, None) };

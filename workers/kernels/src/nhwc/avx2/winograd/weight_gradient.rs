@@ -112,7 +112,7 @@ impl<S: Sizes> WinogradWeightGradient<S> {
                     let panels = position * c_out / COLUMNS + j;
                     let b = block.gradient.at((panels * block.tiles + from) * COLUMNS);
                     let c = block.products.at((position * c_in + first) * c_out + j * COLUMNS);
-                    let factors = Factors { depth: DEPTH.min(tiles - from), a, lda, b };
+                    let factors = Factors { depth: DEPTH.min(tiles - from), a, lda, b, ldb: COLUMNS };
                     let place = Place { c, ld: c_out, add: add || from > 0 };
                     // SAFETY: features and lengths; rows of a position are this task's own.
                     unsafe { panel::<true>(rows, COLUMNS, factors, place, None) };
