@@ -1,7 +1,8 @@
 //! Rate of every operation on the shapes of the networks, and which way of convolving is the fastest: what the table
 //! in `nhwc/table.rs` is made from.
 //!
-//!     cargo bench -p likeness-kernels --bench operations --profile dev -- [--threads 2] [--batch 8] [--net resnet50-224] [--only forward] [--seconds 0.2]
+//!     cargo bench -p likeness-kernels --bench operations --profile dev -- [--threads 2] [--batch 8] [--net resnet50-224] [--only forward|elementwise|…]
+//!         [--layer '1x1 s1'] [--seconds 0.2]
 //!
 //! Rates count a direct convolution's operations, two per product, so a Winograd way can pass the peak.
 
@@ -25,12 +26,20 @@ struct Options {
     batch: usize,
     net: String,
     only: String,
+    layer: String,
     seconds: f64,
 }
 
 impl Options {
     fn parse() -> Self {
-        let mut options = Self { threads: 2, batch: 8, net: "resnet50-224".into(), only: String::new(), seconds: 0.2 };
+        let mut options = Self {
+            threads: 2,
+            batch: 8,
+            net: "resnet50-224".into(),
+            only: String::new(),
+            layer: String::new(),
+            seconds: 0.2,
+        };
         let mut arguments = std::env::args().skip(1).filter(|a| a != "--bench");
         while let (Some(name), Some(value)) = (arguments.next(), arguments.next()) {
             match name.as_str() {
@@ -38,6 +47,7 @@ impl Options {
                 "--batch" => options.batch = value.parse().expect("a batch size"),
                 "--net" => options.net = value,
                 "--only" => options.only = value,
+                "--layer" => options.layer = value,
                 "--seconds" => options.seconds = value.parse().expect("seconds per measurement"),
                 _ => panic!("unknown option {name}"),
             }
@@ -173,9 +183,44 @@ fn measure(layer: &Layer, product: &str, way: Algorithm, batch: usize, seconds: 
     }
 }
 
+/// Bytes read and written per second by the operations between convolutions, on a tensor of 56 × 56 × 256.
+fn elementwise(batch: usize, seconds: f64) {
+    let dims = Dims { n: batch, h: 56, w: 56, c: 256 };
+    let (y, mut z, mut g) = (values(dims.len()), values(dims.len()), values(dims.len()));
+    let (factors, mut dgamma, mut dbeta) = (values(dims.c), values(dims.c), values(dims.c));
+    let pooled = Dims { h: 28, w: 28, ..dims };
+    let (mut small, mut index) = (values(pooled.len()), vec![0u8; pooled.len()]);
+    let mut sums = ChannelSums::default();
+    let show = |name: &str, values: usize, (median, best): (f64, f64)| {
+        let rate = |seconds: f64| 4.0 * values as f64 / seconds / 1e9;
+        println!("{name}: {:.2} ms, {:.1}/{:.1} GB/s", median * 1e3, rate(median), rate(best));
+    };
+    let len = dims.len();
+    show("channel_sums", len, time(seconds, || channel_sums(&y, dims.c, &mut sums)));
+    show("scale_shift", 2 * len, time(seconds, || scale_shift(&y, &factors, &factors, None, true, &mut z)));
+    show(
+        "scale_shift + residual",
+        3 * len,
+        time(seconds, || scale_shift(&y, &factors, &factors, Some(&g[..]), true, &mut z)),
+    );
+    let backward = || {
+        norm_backward(&y, Some(&z[..]), &mut g, &factors, &factors, &factors, None, &mut dgamma, &mut dbeta);
+    };
+    show("norm_backward", 7 * len, time(seconds, backward));
+    show("max_pool", len, time(seconds, || max_pool_3x3_s2(&y, dims, &mut small, Some(&mut index[..]))));
+    show("max_pool_backward", len, time(seconds, || max_pool_backward(&small, &index, dims, &mut z)));
+    let mut means = values(batch * dims.c);
+    show("average_pool", len, time(seconds, || average_pool(&y, dims, &mut means)));
+    let (images, mut out) = (values(batch * 3 * 224 * 224), values(batch * 3 * 224 * 224));
+    show("from_nchw", 2 * out.len(), time(seconds, || from_nchw(&images, batch, 3, 224, 224, &mut out)));
+}
+
 fn main() {
     let options = Options::parse();
     configure_threads(options.threads).expect("the pool is not yet in use");
+    if options.only == "elementwise" {
+        return elementwise(options.batch, options.seconds);
+    }
     let (depth, width, side) = match options.net.as_str() {
         "resnet18-64" => (18, 64, 64),
         "resnet18w32-64" => (18, 32, 64),
@@ -204,7 +249,11 @@ fn main() {
                 continue;
             }
             let ConvShape { c_in, c_out, kernel, stride, .. } = shape;
-            print!("{product} {}x {kernel}x{kernel} s{stride} {c_in:4}->{c_out:4} @{:3}:", layer.times, layer.side);
+            let name = format!("{kernel}x{kernel} s{stride} {c_in:4}->{c_out:4} @{:3}", layer.side);
+            if !name.contains(&options.layer) {
+                continue;
+            }
+            print!("{product} {}x {name}:", layer.times);
             for way in WAYS.into_iter().filter(|way| way.supports(&shape)) {
                 let (median, best) = measure(&layer, product, way, options.batch, options.seconds);
                 let work = shape.flops(dims);

@@ -84,3 +84,28 @@ pub(super) fn with_scratch<R>(slot: Slot, len: usize, f: impl FnOnce(&mut [f32])
     BUFFERS.with(|buffers| buffers[slot as usize].set(buffer));
     result
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_start_on_a_cache_line_and_copies_hold_the_same() {
+        for len in [0, 1, 15, 16, 1000] {
+            let mut buffer = Buffer::zeros(len);
+            buffer.iter_mut().enumerate().for_each(|(i, v)| *v = i as f32);
+            let copy = buffer.clone();
+            assert_eq!(buffer[..], copy[..]);
+            assert!(len == 0 || (buffer.as_ptr().addr() | copy.as_ptr().addr()).is_multiple_of(64));
+        }
+    }
+
+    #[test]
+    fn nested_uses_of_a_slot_have_memory_of_their_own() {
+        with_scratch(Slot::Sums, 8, |outer| {
+            outer.fill(1.0);
+            with_scratch(Slot::Sums, 8, |inner| inner.fill(2.0));
+            assert_eq!(outer, [1.0; 8]);
+        });
+    }
+}

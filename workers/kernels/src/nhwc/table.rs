@@ -38,14 +38,85 @@ pub struct Choice {
     pub weight: Algorithm,
 }
 
+/// Fewest tiles for whose sake transformed weights, which are up to four times as many, are read.
+const FORWARD: usize = 12;
+/// Fewest tiles for F(4×4) where the weights are transformed before every use, as in training.
+const INPUT: usize = 48;
+/// Fewest tiles, the depth of the product here, for either way.
+const WEIGHT: usize = 48;
+
 /// The table's entry for a convolution over an input of sizes `dims`; without `winograd` always the matrix product.
+///
+/// F(4×4) is taken over F(2×2) where it saves a quarter of the products, tiles cut off at the border counted whole:
+/// from 7 pixels on, and at 3 and 4. Made from runs of `benches/operations.rs` on an AMD EPYC (Zen 4: family 25,
+/// model 17), two threads, peak 222–235 GFLOP/s; median rates as a direct convolution's, GEMM / F(2×2) / F(4×4):
+///
+/// | 3×3, stride 1 | batch | forward | gradient of the input | of the weights |
+/// |---|---|---|---|---|
+/// | 64 channels at 56 | 8 | 163 / 351 / **508** | 194 / 365 / **498** | 139 / 186 / **316** |
+/// | 128 at 28 | 8 | 195 / 379 / **488** | 164 / 335 / **442** | 173 / 235 / **421** |
+/// | 256 at 14 | 8 | 194 / 392 / **423** | 192 / 366 / **391** | 169 / 230 / **284** |
+/// | 512 at 7 | 8 | 188 / 248 / **369** | 161 / **235** / 340 | 124 / **204** / 186 |
+/// | 64 at 16 | 64 | 163 / 329 / **460** | 148 / 298 / **458** | 158 / 166 / **234** |
+/// | 128 at 8 | 64 | 179 / 339 / **387** | 152 / 316 / **367** | 146 / 241 / **383** |
+/// | 256 at 4 | 64 | 185 / 269 / **385** | 192 / 270 / **426** | 140 / 258 / **306** |
+/// | 512 at 2 | 64 | 133 / **247** / 104 | 137 / **269** / 124 | 102 / **207** / 84 |
+///
+/// The gradient of the input of 512 channels at 7 takes F(2×2) because transforming the weights counts: 4.5 ms to
+/// 12.7 ms for a product of 15.7 ms to 10.9 ms.
 pub fn choose(shape: &ConvShape, dims: Dims, isa: Isa, winograd: bool) -> Choice {
     let out = shape.out(dims);
-    let algorithm = match out.h.min(out.w) {
-        _ if isa == Isa::Portable || !winograd || !Algorithm::WinogradF2.supports(shape) => Algorithm::Gemm,
-        0..2 => Algorithm::Gemm,
-        2..4 => Algorithm::WinogradF2,
-        _ => Algorithm::WinogradF4,
+    if isa == Isa::Portable || !winograd || !Algorithm::WinogradF2.supports(shape) || out.h.min(out.w) < 2 {
+        return Choice { forward: Algorithm::Gemm, input: Algorithm::Gemm, weight: Algorithm::Gemm };
+    }
+    let tiles = |d: Dims, side: usize| d.n * d.h.div_ceil(side) * d.w.div_ceil(side);
+    let pick = |d: Dims, least_f4: usize, least: usize| {
+        let (f2, f4) = (tiles(d, 2), tiles(d, 4));
+        let saves = 4 * 36 * f4 <= 3 * 16 * f2;
+        match () {
+            () if saves && f4 >= least_f4 => Algorithm::WinogradF4,
+            () if f2 >= least => Algorithm::WinogradF2,
+            () => Algorithm::Gemm,
+        }
     };
-    Choice { forward: algorithm, input: algorithm, weight: algorithm }
+    Choice {
+        forward: pick(out, FORWARD, FORWARD),
+        input: pick(dims, INPUT, FORWARD),
+        weight: pick(out, WEIGHT, WEIGHT),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: ConvShape = ConvShape { c_in: 64, c_out: 64, kernel: 3, stride: 1, padding: 1 };
+
+    fn at(n: usize, side: usize) -> Choice {
+        choose(&SHAPE, Dims { n, h: side, w: side, c: 64 }, Isa::Avx2Fma, true)
+    }
+
+    #[test]
+    fn larger_tiles_are_taken_where_they_save_products() {
+        let (gemm, f2, f4) = (Algorithm::Gemm, Algorithm::WinogradF2, Algorithm::WinogradF4);
+        assert_eq!(at(8, 56), Choice { forward: f4, input: f4, weight: f4 });
+        assert_eq!(at(8, 7), Choice { forward: f4, input: f2, weight: f2 });
+        assert_eq!(at(64, 2), Choice { forward: f2, input: f2, weight: f2 });
+        assert_eq!(at(64, 5).forward, f2);
+        assert_eq!(at(64, 1), Choice { forward: gemm, input: gemm, weight: gemm });
+        assert_eq!(at(1, 2), Choice { forward: gemm, input: gemm, weight: gemm });
+    }
+
+    #[test]
+    fn the_matrix_product_is_taken_where_winograd_is_not_wanted_or_can_not_be() {
+        let dims = Dims { n: 8, h: 56, w: 56, c: 64 };
+        let gemm = Choice { forward: Algorithm::Gemm, input: Algorithm::Gemm, weight: Algorithm::Gemm };
+        assert_eq!(choose(&SHAPE, dims, Isa::Avx2Fma, false), gemm);
+        assert_eq!(choose(&SHAPE, dims, Isa::Portable, true), gemm);
+        for shape in
+            [ConvShape { stride: 2, ..SHAPE }, ConvShape { kernel: 1, ..SHAPE }, ConvShape { c_out: 40, ..SHAPE }]
+        {
+            assert_eq!(choose(&shape, dims, Isa::Avx2Fma, true), gemm);
+        }
+    }
 }
