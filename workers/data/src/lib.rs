@@ -16,6 +16,7 @@ mod error;
 mod guard;
 pub mod image;
 pub mod images;
+mod jpeg;
 pub mod part;
 mod random;
 pub mod rows;
