@@ -5,6 +5,7 @@ that a busy moment of the machine meets everybody. Exit status 1 when a must is 
 """
 
 import argparse
+import functools
 import importlib.metadata
 import json
 import os
@@ -21,6 +22,7 @@ from pathlib import Path
 from works import DECODES, NETWORKS
 
 HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
 OURS = "Likeness"
 # For the Python engines: keep freed memory instead of giving it back and faulting it in again, as mimalloc does for ours.
 ALLOCATOR = {
@@ -67,9 +69,29 @@ ROWS = [
 ]
 
 
+# Bench programs of ours and their packages.
+PROGRAMS = {"decode": "likeness-data", "embed": "likeness-worker", "network": "likeness-model"}
+
+
+@functools.cache
+def program(name: str) -> str:
+    """The path of a bench program, built now."""
+    print(f"bench: building `{name}` (the first time takes some minutes)", file=sys.stderr)
+    profile = os.environ.get("LIKENESS_BENCH_PROFILE", "bench")
+    command = ["cargo", "bench", "--quiet", "--manifest-path", str(ROOT / "Cargo.toml"), "--profile", profile]
+    command += ["--package", PROGRAMS[name], "--bench", name, "--no-run", "--message-format", "json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"bench: `{name}` could not be built")
+    for message in map(json.loads, done.stdout.splitlines()):
+        target = message.get("target", {})
+        if message["reason"] == "compiler-artifact" and target["kind"] == ["bench"] and target["name"] == name:
+            return message["executable"]
+    raise SystemExit(f"bench: cargo built no `{name}`")
+
+
 @dataclass(frozen=True)
 class Settings:
-    binaries: dict[str, Path]
     images: Path
     models: Path
     threads: int
@@ -83,13 +105,13 @@ def commands(work: str, settings: Settings) -> Iterator[list[str]]:
     threads = ["--threads", str(settings.threads)]
     if work in DECODES:
         images = str(settings.images)
-        yield [str(settings.binaries["decode"]), work, images, *counted]
+        yield [program("decode"), work, images, *counted]
         for engine in (*PILLOW, *FASTER):
             yield [*python, str(HERE / "decode.py"), engine, work, images, *counted]
     elif work == EMBED:
-        yield [str(settings.binaries["embed"]), work, str(settings.images), *counted, *threads]
+        yield [program("embed"), work, str(settings.images), *counted, *threads]
     elif work in NETWORKS:
-        yield [str(settings.binaries["network"]), work, *counted, *threads]
+        yield [program("network"), work, *counted, *threads]
         for layout in ("nchw", "channels-last"):
             yield [*python, str(HERE / "pytorch.py"), work, "--layout", layout, *counted, *threads]
         if not NETWORKS[work].training:
@@ -211,7 +233,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repetitions", type=int, default=REPETITIONS, help="within a round")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--binary", action="append", default=[], metavar="NAME=PATH", help=argparse.SUPPRESS)
     parser.add_argument("--images", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--models", type=Path, required=True, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, required=True, help=argparse.SUPPRESS)
@@ -220,8 +241,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    binaries = {name: Path(path) for name, path in (binary.split("=", 1) for binary in args.binary)}
-    settings = Settings(binaries, args.images, args.models, args.threads, args.repetitions)
+    settings = Settings(args.images, args.models, args.threads, args.repetitions)
     every = list(dict.fromkeys(row.work for row in ROWS))
     if unknown := set(args.work or []) - set(every):
         raise SystemExit(f"bench: no work `{', '.join(unknown)}`; there are {', '.join(every)}")

@@ -13,6 +13,8 @@ from works import DECODES
 
 COUNT = 64
 QUALITY = 85
+# Standard deviation of the finest noise; with it a 178×218 image takes about 8 KB, as in CelebA.
+DETAIL = 1.0
 
 
 def octaves(random: np.random.Generator, width: int, height: int) -> Image.Image:
@@ -23,10 +25,10 @@ def octaves(random: np.random.Generator, width: int, height: int) -> Image.Image
         grid = random.normal(0, 1, (height // cell + 2, width // cell + 2, 3)).astype(np.float32)
         for channel in range(3):
             layer = Image.fromarray(grid[:, :, channel]).resize((width, height), Image.Resampling.BICUBIC)
-            total[:, :, channel] += 2.2 * cell**0.6 * np.asarray(layer)
+            total[:, :, channel] += DETAIL * cell**0.7 * np.asarray(layer)
         # Eyes see, and cameras keep, more detail in brightness than in colour.
         if cell <= 4:
-            total[:, :, :] += (2.2 * cell**0.6 * random.normal(0, 1, (height, width, 1))).astype(np.float32)
+            total[:, :, :] += (DETAIL * cell**0.7 * random.normal(0, 1, (height, width, 1))).astype(np.float32)
         cell //= 2
     y, x = np.mgrid[0:height, 0:width]
     for _ in range(6):

@@ -1,6 +1,6 @@
 //! Encoded images to pixels, pixels to the model's input.
 //!
-//! JPEG by zune-jpeg, PNG and WebP by `image`; what becomes a network's input goes through [`crate::jpeg`] first, which makes
+//! JPEG by zune-jpeg (grey and colour by libjpeg-turbo with the feature `turbojpeg`), PNG and WebP by `image`; what becomes a network's input goes through [`crate::jpeg`] first, which makes
 //! the small picture of a common JPEG several times as fast. Hard limits on bytes and pixels are checked before memory is taken, so a
 //! hostile file costs at most [`MAX_PIXELS`] × 3 bytes and its decoder's own buffers. A truncated image is an
 //! error, not a half-grey picture. Grey and CMYK become RGB, 16 bits become 8, transparency is laid over white; EXIF
@@ -131,6 +131,11 @@ fn decode_jpeg(bytes: &[u8]) -> Result<Rgb8, ImageError> {
     let info = decoder.info().ok_or_else(|| damaged("no header".into()))?;
     check_size(u64::from(info.width), u64::from(info.height))?;
     let (width, height) = (u32::from(info.width), u32::from(info.height));
+    #[cfg(feature = "turbojpeg")]
+    if info.components < 4 {
+        let pixels = turbo::decode(bytes, width as usize, height as usize).map_err(|e| damaged(e.to_string()))?;
+        return Ok(Rgb8 { width, height, pixels });
+    }
     let pixels = decoder.decode().map_err(|e| damaged(e.to_string()))?;
     if pixels.len() != 3 * width as usize * height as usize {
         return Err(damaged(format!("{} bytes of pixels for {width}×{height}", pixels.len())));
@@ -253,15 +258,17 @@ pub(crate) fn cut_out<C, T>(
     take: impl FnOnce(C, &[u8]) -> T,
 ) -> Result<T, ImageError> {
     check_bytes(bytes)?;
-    WORKBENCH.with_borrow_mut(|bench| {
-        if let Some(chosen) = draw(bench, bytes, &choose) {
-            return Ok(take(chosen, &bench.planes));
-        }
-        let image = decode_rgb(bytes)?;
-        let (cutout, chosen) = choose(image.width, image.height);
-        split(&resize(&image, cutout), &mut bench.planes);
-        Ok(take(chosen, &bench.planes))
-    })
+    let drawn = WORKBENCH.with_borrow_mut(|bench| match draw(bench, bytes, &choose) {
+        Some(chosen) => Ok(take(chosen, &bench.planes)),
+        None => Err(take),
+    });
+    let take = match drawn {
+        Ok(taken) => return Ok(taken),
+        Err(take) => take,
+    };
+    let image = decode_rgb(bytes)?;
+    let (cutout, chosen) = choose(image.width, image.height);
+    Ok(take(chosen, &split(&resize(&image, cutout))))
 }
 
 /// The fast way for common JPEGs; `None` for all else.
@@ -278,11 +285,9 @@ fn draw<C>(bench: &mut Workbench, bytes: &[u8], choose: impl Fn(u32, u32) -> (Cu
 }
 
 /// R G B R G B … into planes.
-fn split(pixels: &[u8], planes: &mut Vec<u8>) {
-    planes.clear();
-    for channel in 0..3 {
-        planes.extend(pixels.chunks_exact(3).map(|pixel| pixel[channel]));
-    }
+fn split(pixels: &[u8]) -> Vec<u8> {
+    let plane = |channel: usize| pixels.chunks_exact(3).map(move |pixel| pixel[channel]);
+    (0..3).flat_map(plane).collect()
 }
 
 /// Bytes 0–255 to the numbers that a network sees, per channel.
@@ -355,6 +360,9 @@ impl Loader {
             .collect()
     }
 }
+
+#[cfg(feature = "turbojpeg")]
+mod turbo;
 
 #[cfg(test)]
 mod tests;

@@ -3,12 +3,12 @@
 //! Whoever shrinks a photograph to a network's input throws away most of what a general decoder made: blocks outside the
 //! crop, colours at full resolution, their conversion to RGB. Here the blocks' samples stay planes of Y, Cb and Cr, every
 //! plane is resized from its own resolution, and only the resized pixels become RGB. All of it is linear, so the result
-//! is that of decoding in full, interpolating colours as libjpeg does and resizing as Pillow does, to ±1 of 255 (more only
-//! where colours beyond 0–255 would have been cut before resizing).
+//! is that of decoding in full, interpolating colours as libjpeg does and resizing as Pillow does: on photographs 0.2 of 255
+//! apart on average and within 1 for 99.6 % of the bytes; more where colours beyond 0–255 would have been cut before resizing.
 //!
-//! From four times the input's size on, blocks are decoded to means of 2 × 2 (8 ×: 4 × 4, 16 ×: 8 × 8) samples, and a mean gets the
-//! weight of its samples. That smooths a little more: on photographs pixels differ by 0.3–0.5 of 255 on average from a resize
-//! of all samples, at most by about 5. Training and serving go the same way, so they see the same.
+//! From eight times the input's size on, blocks are decoded to means of 2 × 2 (16 ×: 4 × 4, 32 ×: 8 × 8) samples, and a mean gets
+//! the weight of its samples. That smooths a little more: by less than 3 % of a wave's height. Training and serving go the same
+//! way, so they see the same.
 //!
 //! Common means: baseline (sequential, Huffman, 8 bits), grey or Y Cb Cr, colours in full or half resolution, one scan. For
 //! anything else, and for anything that looks damaged, this module says `None`: the general decoder of
@@ -30,7 +30,7 @@ use resample::{Plane, Rows};
 use crate::image::{Cutout, Window};
 
 /// Reduction that is left to the resizing's own filter when blocks are decoded to means.
-const LEFT_TO_FILTER: f64 = 2.0;
+const LEFT_TO_FILTER: f64 = 4.0;
 
 /// Decodes one image after the other in the same memory.
 #[derive(Debug)]
