@@ -1,6 +1,7 @@
 //! Encoded images to pixels, pixels to the model's input.
 //!
-//! JPEG by zune-jpeg, PNG and WebP by `image`. Hard limits on bytes and pixels are checked before memory is taken, so a
+//! JPEG by zune-jpeg (grey and colour by libjpeg-turbo with the feature `turbojpeg`), PNG and WebP by `image`; what becomes a network's input goes through [`crate::jpeg`] first, which makes
+//! the small picture of a common JPEG several times as fast. Hard limits on bytes and pixels are checked before memory is taken, so a
 //! hostile file costs at most [`MAX_PIXELS`] × 3 bytes and its decoder's own buffers. A truncated image is an
 //! error, not a half-grey picture. Grey and CMYK become RGB, 16 bits become 8, transparency is laid over white; EXIF
 //! orientation and colour profiles are ignored.
@@ -8,6 +9,7 @@
 //! Resizing is bilinear with the filter's support scaled by the reduction (antialiased), as Pillow and
 //! torchvision do by default; numbers agree with Pillow's to ±1 of 255.
 
+use std::cell::RefCell;
 use std::io::Cursor;
 
 use fast_image_resize::images::{TypedImage, TypedImageRef};
@@ -22,6 +24,7 @@ use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
 use crate::guard::guarded;
+use crate::jpeg::{Decoder, Header};
 
 /// Most bytes of an encoded image.
 pub const MAX_IMAGE_BYTES: usize = 32 << 20;
@@ -78,12 +81,7 @@ pub struct Rgb8 {
 
 /// Decodes a JPEG, PNG or WebP in full.
 pub fn decode_rgb(bytes: &[u8]) -> Result<Rgb8, ImageError> {
-    if bytes.is_empty() {
-        return Err(ImageError::Empty);
-    }
-    if bytes.len() > MAX_IMAGE_BYTES {
-        return Err(ImageError::TooManyBytes { bytes: bytes.len() });
-    }
+    check_bytes(bytes)?;
     let format = image::guess_format(bytes).map_err(|_| ImageError::Format)?;
     let panicked = |detail| ImageError::Damaged { format: format.to_mime_type(), detail };
     guarded(|| decode(bytes, format)).map_err(panicked)?
@@ -98,6 +96,14 @@ fn decode(bytes: &[u8], format: ImageFormat) -> Result<Rgb8, ImageError> {
         }
         ImageFormat::WebP => decode_with("WebP", image::codecs::webp::WebPDecoder::new(Cursor::new(bytes))),
         _ => Err(ImageError::Format),
+    }
+}
+
+fn check_bytes(bytes: &[u8]) -> Result<(), ImageError> {
+    match bytes.len() {
+        0 => Err(ImageError::Empty),
+        bytes if bytes > MAX_IMAGE_BYTES => Err(ImageError::TooManyBytes { bytes }),
+        _ => Ok(()),
     }
 }
 
@@ -125,6 +131,11 @@ fn decode_jpeg(bytes: &[u8]) -> Result<Rgb8, ImageError> {
     let info = decoder.info().ok_or_else(|| damaged("no header".into()))?;
     check_size(u64::from(info.width), u64::from(info.height))?;
     let (width, height) = (u32::from(info.width), u32::from(info.height));
+    #[cfg(feature = "turbojpeg")]
+    if info.components < 4 {
+        let pixels = turbo::decode(bytes, width as usize, height as usize).map_err(|e| damaged(e.to_string()))?;
+        return Ok(Rgb8 { width, height, pixels });
+    }
     let pixels = decoder.decode().map_err(|e| damaged(e.to_string()))?;
     if pixels.len() != 3 * width as usize * height as usize {
         return Err(damaged(format!("{} bytes of pixels for {width}×{height}", pixels.len())));
@@ -192,13 +203,22 @@ pub(crate) fn window_of(crop: Crop, width: u32, height: u32) -> Window {
     }
 }
 
+/// A part of an image and the size that it gets.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Cutout {
+    pub window: Window,
+    /// In pixels of the result.
+    pub width: usize,
+    pub height: usize,
+}
+
 /// A window of an image as `width × height` RGB bytes. Pixels outside the window take part at its edges.
-pub(crate) fn resize(image: &Rgb8, window: Window, width: u32, height: u32) -> Vec<u8> {
+pub(crate) fn resize(image: &Rgb8, Cutout { window, width, height }: Cutout) -> Vec<u8> {
     let source = TypedImageRef::<U8x3>::from_buffer(image.width, image.height, &image.pixels)
         .expect("an Rgb8 has three bytes per pixel");
-    let mut pixels = vec![0; 3 * width as usize * height as usize];
-    let mut target =
-        TypedImage::<U8x3>::from_buffer(width, height, &mut pixels).expect("three bytes per pixel were allocated");
+    let mut pixels = vec![0; 3 * width * height];
+    let mut target = TypedImage::<U8x3>::from_buffer(width as u32, height as u32, &mut pixels)
+        .expect("three bytes per pixel were allocated");
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).crop(
         window.left,
         window.top,
@@ -210,21 +230,83 @@ pub(crate) fn resize(image: &Rgb8, window: Window, width: u32, height: u32) -> V
     pixels
 }
 
+/// A thread's memory, used again for every image.
+struct Workbench {
+    decoder: Decoder,
+    /// Planes of R, G, B.
+    planes: Vec<u8>,
+}
+
+impl Workbench {
+    fn new() -> Self {
+        Self { decoder: Decoder::new(), planes: Vec::new() }
+    }
+}
+
+/// Larger images do not leave their memory behind in every thread.
+const KEPT_PIXELS: usize = 4_000_000;
+
+thread_local! {
+    static WORKBENCH: RefCell<Workbench> = RefCell::new(Workbench::new());
+}
+
+/// Decodes an image, cuts out what `choose` says for its width and height, resizes it, and hands the planes of R, G and B to
+/// `take` with what else `choose` said.
+pub(crate) fn cut_out<C, T>(
+    bytes: &[u8],
+    choose: impl Fn(u32, u32) -> (Cutout, C),
+    take: impl FnOnce(C, &[u8]) -> T,
+) -> Result<T, ImageError> {
+    check_bytes(bytes)?;
+    let drawn = WORKBENCH.with_borrow_mut(|bench| match draw(bench, bytes, &choose) {
+        Some(chosen) => Ok(take(chosen, &bench.planes)),
+        None => Err(take),
+    });
+    let take = match drawn {
+        Ok(taken) => return Ok(taken),
+        Err(take) => take,
+    };
+    let image = decode_rgb(bytes)?;
+    let (cutout, chosen) = choose(image.width, image.height);
+    Ok(take(chosen, &split(&resize(&image, cutout))))
+}
+
+/// The fast way for common JPEGs; `None` for all else.
+fn draw<C>(bench: &mut Workbench, bytes: &[u8], choose: impl Fn(u32, u32) -> (Cutout, C)) -> Option<C> {
+    let header = Header::parse(bytes)?;
+    check_size(header.width as u64, header.height as u64).ok()?;
+    let (cutout, chosen) = choose(header.width as u32, header.height as u32);
+    let Workbench { decoder, planes } = bench;
+    let drawn = guarded(|| decoder.draw(bytes, &header, &cutout, planes));
+    if drawn.is_err() || header.width * header.height > KEPT_PIXELS {
+        *decoder = Decoder::new();
+    }
+    drawn.ok().flatten().map(|()| chosen)
+}
+
+/// R G B R G B … into planes.
+fn split(pixels: &[u8]) -> Vec<u8> {
+    let plane = |channel: usize| pixels.chunks_exact(3).map(move |pixel| pixel[channel]);
+    (0..3).flat_map(plane).collect()
+}
+
 /// Bytes 0–255 to the numbers that a network sees, per channel.
 #[derive(Debug, Clone)]
 pub(crate) struct Normaliser {
-    tables: [[f32; 256]; 3],
+    scale: [f32; 3],
+    shift: [f32; 3],
 }
 
 impl Normaliser {
     pub(crate) fn new(p: &Preprocessing) -> Self {
-        let value = |channel: usize, byte: usize| (byte as f32 / 255.0 - p.mean[channel]) / p.std[channel];
-        Self { tables: std::array::from_fn(|channel| std::array::from_fn(|byte| value(channel, byte))) }
+        let scale = std::array::from_fn(|channel| 1.0 / (255.0 * p.std[channel]));
+        Self { scale, shift: std::array::from_fn(|channel| -p.mean[channel] / p.std[channel]) }
     }
 
-    /// One byte of a channel.
-    pub(crate) fn of(&self, channel: usize, byte: u8) -> f32 {
-        self.tables[channel][usize::from(byte)]
+    /// Bytes of a channel.
+    pub(crate) fn write(&self, channel: usize, bytes: &[u8], out: &mut [f32]) {
+        let (scale, shift) = (self.scale[channel], self.shift[channel]);
+        out.iter_mut().zip(bytes).for_each(|(out, byte)| *out = f32::from(*byte) * scale + shift);
     }
 }
 
@@ -254,16 +336,14 @@ impl Loader {
     /// When `out` has another length.
     pub fn load(&self, bytes: &[u8], out: &mut [f32]) -> Result<(), ImageError> {
         assert_eq!(out.len(), self.input_len(), "out must hold one image");
-        let image = decode_rgb(bytes)?;
-        let window = window_of(self.crop, image.width, image.height);
-        let pixels = resize(&image, window, self.px, self.px);
-        let plane = out.len() / 3;
-        for (channel, plane) in out.chunks_exact_mut(plane).enumerate() {
-            for (value, pixel) in plane.iter_mut().zip(pixels.chunks_exact(3)) {
-                *value = self.normaliser.of(channel, pixel[channel]);
+        let px = self.px as usize;
+        let square =
+            |width, height| (Cutout { window: window_of(self.crop, width, height), width: px, height: px }, ());
+        cut_out(bytes, square, |(), planes| {
+            for (channel, (plane, out)) in planes.chunks_exact(px * px).zip(out.chunks_exact_mut(px * px)).enumerate() {
+                self.normaliser.write(channel, plane, out);
             }
-        }
-        Ok(())
+        })
     }
 
     /// [`Loader::load`] of many images on all cores; `out` holds them one after the other. What stands in the
@@ -280,6 +360,9 @@ impl Loader {
             .collect()
     }
 }
+
+#[cfg(feature = "turbojpeg")]
+mod turbo;
 
 #[cfg(test)]
 mod tests;

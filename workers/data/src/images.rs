@@ -10,7 +10,7 @@ use likeness_contract::settings::{Crop, Preprocessing};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::image::{self, ImageError, Normaliser, Rgb8, Window};
+use crate::image::{self, Cutout, ImageError, Normaliser, Window};
 use crate::sampling::Augment;
 
 /// Memory for decoded images unless told otherwise: CelebA at 64 px takes 2.8 GB.
@@ -143,17 +143,22 @@ impl Canvas {
         3 * self.side() * self.side()
     }
 
-    /// Decodes and resizes an image into a canvas.
+    /// Decodes and resizes an image into a canvas: planes of R, G and B.
     fn draw(self, bytes: &[u8], canvas: &mut [u8]) -> std::result::Result<(), ImageError> {
-        let image = image::decode_rgb(bytes)?;
-        let window = image::window_of(self.crop, image.width, image.height);
-        let (left, right) = self.real_margins(window.left, window.width, image.width);
-        let (top, bottom) = self.real_margins(window.top, window.height, image.height);
-        let wider = self.widen(window, &image, (left, right), (top, bottom));
-        let (width, height) = (left + self.px + right, top + self.px + bottom);
-        let pixels = image::resize(&image, wider, width as u32, height as u32);
-        self.repeat_edges(&pixels, (width, height), (self.margin - left, self.margin - top), canvas);
-        Ok(())
+        let choose = |width, height| {
+            let window = image::window_of(self.crop, width, height);
+            let (left, right) = self.real_margins(window.left, window.width, width);
+            let (top, bottom) = self.real_margins(window.top, window.height, height);
+            let wider = self.widen(window, (width, height), (left, right), (top, bottom));
+            let cutout = Cutout { window: wider, width: left + self.px + right, height: top + self.px + bottom };
+            (cutout, (cutout, (self.margin - left, self.margin - top)))
+        };
+        image::cut_out(bytes, choose, |(cutout, at), planes| {
+            let (size, side) = (cutout.width * cutout.height, self.side());
+            for (plane, canvas) in planes.chunks_exact(size).zip(canvas.chunks_exact_mut(side * side)) {
+                self.repeat_edges(plane, (cutout.width, cutout.height), at, canvas);
+            }
+        })
     }
 
     /// Whole output pixels that the image itself offers before and behind the window, at most the margin.
@@ -164,27 +169,24 @@ impl Canvas {
         (pixels(start), pixels(behind))
     }
 
-    fn widen(self, window: Window, image: &Rgb8, x: (usize, usize), y: (usize, usize)) -> Window {
+    fn widen(self, window: Window, image: (u32, u32), x: (usize, usize), y: (usize, usize)) -> Window {
         let widen = |start: f64, length: f64, (before, behind): (usize, usize), limit: u32| {
             let scale = length / self.px as f64;
             let start = (start - before as f64 * scale).max(0.0);
             (start, ((before + self.px + behind) as f64 * scale).min(f64::from(limit) - start))
         };
-        let (left, width) = widen(window.left, window.width, x, image.width);
-        let (top, height) = widen(window.top, window.height, y, image.height);
+        let (left, width) = widen(window.left, window.width, x, image.0);
+        let (top, height) = widen(window.top, window.height, y, image.1);
         Window { left, top, width, height }
     }
 
-    /// Lays `pixels` into the canvas at `at` and repeats its edges around it.
-    fn repeat_edges(self, pixels: &[u8], (width, height): (usize, usize), at: (usize, usize), canvas: &mut [u8]) {
-        let side = self.side();
-        for (y, line) in canvas.chunks_exact_mut(3 * side).enumerate() {
-            let from = y.saturating_sub(at.1).min(height - 1) * width * 3;
-            let source = &pixels[from..from + width * 3];
-            for (x, pixel) in line.chunks_exact_mut(3).enumerate() {
-                let from = x.saturating_sub(at.0).min(width - 1) * 3;
-                pixel.copy_from_slice(&source[from..from + 3]);
-            }
+    /// Lays a plane into the canvas's at `at` and repeats its edges around it.
+    fn repeat_edges(self, plane: &[u8], (width, height): (usize, usize), at: (usize, usize), canvas: &mut [u8]) {
+        for (y, line) in canvas.chunks_exact_mut(self.side()).enumerate() {
+            let source = &plane[y.saturating_sub(at.1).min(height - 1) * width..][..width];
+            line[..at.0].fill(source[0]);
+            line[at.0..at.0 + width].copy_from_slice(source);
+            line[at.0 + width..].fill(source[width - 1]);
         }
     }
 
@@ -197,17 +199,13 @@ impl Canvas {
     /// The augmented window of a canvas as numbers, channel by channel.
     fn read(self, canvas: &[u8], augment: Augment, normaliser: &Normaliser, out: &mut [f32]) {
         let (left, top) = (self.offset(augment.dx), self.offset(augment.dy));
-        let plane = self.px * self.px;
-        for y in 0..self.px {
-            let from = 3 * ((top + y) * self.side() + left);
-            let line = &canvas[from..from + 3 * self.px];
-            for channel in 0..3 {
-                let out = &mut out[channel * plane + y * self.px..][..self.px];
-                let values = line.chunks_exact(3).map(|pixel| normaliser.of(channel, pixel[channel]));
+        let (side, px) = (self.side(), self.px);
+        for (channel, (canvas, out)) in canvas.chunks_exact(side * side).zip(out.chunks_exact_mut(px * px)).enumerate()
+        {
+            for (line, out) in canvas.chunks_exact(side).skip(top).zip(out.chunks_exact_mut(px)) {
+                normaliser.write(channel, &line[left..left + px], out);
                 if augment.mirror {
-                    out.iter_mut().rev().zip(values).for_each(|(out, value)| *out = value);
-                } else {
-                    out.iter_mut().zip(values).for_each(|(out, value)| *out = value);
+                    out.reverse();
                 }
             }
         }

@@ -3,7 +3,8 @@
 //! * [`source`] reads what users have (CelebA as distributed, CelebA-style Parquet): a scan lists the rows
 //!   without touching images, reading takes some of these rows and checks every image by decoding it.
 //! * [`rows`] is the scan as bytes, [`part`] a dataset part as bytes; both are Parquet.
-//! * [`image`] turns encoded bytes into pixels and pixels into the model's input.
+//! * [`image`] turns encoded bytes into pixels and pixels into the model's input; common JPEGs go straight there by a
+//!   decoder of our own (`jpeg`).
 //! * [`images`] holds a training set in memory; [`sampling`] draws triplets.
 //!
 //! Invariants. Images keep their own bytes until they become an input. Everything random is a pure function
@@ -16,6 +17,7 @@ mod error;
 mod guard;
 pub mod image;
 pub mod images;
+mod jpeg;
 pub mod part;
 mod random;
 pub mod rows;

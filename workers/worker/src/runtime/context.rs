@@ -1,7 +1,7 @@
 //! What a task and the search service get to work with.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use likeness_contract::documents::ObjectRef;
@@ -18,6 +18,9 @@ use super::lease::Lease;
 use crate::args::Settings;
 use crate::cache::Cache;
 use crate::error::TaskError;
+
+/// What a context outside of any runtime keeps of parts and shards.
+const CACHE_ALONE_BYTES: u64 = 1 << 30;
 
 /// How far a task is, for people.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +71,14 @@ impl TaskContext {
         let Shared { store, device, cache, worker } = shared.clone();
         let device = device.metered();
         Self { store, device, cache, worker, message, spec, lease, progress }
+    }
+
+    /// A context outside of any runtime, for benches: no broker, and a lease of a day.
+    pub fn alone(store: Store, device: DeviceThread, worker: WorkerId, message: TaskMessage, spec: JobSpec) -> Self {
+        let cache = Arc::new(Cache::new(store.clone(), CACHE_ALONE_BYTES));
+        let lease = Arc::new(Lease::new(Instant::now(), Duration::from_secs(24 * 3600)));
+        let shared = Shared { store, device, cache, worker };
+        Self::new(&shared, Arc::new(message), Arc::new(spec), lease, watch::Sender::new(None))
     }
 
     /// The message that is being worked on.
