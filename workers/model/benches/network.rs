@@ -137,7 +137,7 @@ fn measure(Arguments { work, repetitions, threads, winograd }: Arguments) -> ser
     let mut times: Vec<f64> = (0..repetitions.max(1)).map(|_| time_ms()).collect();
     times.sort_by(f64::total_cmp);
     serde_json::json!({
-        "engine": "likeness",
+        "engine": "Likeness",
         "work": work.name,
         "winograd": format!("{winograd:?}").to_lowercase(),
         "median_ms": times[times.len() / 2],

@@ -179,7 +179,7 @@ impl World {
     /// Milliseconds of the task and of the forward passes alone. The model is loaded before, the part is read in the task.
     async fn repetition(&self, number: usize) -> Result<(f64, f64)> {
         let cx = self.task(number)?;
-        let model = cx.cache.model(&self.model, self.device.device()).await?;
+        let model = cx.cache.model(&self.model, &self.device).await?;
         let started = Instant::now();
         let output = likeness_worker::job::run(&cx).await?;
         let task = started.elapsed();
