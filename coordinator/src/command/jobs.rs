@@ -9,7 +9,7 @@ use likeness_link::client::Client;
 use crate::command::Global;
 use crate::command::exit::{Exit, Outcome};
 use crate::command::output::{self, Table, line, moment, span};
-use crate::command::progress::phases;
+use crate::command::progress::{Phase, phases};
 use crate::command::{follow, progress, status, summary};
 
 /// Subcommands of `likeness jobs`.
@@ -132,8 +132,7 @@ fn print(detail: &JobDetail) {
 
 /// Why nobody is at a job that runs.
 fn waits(detail: &JobDetail, workers: &[Presence]) -> Option<String> {
-    let kind = phases(detail).into_iter().find(|phase| !phase.is_complete())?.kind;
-    let device = detail.spec.device;
+    let Phase { kind, device, .. } = phases(detail).into_iter().find(|phase| !phase.is_complete())?;
     let able = workers.iter().filter(|worker| status::takes(worker, kind, device)).count();
     let needed = progress::worker_for(kind, device);
     Some(match able {

@@ -40,6 +40,8 @@ pub struct Phase {
     pub at_hand: usize,
     /// What a worker says of the task at hand.
     pub note: String,
+    /// Class of device that its next task asks for.
+    pub device: DeviceClass,
 }
 
 impl Phase {
@@ -87,7 +89,17 @@ fn phase(detail: &JobDetail, kind: TaskKind) -> Option<Phase> {
     let expected = tasks + stages.iter().filter(|stage| stage.tasks == 0).count() as u64;
     let share = ((done as f64 + begun) / expected.max(1) as f64).min(1.0);
     let note = active.iter().map(|task| task.note.as_str()).find(|note| !note.is_empty()).unwrap_or_default();
-    Some(Phase { kind, done, tasks, open_ended, share, at_hand: active.len(), note: note.to_string() })
+    let next = stages.iter().find(|stage| stage.tasks == 0 || stage.done < stage.tasks);
+    let device = next.map_or(DeviceClass::Any, |stage| device_of(&stage.name, detail.spec.device));
+    Some(Phase { kind, done, tasks, open_ended, share, at_hand: active.len(), note: note.to_string(), device })
+}
+
+/// The job's class for what computes on images or tensors, any for the rest: as the coordinator plans it.
+fn device_of(stage: &str, asked: DeviceClass) -> DeviceClass {
+    match stage.rsplit(' ').next() {
+        Some("scan" | "dataset" | "generation" | "queries" | "gate") => DeviceClass::Any,
+        _ => asked,
+    }
 }
 
 fn fraction(done: u64, of: u64) -> f64 {
@@ -223,7 +235,7 @@ impl Display {
             let meter = self.meters.entry(phase.kind).or_insert_with(|| Meter::new(now, phase.share));
             meter.observe(now, gained.get(&phase.kind).copied().unwrap_or(0), &phase);
             let waits = !phase.is_complete() && meter.waits(now);
-            let text = describe(&phase, meter, detail.spec.device, now);
+            let text = describe(&phase, meter, now);
             self.show(&phase, &text);
             if !phase.is_complete() {
                 current = Some((phase.kind, waits, text));
@@ -290,7 +302,7 @@ fn new_bar(kind: TaskKind) -> ProgressBar {
 }
 
 /// `45/118 tasks · 3.1 steps/s · 1 min 20 s left · loss 0.093`
-fn describe(phase: &Phase, meter: &Meter, device: DeviceClass, now: Instant) -> String {
+fn describe(phase: &Phase, meter: &Meter, now: Instant) -> String {
     let mut parts = vec![format!("{}/{}{} tasks", phase.done, phase.tasks, if phase.open_ended { "+" } else { "" })];
     if phase.is_complete() {
         let took = now.duration_since(meter.first.0);
@@ -300,7 +312,7 @@ fn describe(phase: &Phase, meter: &Meter, device: DeviceClass, now: Instant) -> 
         return parts.join(" · ");
     }
     if meter.waits(now) {
-        parts.push(format!("waiting for {}", worker_for(phase.kind, device)));
+        parts.push(format!("waiting for {}", worker_for(phase.kind, phase.device)));
         return parts.join(" · ");
     }
     let rate = meter.units_per_s.filter(|rate| *rate > 0.0).zip(unit(phase.kind));
@@ -445,17 +457,17 @@ pub mod tests {
             share: 0.25,
             at_hand: 1,
             note: note.into(),
+            device: DeviceClass::Any,
         };
         let training = phase(TaskKind::Train, "loss 0.093, 402 images/s");
         meter.observe(now, 31, &training);
-        let text = |phase: &Phase, meter: &Meter, now| describe(phase, meter, DeviceClass::Any, now);
-        assert_eq!(text(&training, &meter, now), "1/4 tasks · 30 s left · loss 0.093, 402 images/s");
+        assert_eq!(describe(&training, &meter, now), "1/4 tasks · 30 s left · loss 0.093, 402 images/s");
         let embedding = phase(TaskKind::Embed, "2 images/s");
-        assert_eq!(text(&embedding, &meter, now), "1/4 tasks · 3.1 images/s · 30 s left");
+        assert_eq!(describe(&embedding, &meter, now), "1/4 tasks · 3.1 images/s · 30 s left");
         meter.observe(now, 0, &Phase { at_hand: 0, ..embedding.clone() });
         let later = now + Duration::from_secs(6);
-        assert_eq!(text(&embedding, &meter, later), "1/4 tasks · waiting for a worker that embeds");
-        let on_cuda = describe(&embedding, &meter, DeviceClass::Cuda, later);
+        assert_eq!(describe(&embedding, &meter, later), "1/4 tasks · waiting for a worker that embeds");
+        let on_cuda = describe(&Phase { device: DeviceClass::Cuda, ..embedding }, &meter, later);
         assert_eq!(on_cuda, "1/4 tasks · waiting for a worker that embeds on cuda");
     }
 
@@ -478,6 +490,18 @@ pub mod tests {
         let stages = [("init", 1, 1), ("model", 1, 1), ("embed", 0, 4), ("queries", 0, 1)];
         let kinds: Vec<TaskKind> = shown(phases(&detail(&stages, &[]))).iter().map(|phase| phase.kind).collect();
         assert_eq!(kinds, [TaskKind::Train, TaskKind::Embed]);
+    }
+
+    #[test]
+    fn only_what_computes_waits_for_the_class_of_device_asked_for() {
+        let asks = |stages: &[(&str, u64, u64)]| {
+            let mut detail = detail(stages, &[]);
+            detail.spec.device = DeviceClass::Cuda;
+            phases(&detail)[0].device
+        };
+        assert_eq!(asks(&[("scan", 0, 1), ("parts", 0, 0)]), DeviceClass::Any);
+        assert_eq!(asks(&[("scan", 1, 1), ("parts", 1, 2)]), DeviceClass::Cuda);
+        assert_eq!(asks(&[("baseline embed", 2, 2), ("baseline generation", 0, 1)]), DeviceClass::Any);
     }
 
     #[test]
