@@ -3,7 +3,7 @@
 mod watch;
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use likeness_contract::documents::{DatasetManifest, Release};
 use likeness_contract::ids::{JobId, Name};
@@ -25,6 +25,8 @@ const PROMOTION_TIMEOUT: Duration = Duration::from_secs(600);
 const RECONCILE_TIMEOUT: Duration = Duration::from_secs(120);
 /// What an answer may take beyond the deadline that the searcher keeps to.
 const SEARCH_SLACK: Duration = Duration::from_secs(1);
+/// How long it may last that nobody takes searches.
+const NOBODY_THERE: Duration = Duration::from_secs(1);
 
 /// A connection to the coordinator, the searchers and the store.
 #[derive(Debug, Clone)]
@@ -204,17 +206,23 @@ impl Client {
         }
     }
 
-    /// Asks the searchers.
+    /// Asks the searchers. For a moment in which none is there, because one leaves as another comes, it waits.
     pub async fn search(&self, request: &SearchRequest) -> ClientResult<SearchResults> {
         let timeout = Duration::from_millis(request.deadline_ms.into()) + SEARCH_SLACK;
-        match self.bus.request(subjects::SEARCH.into(), request, timeout).await {
-            Ok(SearchReply::Found(results)) => Ok(*results),
-            Ok(SearchReply::Error(error)) => Err(ClientError::Search(error)),
-            Err(error) if error.kind == ErrorKind::Unreachable && self.bus.is_connected() => {
-                let what = format!("no searcher is running at `{}`", self.bus.address());
-                Err(Error::new(ErrorKind::Unreachable, what).because(error).into())
+        let asked = Instant::now();
+        loop {
+            match self.bus.request(subjects::SEARCH.into(), request, timeout).await {
+                Ok(SearchReply::Found(results)) => return Ok(*results),
+                Ok(SearchReply::Error(error)) => return Err(ClientError::Search(error)),
+                Err(error) if error.kind == ErrorKind::Unreachable && self.bus.is_connected() => {
+                    if asked.elapsed() >= NOBODY_THERE {
+                        let what = format!("no searcher is running at `{}`", self.bus.address());
+                        return Err(Error::new(ErrorKind::Unreachable, what).because(error).into());
+                    }
+                    tokio::time::sleep(NOBODY_THERE / 10).await;
+                }
+                Err(error) => return Err(error.into()),
             }
-            Err(error) => Err(error.into()),
         }
     }
 }

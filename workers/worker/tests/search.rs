@@ -491,7 +491,8 @@ async fn a_damaged_shard_is_named_and_the_rest_answers() {
     let question = request(vec![attributes(&["Smiling"], &[])]);
     let all_others = |results: &SearchResults| results.coverage.shards == SHARDS - 1;
     let results = until(async || bench.ask(&question).await.ok().filter(all_others)).await;
-    assert_eq!(results.coverage.reasons, ["shard 2: no searcher holds it in generation `g1`"]);
+    let [reason] = results.coverage.reasons.as_slice() else { panic!("{:?}", results.coverage) };
+    assert!(reason.starts_with("shard 2: `a`: ") && reason.contains("is damaged"), "{reason}");
     let troubles = bench.placements().await[0].troubles.clone();
     assert!(troubles.len() == 1 && troubles[0].contains(damaged.as_str()), "{troubles:?}");
 }
