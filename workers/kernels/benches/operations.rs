@@ -203,8 +203,20 @@ fn elementwise(batch: usize, seconds: f64) {
         3 * len,
         time(seconds, || scale_shift(&y, &factors, &factors, Some(&g[..]), true, &mut z)),
     );
+    // Not in place: repeated, that would shrink the gradient to denormal numbers.
+    let mut dy = values(dims.len());
     let backward = || {
-        norm_backward(&y, Some(&z[..]), &mut g, &factors, &factors, &factors, None, &mut dgamma, &mut dbeta);
+        norm_backward(
+            &y,
+            Some(&z[..]),
+            &mut g,
+            &factors,
+            &factors,
+            &factors,
+            Some(&mut dy[..]),
+            &mut dgamma,
+            &mut dbeta,
+        );
     };
     show("norm_backward", 7 * len, time(seconds, backward));
     show("max_pool", len, time(seconds, || max_pool_3x3_s2(&y, dims, &mut small, Some(&mut index[..]))));
