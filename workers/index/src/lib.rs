@@ -15,17 +15,18 @@
 
 mod buffer;
 mod cancel;
+mod codes;
 mod error;
 mod file;
-mod first_pass;
+mod kernels;
 mod pages;
 mod rows;
-mod scan;
+mod search;
 mod shard;
 
 pub use cancel::Cancel;
 pub use error::{Error, ErrorKind, Result};
 pub use file::{decode_shard, encode_shard};
 pub use rows::ShardRows;
-pub use scan::{top_k, top_k_batch};
+pub use search::{top_k, top_k_batch};
 pub use shard::Shard;

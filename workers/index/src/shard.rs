@@ -4,9 +4,11 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use crate::buffer::Embeddings;
+use crate::buffer::{Embeddings, LINE, write_rows};
+use crate::codes::Codes;
 use crate::error::{Error, Result};
-use crate::file::{ShardFile, floats};
+use crate::file::ShardFile;
+use crate::kernels::Isa;
 use crate::rows::{ShardRows, check_embedding, order_of_ids};
 
 /// N rows of one generation: aligned embeddings, columns, and an order of the ids for look-ups.
@@ -18,6 +20,8 @@ pub struct Shard {
     attributes: usize,
     /// Rows in the order of their ids' bytes.
     by_id: Vec<u32>,
+    /// What a fast search reads.
+    codes: Option<Codes>,
 }
 
 impl Shard {
@@ -25,9 +29,14 @@ impl Shard {
     pub fn new(number: u32, mut rows: ShardRows, dim: usize, attributes: usize) -> Result<Self> {
         rows.check(dim, attributes)?;
         let mut embeddings = Embeddings::zeroed(rows.len(), dim)?;
-        embeddings.write(0, std::mem::take(&mut rows.embeddings).into_iter());
+        let values = std::mem::take(&mut rows.embeddings);
+        for (padded, row) in
+            embeddings.values_mut().chunks_exact_mut(dim.next_multiple_of(LINE)).zip(values.chunks_exact(dim))
+        {
+            padded[..dim].copy_from_slice(row);
+        }
         let by_id = order_of_ids(&rows.item_ids)?;
-        Ok(Self { number, embeddings, columns: rows, attributes, by_id })
+        Ok(Self { number, embeddings, columns: rows, attributes, by_id, codes: None })
     }
 
     /// Reads a file straight into aligned memory; the same checks as [`crate::decode_shard`].
@@ -36,7 +45,7 @@ impl Shard {
         let columns = file.columns()?;
         let mut embeddings = Embeddings::zeroed(file.rows(), dim)?;
         file.embeddings(|at, values| {
-            embeddings.write(at, floats(values));
+            write_rows(embeddings.values_mut(), dim, at, values);
             Ok(())
         })?;
         for (row, item) in columns.item_ids.iter().enumerate() {
@@ -44,7 +53,13 @@ impl Shard {
         }
         columns.check_codes(attributes).map_err(Error::in_file)?;
         let by_id = order_of_ids(&columns.item_ids).map_err(Error::in_file)?;
-        Ok(Self { number, embeddings, columns, attributes, by_id })
+        Ok(Self { number, embeddings, columns, attributes, by_id, codes: None })
+    }
+
+    /// Quantises the rows for fast searches, on the current rayon pool; without that a search reads all rows.
+    pub fn with_codes(mut self) -> Result<Self> {
+        self.codes = Codes::build(&self.embeddings, self.rows(), Isa::best())?;
+        Ok(self)
     }
 
     /// Its number in the generation.
@@ -106,10 +121,19 @@ impl Shard {
         found.ok().map(|at| self.by_id[at])
     }
 
-    /// Bytes of memory that the rows take, ids estimated by their lengths.
+    /// Bytes of memory that the rows take with their codes, ids estimated by their lengths.
     pub fn bytes(&self) -> usize {
         let ids: usize = self.columns.item_ids.iter().map(|id| id.len() + size_of::<String>()).sum();
-        self.rows() * (self.embeddings.stride() * 4 + self.attributes + 45) + ids
+        self.rows() * (self.embeddings.stride() * 4 + self.attributes + 45) + ids + self.code_bytes()
+    }
+
+    /// Bytes of memory that the codes take, of [`Self::bytes`]; 0 without codes.
+    pub fn code_bytes(&self) -> usize {
+        self.codes.as_ref().map_or(0, Codes::bytes)
+    }
+
+    pub(crate) fn codes(&self) -> Option<&Codes> {
+        self.codes.as_ref()
     }
 
     pub(crate) fn padded(&self) -> &Embeddings {
