@@ -2,7 +2,7 @@
 //!
 //! `cargo bench -p likeness-index --bench search -- DATA [--threads 1,2] [--only PART] [--repetitions N] [--write FOLDER]`
 //! prints one line of JSON for every work. DATA is `clustered` (1,000,000 × 300, made here, the same each time),
-//! `clustered-small`, or a folder with `base.npy` and `query.npy` (f32, unit rows), where other engines find the same vectors
+//! `clustered-small`, `hostile` (rows that no code of few bits can tell apart), or a folder with `base.npy` and `query.npy` (f32, unit rows), where other engines find the same vectors
 //! after `--write`. Answers are compared with those of the plain scan before anything is timed.
 
 #![allow(clippy::print_stdout, reason = "a bench prints its figures")]
@@ -82,6 +82,7 @@ fn search(settings: &Settings, base: Matrix, queries: &[&[f32]], shape: &str) {
     let answer =
         |shard: &Shard, queries: &[&[f32]]| top_k_batch(&[shard], queries, 100, &Cancel::new()).expect("an answer");
     let expected = answer(&plain, checked);
+    all_works(settings, "Likeness plain scan", &plain, queries, shape, &WORKS[..1]);
     let started = Instant::now();
     let shard = plain.with_codes().expect("memory");
     let (build_ms, rows) = (1e3 * started.elapsed().as_secs_f64(), shard.rows() as f64);
@@ -93,15 +94,27 @@ fn search(settings: &Settings, base: Matrix, queries: &[&[f32]], shape: &str) {
     );
     assert_eq!(answer(&shard, checked), expected, "the answers of the plain scan");
     assert_eq!(answer(&shard, queries)[..checked.len()], expected, "the answers of the plain scan");
+    all_works(settings, "Likeness", &shard, queries, shape, &WORKS);
+}
+
+/// Times the works on every number of threads.
+fn all_works(
+    settings: &Settings,
+    engine: &str,
+    shard: &Shard,
+    queries: &[&[f32]],
+    shape: &str,
+    works: &[(usize, usize)],
+) {
     for &threads in &settings.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
-        for (batch, k) in WORKS {
+        for &(batch, k) in works {
             let work = format!("exact-{shape}-b{batch}-k{k}");
             if batch <= queries.len() && work.contains(&settings.only) {
                 let search = |queries: &[&[f32]]| {
-                    pool.install(|| top_k_batch(&[&shard], queries, k, &Cancel::new())).expect("an answer");
+                    pool.install(|| top_k_batch(&[shard], queries, k, &Cancel::new())).expect("an answer");
                 };
-                measure(&work, batch, threads, settings.repetitions, queries, search);
+                measure((engine, work.as_str()), batch, threads, settings.repetitions, queries, search);
             }
         }
     }
@@ -109,14 +122,14 @@ fn search(settings: &Settings, base: Matrix, queries: &[&[f32]], shape: &str) {
 
 /// Other queries each time.
 fn measure(
-    work: &str,
+    (engine, work): (&str, &str),
     batch: usize,
     threads: usize,
     repetitions: usize,
     queries: &[&[f32]],
     search: impl Fn(&[&[f32]]),
 ) {
-    let repetitions = if batch == 1 { repetitions.max(QUERIES / 4) } else { repetitions };
+    let repetitions = if batch == 1 { repetitions.max(QUERIES / 8) } else { repetitions };
     let mut batches = queries.chunks_exact(batch).cycle();
     let mut time = || {
         let queries = batches.next().expect("a cycle");
@@ -130,7 +143,7 @@ fn measure(
     let (median, best) = (times[times.len() / 2], times[0]);
     let qps = 1e3 * batch as f64 / median;
     println!(
-        r#"{{"engine": "Likeness", "work": "{work}", "queries": {batch}, "median_ms": {median:.3}, "best_ms": {best:.3}, "qps": {qps:.1}, "threads": {threads}, "repetitions": {repetitions}}}"#
+        r#"{{"engine": "{engine}", "work": "{work}", "queries": {batch}, "median_ms": {median:.3}, "best_ms": {best:.3}, "qps": {qps:.1}, "threads": {threads}, "repetitions": {repetitions}}}"#
     );
 }
 
@@ -155,7 +168,8 @@ fn load(base: &Matrix, shape: &str, repetitions: usize) {
         let bytes = Bytes::from(std::fs::read(&file).expect("a readable file"));
         Shard::decode(0, bytes, dim, 1).expect("a sound file").rows()
     });
-    for (part, median) in [("read-bytes", read), ("load", decoded)] {
+    let opened = time(&|| Shard::open(0, &file, dim, 1).expect("a sound file").rows());
+    for (part, median) in [("read-bytes", read), ("load-from-bytes", decoded), ("load", opened)] {
         println!(
             r#"{{"engine": "Likeness", "work": "{part}-{shape}", "median_ms": {median:.1}, "threads": {}, "repetitions": {repetitions}}}"#,
             rayon::current_num_threads()
@@ -199,6 +213,23 @@ impl Matrix {
                 let spread = random.random_range(0.5f32..1.0) / (dim as f32).sqrt();
                 fill_normal(row, &mut random);
                 row.iter_mut().zip(centre).for_each(|(v, c)| *v = *v * spread + c);
+                to_unit(row);
+            }
+        });
+        Self { values, dim }
+    }
+
+    /// Two points, each a million times with a little noise: every row is as near as half of all.
+    fn hostile(rows: usize, dim: usize, seed: u64) -> Self {
+        let mut point = normal(dim, 1002);
+        to_unit(&mut point);
+        let mut values = vec![0.0; rows * dim];
+        values.par_chunks_mut(SEED_ROWS * dim).enumerate().for_each(|(part, values)| {
+            let mut random = ChaCha8Rng::seed_from_u64(seed << 32 | part as u64);
+            for (number, row) in values.chunks_exact_mut(dim).enumerate() {
+                fill_normal(row, &mut random);
+                let side = if number.is_multiple_of(2) { 1.0 } else { -1.0 };
+                row.iter_mut().zip(&point).for_each(|(v, p)| *v = *v * 1e-4 + side * p);
                 to_unit(row);
             }
         });

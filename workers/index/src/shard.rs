@@ -1,11 +1,15 @@
 //! A shard in memory, ready to be searched.
 
 use std::fmt;
+use std::path::Path;
 
 use bytes::Bytes;
+use parquet::file::reader::ChunkReader;
+use rayon::prelude::*;
 
 use crate::buffer::{Embeddings, LINE, write_rows};
 use crate::codes::Codes;
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::file::ShardFile;
 use crate::kernels::Isa;
@@ -39,18 +43,25 @@ impl Shard {
         Ok(Self { number, embeddings, columns: rows, attributes, by_id, codes: None })
     }
 
-    /// Reads a file straight into aligned memory; the same checks as [`crate::decode_shard`].
+    /// Reads a file straight into aligned memory, its row groups in parallel on the current rayon pool; the same checks
+    /// as [`crate::decode_shard`].
     pub fn decode(number: u32, bytes: Bytes, dim: usize, attributes: usize) -> Result<Self> {
-        let file = ShardFile::open(bytes, dim, attributes)?;
-        let columns = file.columns()?;
-        let mut embeddings = Embeddings::zeroed(file.rows(), dim)?;
-        file.embeddings(|at, values| {
-            write_rows(embeddings.values_mut(), dim, at, values);
-            Ok(())
-        })?;
-        for (row, item) in columns.item_ids.iter().enumerate() {
-            check_embedding(item, row, embeddings.row(row)).map_err(Error::in_file)?;
-        }
+        Self::read(number, bytes, dim, attributes)
+    }
+
+    /// [`Self::decode`] without the bytes of the file in memory.
+    pub fn open(number: u32, path: &Path, dim: usize, attributes: usize) -> Result<Self> {
+        Self::read(number, Disk::open(path)?, dim, attributes)
+    }
+
+    fn read<R>(number: u32, file: R, dim: usize, attributes: usize) -> Result<Self>
+    where
+        R: ChunkReader + Clone + 'static,
+    {
+        let file = ShardFile::open(file, dim, attributes)?;
+        let (columns, embeddings) = rayon::join(|| file.columns(), || read_embeddings(&file, dim));
+        let (columns, embeddings) = (columns?, embeddings?);
+        check_rows(&columns, &embeddings)?;
         columns.check_codes(attributes).map_err(Error::in_file)?;
         let by_id = order_of_ids(&columns.item_ids).map_err(Error::in_file)?;
         Ok(Self { number, embeddings, columns, attributes, by_id, codes: None })
@@ -139,6 +150,37 @@ impl Shard {
     pub(crate) fn padded(&self) -> &Embeddings {
         &self.embeddings
     }
+}
+
+/// The embeddings of a file.
+fn read_embeddings<R: ChunkReader + Clone + 'static>(file: &ShardFile<R>, dim: usize) -> Result<Embeddings> {
+    let mut embeddings = Embeddings::zeroed(file.rows(), dim)?;
+    let stride = embeddings.stride();
+    let mut left = embeddings.values_mut();
+    let mut groups = Vec::with_capacity(file.groups());
+    for group in 0..file.groups() {
+        let (rows, rest) = left.split_at_mut(file.group_rows(group) * stride);
+        groups.push((group, rows));
+        left = rest;
+    }
+    let read = |(group, rows): (usize, &mut [f32])| {
+        file.embeddings(group, |at, values| {
+            write_rows(rows, dim, at, values);
+            Ok(())
+        })
+    };
+    groups.into_par_iter().with_max_len(1).map(read).collect::<Result<()>>()?;
+    Ok(embeddings)
+}
+
+/// Every embedding is finite and of norm 1; the error names the first item that is not.
+fn check_rows(columns: &ShardRows, embeddings: &Embeddings) -> Result<()> {
+    let bad = columns
+        .item_ids
+        .par_iter()
+        .enumerate()
+        .find_map_first(|(row, item)| check_embedding(item, row, embeddings.row(row)).err());
+    bad.map_or(Ok(()), |error| Err(error.in_file()))
 }
 
 impl fmt::Debug for Shard {

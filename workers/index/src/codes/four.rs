@@ -33,11 +33,16 @@ pub(crate) struct Block<'a> {
 }
 
 impl Block<'_> {
-    /// Scale, residual norm and half the squared norm of a row.
+    /// Scales, residual norms and halves of the squared norms of all rows.
     #[inline(always)]
-    pub fn row(&self, row: usize) -> (f32, f32, f32) {
-        let value = |at: usize| f32::from_le_bytes(self.tail[at]);
-        (value(row), value(BLOCK + row), value(2 * BLOCK + row))
+    pub fn rows(&self) -> [[f32; BLOCK]; 3] {
+        let mut rows = [[0.0; BLOCK]; 3];
+        for (values, bytes) in rows.iter_mut().zip(self.tail.as_chunks::<BLOCK>().0) {
+            for (value, bytes) in values.iter_mut().zip(bytes) {
+                *value = f32::from_le_bytes(*bytes);
+            }
+        }
+        rows
     }
 }
 
@@ -55,11 +60,17 @@ impl Four {
         Self { dim, memory, stats }
     }
 
+    /// All bytes of a block.
+    #[inline(always)]
+    pub fn block_memory(&self, block: usize) -> &[u8] {
+        let bytes = Self::block_bytes(self.dim);
+        &self.memory.bytes()[block * bytes..][..bytes]
+    }
+
     /// A block of 16 rows; those after the last have a score of −∞.
     #[inline(always)]
     pub fn block(&self, block: usize) -> Block<'_> {
-        let bytes = Self::block_bytes(self.dim);
-        let bytes = &self.memory.bytes()[block * bytes..][..bytes];
+        let bytes = self.block_memory(block);
         let (codes, tail) = bytes.split_at(bytes.len() - TAIL_BYTES);
         Block { codes, tail: tail.as_chunks::<4>().0.try_into().expect("the tail's size") }
     }

@@ -20,8 +20,11 @@ use crate::shard::Shard;
 const TASK_BLOCKS: usize = 64;
 /// Blocks beyond K from which the first bound comes.
 const SEED_BLOCKS: usize = 24;
-/// Rows that are asked for before they are read.
-const AHEAD: usize = 6;
+/// Rows that a thread refines at once.
+const TASK_ROWS: usize = 256;
+/// Blocks and rows that are asked for before they are read.
+const BLOCKS_AHEAD: usize = 2;
+const ROWS_AHEAD: usize = 8;
 
 /// Blocks of one shard that are taken at once.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +32,12 @@ struct Task {
     shard: usize,
     first: usize,
     blocks: usize,
+}
+
+impl Task {
+    fn spot(&self, block: usize) -> Spot {
+        Spot { shard: self.shard as u32, at: (self.first + block) as u32 }
+    }
 }
 
 /// What a search by levels works on.
@@ -91,25 +100,12 @@ impl Levels<'_> {
     /// The rest of the way for one query.
     fn answer(&self, query: &[f32], prepared: &[Narrow], sweep: Sweep, cancel: &Cancel) -> Result<Outcome> {
         let bound = self.first_bound(prepared, sweep);
-        let passed = AtomicUsize::new(0);
-        let found = sweep.tasks.par_iter().enumerate().map(|(number, task)| {
-            if cancel.is_cancelled() {
-                return Err(Error::cancelled());
-            }
-            let mut found = Vec::new();
-            if passed.load(Relaxed) <= self.guard {
-                let (narrow, codes) = (&prepared[task.shard], self.codes[task.shard]);
-                let scores = sweep.scores(number);
-                let rows = self.isa.run(Pass { codes, narrow, task: *task, scores, bound });
-                passed.fetch_add(rows.len(), Relaxed);
-                self.isa.run(Refine { codes, narrow, shard: task.shard, rows: &rows, bound, found: &mut found });
-            }
-            Ok(found)
-        });
-        let mut found: Vec<Bounded> = found.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
-        if passed.into_inner() > self.guard {
+        let blocks = sweep.within(prepared, bound);
+        let Some(rows) = self.pass(prepared, &blocks, bound, cancel)? else {
             return Ok(Outcome::Plain(bound.max(0.0)));
-        }
+        };
+        let refined = rows.par_chunks(TASK_ROWS).map(|rows| self.refine(prepared, rows, bound));
+        let mut found: Vec<Bounded> = refined.collect::<Vec<_>>().into_iter().flatten().collect();
         let bound = kth(&mut found, self.k).min(bound);
         let mut found: Vec<Found> = found.into_iter().map(|bounded| bounded.found).collect();
         let mut best = Best::default();
@@ -119,23 +115,40 @@ impl Levels<'_> {
 
     /// A d² that the K-th is not above, from the rows that look best.
     fn first_bound(&self, prepared: &[Narrow], sweep: Sweep) -> f64 {
-        let (seeds, least) = sweep.seeds(prepared, self.k + SEED_BLOCKS);
-        let mut found = Vec::new();
-        for (task, block) in seeds {
-            let task = Task { blocks: 1, first: sweep.tasks[task].first + block, ..sweep.tasks[task] };
-            let (narrow, codes) = (&prepared[task.shard], self.codes[task.shard]);
-            let rows = self.isa.run(Pass { codes, narrow, task, scores: &[f32::INFINITY], bound: least });
-            self.isa.run(Refine {
-                codes,
-                narrow,
-                shard: task.shard,
-                rows: &rows,
-                bound: f64::INFINITY,
-                found: &mut found,
-            });
-        }
-        kth(&mut found, self.k)
+        let (blocks, least) = sweep.seeds(prepared, self.k + SEED_BLOCKS);
+        let rows = self.isa.run(Pass { levels: self, prepared, blocks: &blocks, bound: least });
+        kth(&mut self.refine(prepared, &rows, f64::INFINITY), self.k)
     }
+
+    /// The rows of blocks that may be within `bound`; `None` when these are too many.
+    fn pass(&self, prepared: &[Narrow], blocks: &[Spot], bound: f64, cancel: &Cancel) -> Result<Option<Vec<Spot>>> {
+        let passed = AtomicUsize::new(0);
+        let rows = blocks.par_chunks(TASK_BLOCKS).map(|blocks| {
+            if cancel.is_cancelled() {
+                return Err(Error::cancelled());
+            }
+            if passed.load(Relaxed) > self.guard {
+                return Ok(Vec::new());
+            }
+            let rows = self.isa.run(Pass { levels: self, prepared, blocks, bound });
+            passed.fetch_add(rows.len(), Relaxed);
+            Ok(rows)
+        });
+        let rows: Vec<Vec<Spot>> = rows.collect::<Result<_>>()?;
+        Ok((passed.into_inner() <= self.guard).then(|| rows.into_iter().flatten().collect()))
+    }
+
+    /// Bounds of those rows that can be within `bound`.
+    fn refine(&self, prepared: &[Narrow], rows: &[Spot], bound: f64) -> Vec<Bounded> {
+        self.isa.run(Refine { levels: self, prepared, rows, bound })
+    }
+}
+
+/// A block or a row of a shard.
+#[derive(Debug, Clone, Copy)]
+struct Spot {
+    shard: u32,
+    at: u32,
 }
 
 /// The scores of one query.
@@ -153,11 +166,22 @@ impl<'a> Sweep<'a> {
         &self.scores[(task * self.queries + self.query) * TASK_BLOCKS..][..self.tasks[task].blocks]
     }
 
+    /// The blocks whose best row may be within `bound`.
+    fn within(&self, prepared: &[Narrow], bound: f64) -> Vec<Spot> {
+        let mut blocks = Vec::new();
+        for (number, task) in self.tasks.iter().enumerate() {
+            let limit = prepared[task.shard].place.least_score(bound);
+            let scores = self.scores(number).iter().enumerate();
+            blocks.extend(scores.filter(|(_, score)| **score >= limit).map(|(block, _)| task.spot(block)));
+        }
+        blocks
+    }
+
     /// The blocks that hold the `count` rows with the least d² that a score allows, and the largest of these d²
     /// (∞ when there are fewer blocks).
-    fn seeds(&self, prepared: &[Narrow], count: usize) -> (Vec<(usize, usize)>, f64) {
+    fn seeds(&self, prepared: &[Narrow], count: usize) -> (Vec<Spot>, f64) {
         let mut least = f64::INFINITY;
-        let mut seeds: Vec<(f64, usize, usize)> = Vec::with_capacity(2 * count);
+        let mut seeds: Vec<(f64, Spot)> = Vec::with_capacity(2 * count);
         for (number, task) in self.tasks.iter().enumerate() {
             let place = &prepared[task.shard].place;
             let mut limit = place.least_score(least);
@@ -165,7 +189,7 @@ impl<'a> Sweep<'a> {
                 if *score < limit {
                     continue;
                 }
-                seeds.push((place.least_d2(*score), number, block));
+                seeds.push((place.least_d2(*score), task.spot(block)));
                 if seeds.len() == 2 * count {
                     least = cut(&mut seeds, count);
                     limit = place.least_score(least);
@@ -175,12 +199,12 @@ impl<'a> Sweep<'a> {
         if seeds.len() > count {
             least = cut(&mut seeds, count);
         }
-        (seeds.into_iter().map(|(_, task, block)| (task, block)).collect(), least)
+        (seeds.into_iter().map(|(_, block)| block).collect(), least)
     }
 }
 
 /// Keeps the `count` least; tells the largest of them.
-fn cut(seeds: &mut Vec<(f64, usize, usize)>, count: usize) -> f64 {
+fn cut(seeds: &mut Vec<(f64, Spot)>, count: usize) -> f64 {
     let (_, largest, _) = seeds.select_nth_unstable_by(count - 1, |a, b| a.0.total_cmp(&b.0));
     let largest = largest.0;
     seeds.truncate(count);
@@ -216,16 +240,24 @@ fn block_scores<D: Dots, const Q: usize>(
         *four = &narrow.four;
     }
     let sums = dots.four(block.codes, four);
+    let rows = block.rows();
     let mut scores = [[0f32; BLOCK]; Q];
     for ((scores, sums), narrow) in scores.iter_mut().zip(sums).zip(queries) {
-        let level = &narrow.four_level;
-        // Codes stand for code − 7.5, the sums are of code − 8.
-        let middle = narrow.four.offset as f32 / 16.0;
-        for (row, (score, sum)) in scores.iter_mut().zip(sums).enumerate() {
-            let (scale, epsilon, half) = block.row(row);
-            let y = (sum as f32 + middle) * level.unit * scale;
-            *score = y + level.margin(y, epsilon) - half;
-        }
+        *scores = row_scores(sums, narrow, &rows);
+    }
+    scores
+}
+
+/// Of one query; a loop of its own, which the compiler widens.
+#[inline(always)]
+fn row_scores(sums: [i32; BLOCK], narrow: &Narrow, rows: &[[f32; BLOCK]; 3]) -> [f32; BLOCK] {
+    let (level, [scale, epsilon, half]) = (narrow.four_level, rows);
+    // Codes stand for code − 7.5, the sums are of code − 8.
+    let middle = narrow.four.offset as f32 / 16.0;
+    let mut scores = [0f32; BLOCK];
+    for i in 0..BLOCK {
+        let y = (sums[i] as f32 + middle) * level.unit * scale[i];
+        scores[i] = y + level.margin(y, epsilon[i]) - half[i];
     }
     scores
 }
@@ -284,65 +316,66 @@ fn largest(scores: &[f32; BLOCK]) -> f32 {
     lanes.into_iter().fold(f32::NEG_INFINITY, |a, v| if v > a { v } else { a })
 }
 
-/// Rows of a task's blocks whose score allows a d² of at most `bound`.
+/// Rows of blocks whose score allows a d² of at most `bound`.
 struct Pass<'a> {
-    codes: &'a Codes,
-    narrow: &'a Narrow,
-    task: Task,
-    scores: &'a [f32],
+    levels: &'a Levels<'a>,
+    prepared: &'a [Narrow],
+    blocks: &'a [Spot],
     bound: f64,
 }
 
 impl Work for Pass<'_> {
-    type Output = Vec<u32>;
+    type Output = Vec<Spot>;
 
     #[inline(always)]
-    fn call<D: Dots>(self, dots: D) -> Vec<u32> {
+    fn call<D: Dots>(self, dots: D) -> Vec<Spot> {
         let mut rows = Vec::new();
-        let limit = self.narrow.place.least_score(self.bound);
-        for (block, score) in self.scores.iter().enumerate() {
-            if *score < limit {
-                continue;
+        for (i, &Spot { shard, at: block }) in self.blocks.iter().enumerate() {
+            if let Some(next) = self.blocks.get(i + BLOCKS_AHEAD) {
+                dots.prefetch(self.levels.codes[next.shard as usize].four().block_memory(next.at as usize));
             }
-            let block = self.task.first + block;
-            let [scores] = block_scores(dots, self.codes, block, [self.narrow]);
-            let passes = |(_, score): &(usize, &f32)| **score >= limit && **score > f32::NEG_INFINITY;
-            let passed = scores.iter().enumerate().filter(passes);
-            rows.extend(passed.map(|(row, _)| (block * BLOCK + row) as u32));
+            let narrow = &self.prepared[shard as usize];
+            let limit = narrow.place.least_score(self.bound);
+            let [scores] = block_scores(dots, self.levels.codes[shard as usize], block as usize, [narrow]);
+            for (row, score) in scores.iter().enumerate() {
+                if *score >= limit && *score > f32::NEG_INFINITY {
+                    rows.push(Spot { shard, at: block * BLOCK as u32 + row as u32 });
+                }
+            }
         }
         rows
     }
 }
 
-/// Bounds of rows from their 7-bit codes; adds those that can be within `bound`.
+/// Bounds of rows from their 7-bit codes; those that can be within `bound`.
 struct Refine<'a> {
-    codes: &'a Codes,
-    narrow: &'a Narrow,
-    shard: usize,
-    rows: &'a [u32],
+    levels: &'a Levels<'a>,
+    prepared: &'a [Narrow],
+    rows: &'a [Spot],
     bound: f64,
-    found: &'a mut Vec<Bounded>,
 }
 
 impl Work for Refine<'_> {
-    type Output = ();
+    type Output = Vec<Bounded>;
 
     #[inline(always)]
-    fn call<D: Dots>(self, dots: D) {
-        let (seven, narrow, level) = (self.codes.seven(), self.narrow, &self.narrow.row_level);
-        for (i, &row) in self.rows.iter().enumerate() {
-            if let Some(next) = self.rows.get(i + AHEAD) {
-                dots.prefetch(seven.row(*next as usize));
+    fn call<D: Dots>(self, dots: D) -> Vec<Bounded> {
+        let mut found = Vec::new();
+        for (i, &Spot { shard, at: row }) in self.rows.iter().enumerate() {
+            if let Some(next) = self.rows.get(i + ROWS_AHEAD) {
+                dots.prefetch(self.levels.codes[next.shard as usize].seven().row(next.at as usize));
             }
-            let (codes, scale, epsilon, half) = seven.parts(row as usize);
+            let narrow = &self.prepared[shard as usize];
+            let (codes, scale, epsilon, half) = self.levels.codes[shard as usize].seven().parts(row as usize);
             let sum = dots.row(codes, &narrow.row).wrapping_sub(narrow.row_offset);
-            let y = sum as f32 * level.unit * scale;
-            let margin = level.margin(y, epsilon);
+            let y = sum as f32 * narrow.row_level.unit * scale;
+            let margin = narrow.row_level.margin(y, epsilon);
             let least_d2 = narrow.place.least_d2(y + margin - half);
             if least_d2 <= self.bound {
-                let found = Found { least_d2, shard: self.shard as u32, row };
-                self.found.push(Bounded { found, most_d2: narrow.place.most_d2(y - margin - half) });
+                let most_d2 = narrow.place.most_d2(y - margin - half);
+                found.push(Bounded { found: Found { least_d2, shard, row }, most_d2 });
             }
         }
+        found
     }
 }
