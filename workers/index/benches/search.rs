@@ -58,6 +58,7 @@ fn run(settings: &Settings) {
     let (base, queries) = match settings.data.as_str() {
         "clustered" => (Matrix::clustered(1_000_000, 300, 1), Matrix::clustered(QUERIES, 300, 2)),
         "clustered-small" => (Matrix::clustered(100_000, 300, 1), Matrix::clustered(QUERIES, 300, 2)),
+        "hostile" => (Matrix::hostile(1_000_000, 300, 1), Matrix::hostile(QUERIES, 300, 2)),
         folder => {
             (Matrix::read(&Path::new(folder).join("base.npy")), Matrix::read(&Path::new(folder).join("query.npy")))
         }
