@@ -1,21 +1,118 @@
-//! Embeddings in memory: rows that start on a cache line and are padded with zeros to whole lines.
+//! Memory of shards: zeroed, aligned to cache lines, on huge pages where the system has them.
 //!
-//! The padding lets kernels run without tails: a padded query has zeros at the same places, so that a padded
-//! d² is the d² of the rows.
+//! A scan reads all of it, and candidates are read in any order: with small pages the translation of addresses
+//! would cost more than the reading.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::ptr::NonNull;
 
 use crate::error::{Error, Result};
 
 /// f32 values of one cache line of 64 bytes.
 pub(crate) const LINE: usize = 16;
+const LINE_BYTES: usize = 64;
+/// Bytes from which huge pages are asked for, and to whose multiples such memory is aligned.
+#[cfg(target_os = "linux")]
+const HUGE_BYTES: usize = 2 << 20;
 
-#[derive(Debug, Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([f32; LINE]);
+/// Zeroed bytes that start on a cache line.
+pub(crate) struct Memory {
+    /// What was allocated.
+    start: NonNull<u8>,
+    layout: Layout,
+    /// Where the bytes lie in it.
+    offset: usize,
+    len: usize,
+}
 
-/// N rows of D values.
+// SAFETY: a `Memory` owns its bytes, like a `Vec<u8>`.
+unsafe impl Send for Memory {}
+// SAFETY: as above; shared borrows only read.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    /// `len` zeros.
+    pub fn zeroed(len: usize) -> Result<Self> {
+        // A small alignment lets the allocator hand out fresh pages, which are zero before anybody touches them.
+        let too_large = || Error::memory(len);
+        let align = alignment(len);
+        let padded = len.checked_add(align).ok_or_else(too_large)?;
+        let layout = Layout::from_size_align(padded, 16).map_err(|_| too_large())?;
+        // SAFETY: the layout has at least `align` bytes, so it is not empty.
+        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(too_large)?;
+        let offset = start.as_ptr().addr().next_multiple_of(align) - start.as_ptr().addr();
+        let memory = Self { start, layout, offset, len };
+        memory.ask_for_huge_pages();
+        Ok(memory)
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: `offset + len` bytes were allocated and zeroed, and live as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr().add(self.offset), self.len) }
+    }
+
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`; the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().add(self.offset), self.len) }
+    }
+
+    pub fn floats(&self) -> &[f32] {
+        // SAFETY: as in `bytes`; the start is aligned to 64 bytes, and every bit pattern is an f32.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr().add(self.offset).cast(), self.len / 4) }
+    }
+
+    pub fn floats_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as in `floats`; the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().add(self.offset).cast(), self.len / 4) }
+    }
+
+    /// A hint: without it everything works, only slower.
+    #[cfg(target_os = "linux")]
+    fn ask_for_huge_pages(&self) {
+        let whole = self.len / HUGE_BYTES * HUGE_BYTES;
+        if whole > 0 {
+            // SAFETY: the range is inside the allocation and starts on a huge page; the advice changes no content.
+            unsafe {
+                let start = self.start.as_ptr().add(self.offset);
+                libc::madvise(start.cast(), whole, libc::MADV_HUGEPAGE);
+            }
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn ask_for_huge_pages(&self) {}
+}
+
+#[cfg(target_os = "linux")]
+fn alignment(len: usize) -> usize {
+    if len >= HUGE_BYTES { HUGE_BYTES } else { LINE_BYTES }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn alignment(_: usize) -> usize {
+    LINE_BYTES
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: `start` was allocated with `layout`, and nothing borrows it any more.
+        unsafe { dealloc(self.start.as_ptr(), self.layout) };
+    }
+}
+
+impl std::fmt::Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Memory").field("bytes", &self.len).finish_non_exhaustive()
+    }
+}
+
+/// N rows of D values: they start on a cache line and are padded with zeros to whole lines.
+///
+/// The padding lets kernels run without tails: a padded query has zeros at the same places, so that a padded
+/// d² is the d² of the rows.
 #[derive(Debug)]
 pub(crate) struct Embeddings {
-    lines: Vec<Line>,
+    memory: Memory,
     dim: usize,
     stride: usize,
 }
@@ -23,12 +120,9 @@ pub(crate) struct Embeddings {
 impl Embeddings {
     /// N rows of zeros.
     pub fn zeroed(rows: usize, dim: usize) -> Result<Self> {
-        let lines_per_row = dim.div_ceil(LINE);
-        let count = rows.checked_mul(lines_per_row).ok_or_else(|| Error::memory(usize::MAX))?;
-        let mut lines = Vec::new();
-        lines.try_reserve_exact(count).map_err(|source| Error::memory(count.saturating_mul(64)).caused_by(source))?;
-        lines.resize(count, Line([0.0; LINE]));
-        Ok(Self { lines, dim, stride: lines_per_row * LINE })
+        let stride = dim.next_multiple_of(LINE);
+        let bytes = rows.checked_mul(stride * 4).ok_or_else(|| Error::memory(usize::MAX))?;
+        Ok(Self { memory: Memory::zeroed(bytes)?, dim, stride })
     }
 
     /// D.
@@ -48,32 +142,27 @@ impl Embeddings {
 
     /// `count` rows from `first` with their padding, (count × stride).
     pub fn padded(&self, first: usize, count: usize) -> &[f32] {
-        &self.values()[first * self.stride..(first + count) * self.stride]
+        &self.memory.floats()[first * self.stride..(first + count) * self.stride]
     }
 
-    /// Writes values in row order; `at` counts unpadded values.
-    pub fn write(&mut self, mut at: usize, mut values: impl ExactSizeIterator<Item = f32>) {
-        while values.len() > 0 {
-            let (row, column) = (at / self.dim, at % self.dim);
-            let count = values.len().min(self.dim - column);
-            let start = row * self.stride + column;
-            let target = &mut self.values_mut()[start..start + count];
-            for slot in target {
-                *slot = values.next().expect("`count` values are left");
-            }
-            at += count;
+    /// All rows with their padding, (N × stride).
+    pub fn values_mut(&mut self) -> &mut [f32] {
+        self.memory.floats_mut()
+    }
+}
+
+/// Writes little-endian f32 values in row order into padded rows; `at` counts unpadded values.
+pub(crate) fn write_rows(rows: &mut [f32], dim: usize, mut at: usize, mut values: &[u8]) {
+    let stride = dim.next_multiple_of(LINE);
+    while !values.is_empty() {
+        let (row, column) = (at / dim, at % dim);
+        let count = (values.len() / 4).min(dim - column);
+        let (now, later) = values.split_at(count * 4);
+        let start = row * stride + column;
+        for (slot, bytes) in rows[start..start + count].iter_mut().zip(now.as_chunks::<4>().0) {
+            *slot = f32::from_le_bytes(*bytes);
         }
-    }
-
-    fn values(&self) -> &[f32] {
-        // SAFETY: `Line` is `repr(C)` around `[f32; LINE]` without padding (16 × 4 bytes = its alignment), so
-        // the lines are `len × LINE` initialised f32 in a row.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.lines.len() * LINE) }
-    }
-
-    fn values_mut(&mut self) -> &mut [f32] {
-        // SAFETY: as in `values`; the borrow is exclusive, and every bit pattern is an f32.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.lines.len() * LINE) }
+        (at, values) = (at + count, later);
     }
 }
 
@@ -86,7 +175,8 @@ mod tests {
         let mut buffer = Embeddings::zeroed(3, 20).unwrap();
         let values: Vec<f32> = (0..60).map(|v| v as f32).collect();
         for (piece, chunk) in values.chunks(7).enumerate() {
-            buffer.write(piece * 7, chunk.iter().copied());
+            let bytes: Vec<u8> = chunk.iter().flat_map(|v| v.to_le_bytes()).collect();
+            write_rows(buffer.values_mut(), 20, piece * 7, &bytes);
         }
         assert_eq!(buffer.stride(), 32);
         for row in 0..3 {
@@ -97,7 +187,19 @@ mod tests {
     }
 
     #[test]
+    fn memory_of_any_size_is_zero_and_aligned() {
+        for len in [0, 1, 63, 4096, 3 << 20] {
+            let mut memory = Memory::zeroed(len).unwrap();
+            assert!(memory.bytes().iter().all(|byte| *byte == 0));
+            assert_eq!((memory.bytes().len(), memory.bytes().as_ptr() as usize % 64), (len, 0));
+            memory.bytes_mut().fill(7);
+            assert_eq!(memory.floats().len(), len / 4);
+        }
+    }
+
+    #[test]
     fn a_shard_that_cannot_fit_is_an_error() {
         assert!(Embeddings::zeroed(usize::MAX / 8, 300).is_err());
+        assert!(Embeddings::zeroed(usize::MAX / 4096, 300).is_err());
     }
 }

@@ -19,11 +19,11 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::{Compression, Encoding, Type};
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::file::reader::{ChunkReader, FileReader, SerializedFileReader};
 use parquet::schema::types::ColumnPath;
 
 use crate::error::{Error, Result};
-use crate::pages::{ListColumn, VALUE_BYTES, read_lists};
+use crate::pages::{ListColumn, VALUE_BYTES, read_group};
 use crate::rows::{ShardRows, check_shape};
 
 /// Rows of a row group.
@@ -96,35 +96,37 @@ pub fn decode_shard(bytes: Bytes, dim: usize, attributes: usize) -> Result<Shard
     let file = ShardFile::open(bytes, dim, attributes)?;
     let mut rows = file.columns()?;
     rows.embeddings.reserve_exact(file.rows() * dim);
-    file.embeddings(|_, values| {
-        rows.embeddings.extend(floats(values));
-        Ok(())
-    })?;
+    for group in 0..file.groups() {
+        file.embeddings(group, |_, values| {
+            rows.embeddings.extend(floats(values));
+            Ok(())
+        })?;
+    }
     rows.check(dim, attributes).map_err(Error::in_file)?;
     Ok(rows)
 }
 
 /// The f32 values of little-endian bytes.
-pub(crate) fn floats(values: &[u8]) -> impl ExactSizeIterator<Item = f32> {
+fn floats(values: &[u8]) -> impl ExactSizeIterator<Item = f32> {
     values.as_chunks::<VALUE_BYTES>().0.iter().map(|bytes| f32::from_le_bytes(*bytes))
 }
 
 /// An opened file: footer and schema are checked, values are not yet read.
-pub(crate) struct ShardFile {
-    bytes: Bytes,
-    file: SerializedFileReader<Bytes>,
+pub(crate) struct ShardFile<R: ChunkReader + Clone + 'static> {
+    bytes: R,
+    file: SerializedFileReader<R>,
     rows: usize,
     dim: usize,
     attributes: usize,
 }
 
-impl ShardFile {
+impl<R: ChunkReader + Clone + 'static> ShardFile<R> {
     /// Checks footer, schema and sizes.
-    pub fn open(bytes: Bytes, dim: usize, attributes: usize) -> Result<Self> {
+    pub fn open(bytes: R, dim: usize, attributes: usize) -> Result<Self> {
         check_shape(dim, attributes, 0)?;
         let no_parquet = |source| Error::corrupt("no readable Parquet file (cut off or damaged)").caused_by(source);
         let file = SerializedFileReader::new(bytes.clone()).map_err(no_parquet)?;
-        let rows = claimed_rows(&file, bytes.len(), dim, attributes)?;
+        let rows = claimed_rows(&file, bytes.len() as usize, dim, attributes)?;
         check_plain(&file)?;
         Ok(Self { bytes, file, rows, dim, attributes })
     }
@@ -134,10 +136,20 @@ impl ShardFile {
         self.rows
     }
 
-    /// Hands all embeddings to `put(position of the first value, little-endian values)`, in order.
-    pub fn embeddings(&self, put: impl FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
+    /// Number of row groups.
+    pub fn groups(&self) -> usize {
+        self.file.num_row_groups()
+    }
+
+    /// Rows of a row group; together they are `rows`.
+    pub fn group_rows(&self, group: usize) -> usize {
+        usize::try_from(self.file.metadata().row_group(group).num_rows()).expect("checked when the file was opened")
+    }
+
+    /// Hands a group's embeddings to `put(position of the first value, little-endian values)`, in order.
+    pub fn embeddings(&self, group: usize, put: impl FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
         let column = ListColumn { name: "embedding", leaf: 1, width: self.dim, physical: Type::FLOAT };
-        read_lists(&self.file, column, put)
+        read_group(&self.file, column, group, put)
     }
 
     /// All columns but the embeddings.
@@ -148,7 +160,9 @@ impl ShardFile {
         }
         let column = ListColumn { name: "attributes", leaf: 2, width: self.attributes, physical: Type::INT32 };
         rows.labels.reserve_exact(self.rows * self.attributes);
-        read_lists(&self.file, column, |_, values| push_labels(&mut rows.labels, values))?;
+        for group in 0..self.groups() {
+            read_group(&self.file, column, group, |_, values| push_labels(&mut rows.labels, values))?;
+        }
         Ok(rows)
     }
 
@@ -178,7 +192,12 @@ fn push_labels(labels: &mut Vec<i8>, values: &[u8]) -> Result<()> {
 }
 
 /// The footer's number of rows, if a file of this size can hold them.
-fn claimed_rows(file: &SerializedFileReader<Bytes>, bytes: usize, dim: usize, attributes: usize) -> Result<usize> {
+fn claimed_rows<R: ChunkReader + 'static>(
+    file: &SerializedFileReader<R>,
+    bytes: usize,
+    dim: usize,
+    attributes: usize,
+) -> Result<usize> {
     let claimed = file.metadata().file_metadata().num_rows();
     let mut groups = file.metadata().row_groups().iter().map(|group| group.num_rows());
     let total = groups.try_fold(0i64, |sum, rows| sum.checked_add(rows).filter(|_| rows >= 0));
@@ -192,10 +211,15 @@ fn claimed_rows(file: &SerializedFileReader<Bytes>, bytes: usize, dim: usize, at
     }
 }
 
-/// Every column chunk is uncompressed, so that what is read can't be larger than the file.
-fn check_plain(file: &SerializedFileReader<Bytes>) -> Result<()> {
+/// Every column chunk is uncompressed, so that what is read can't be larger than the file, and lies at no negative
+/// place, which the library would panic at.
+fn check_plain<R: ChunkReader + 'static>(file: &SerializedFileReader<R>) -> Result<()> {
     let chunks = file.metadata().row_groups().iter().flat_map(|group| group.columns());
     for chunk in chunks {
+        let places = [chunk.dictionary_page_offset().unwrap_or(0), chunk.data_page_offset(), chunk.compressed_size()];
+        if places.iter().any(|place| *place < 0) {
+            return Err(Error::corrupt(format!("column `{}` lies at a negative place", chunk.column_path().string())));
+        }
         if chunk.compression() != Compression::UNCOMPRESSED {
             let (column, codec) = (chunk.column_path().string(), chunk.compression());
             return Err(Error::corrupt(format!("column `{column}` is compressed ({codec}), expected uncompressed")));

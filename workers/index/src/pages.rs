@@ -5,10 +5,9 @@
 //! repetition 0 at the start of every row and 1 inside, definition 1 everywhere. So they are compared run by
 //! run, and the values are handed on as they lie in the file.
 
-use bytes::Bytes;
 use parquet::basic::{Encoding, Type};
 use parquet::column::page::{Page, PageReader};
-use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::file::reader::{ChunkReader, FileReader, SerializedFileReader};
 
 use crate::error::{Error, Result};
 
@@ -28,35 +27,31 @@ pub(crate) struct ListColumn {
     pub physical: Type,
 }
 
-/// Hands all values of `column` to `put(position of the first value, little-endian values)`, in order.
+/// Hands all values of `column` in one row group to `put(position of the first value, little-endian values)`, in
+/// order; positions count from the group's start.
 ///
 /// Every page is checked: plain encoding, exactly the levels that fixed-size lists have, and `rows × width`
 /// values in all.
-pub(crate) fn read_lists(
-    file: &SerializedFileReader<Bytes>,
+pub(crate) fn read_group<R: ChunkReader + 'static>(
+    file: &SerializedFileReader<R>,
     column: ListColumn,
-    mut put: impl FnMut(usize, &[u8]) -> Result<()>,
+    group: usize,
+    put: impl FnMut(usize, &[u8]) -> Result<()>,
 ) -> Result<()> {
     check_leaf(file, column)?;
-    let mut rows_before = 0;
-    for group in 0..file.num_row_groups() {
-        let damaged = |source| column.damaged("can't be read").caused_by(source);
-        let group = file.get_row_group(group).map_err(damaged)?;
-        let rows = usize::try_from(group.metadata().num_rows()).map_err(|_| column.damaged("has a negative length"))?;
-        let pages = group.get_column_page_reader(column.leaf).map_err(damaged)?;
-        read_chunk(column, pages, rows_before, rows, &mut put)?;
-        rows_before += rows;
-    }
-    Ok(())
+    let damaged = |source| column.damaged("can't be read").caused_by(source);
+    let group = file.get_row_group(group).map_err(damaged)?;
+    let rows = usize::try_from(group.metadata().num_rows()).map_err(|_| column.damaged("has a negative length"))?;
+    let pages = group.get_column_page_reader(column.leaf).map_err(damaged)?;
+    read_chunk(column, pages, rows, put)
 }
 
 /// The pages of one column chunk.
 fn read_chunk(
     column: ListColumn,
     mut pages: Box<dyn PageReader>,
-    first_row: usize,
     rows: usize,
-    put: &mut impl FnMut(usize, &[u8]) -> Result<()>,
+    mut put: impl FnMut(usize, &[u8]) -> Result<()>,
 ) -> Result<()> {
     let mut done = 0;
     while let Some(page) = pages.get_next_page().map_err(|e| column.damaged("can't be read").caused_by(e))? {
@@ -65,7 +60,7 @@ fn read_chunk(
             return Err(column.damaged("has more values than rows"));
         }
         let values = column.values(&page, done)?;
-        put(first_row * column.width + done, values)?;
+        put(done, values)?;
         done += count;
     }
     if done < rows * column.width {
@@ -74,7 +69,7 @@ fn read_chunk(
     Ok(())
 }
 
-fn check_leaf(file: &SerializedFileReader<Bytes>, column: ListColumn) -> Result<()> {
+fn check_leaf<R: ChunkReader + 'static>(file: &SerializedFileReader<R>, column: ListColumn) -> Result<()> {
     let schema = file.metadata().file_metadata().schema_descr();
     let leaf = schema.columns().get(column.leaf).ok_or_else(|| column.damaged("is missing"))?;
     let levels = (leaf.max_rep_level(), leaf.max_def_level());

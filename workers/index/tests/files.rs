@@ -25,12 +25,21 @@ fn rows(n: usize, dim: usize, attributes: usize) -> ShardRows {
     }
 }
 
+/// A folder with the bytes as its file `shard`.
+fn on_disk(bytes: &[u8]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("shard"), bytes).unwrap();
+    folder
+}
+
 fn corrupt(bytes: impl Into<Bytes>, dim: usize, attributes: usize) -> String {
     let bytes = bytes.into();
     let error = decode_shard(bytes.clone(), dim, attributes).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Corrupt);
-    let direct = Shard::decode(0, bytes, dim, attributes).unwrap_err();
+    let direct = Shard::decode(0, bytes.clone(), dim, attributes).unwrap_err();
     assert_eq!((direct.kind, direct.to_string()), (error.kind, error.to_string()));
+    let opened = Shard::open(0, &on_disk(&bytes).path().join("shard"), dim, attributes).unwrap_err();
+    assert_eq!((opened.kind, opened.to_string()), (error.kind, error.to_string()));
     error.to_string()
 }
 
@@ -40,16 +49,20 @@ fn rows_come_back_whole_from_any_shape() {
         let written = rows(n, dim, attributes);
         let bytes = Bytes::from(encode_shard(&written, dim, attributes).unwrap());
         assert_eq!(decode_shard(bytes.clone(), dim, attributes).unwrap(), written);
-        let shard = Shard::decode(3, bytes, dim, attributes).unwrap();
-        assert_eq!((shard.number(), shard.rows()), (3, n));
-        for row in (0..n as u32).step_by(97) {
-            let at = row as usize;
-            assert_eq!(shard.embedding(row), &written.embeddings[at * dim..][..dim]);
-            assert_eq!(shard.labels(row), &written.labels[at * attributes..][..attributes]);
-            assert_eq!(shard.source(row), (written.source_part[at], written.source_row[at]));
-            assert_eq!(shard.find(&written.item_ids[at]), Some(row));
+        let folder = on_disk(&bytes);
+        let decoded = Shard::decode(3, bytes, dim, attributes).unwrap();
+        let opened = Shard::open(3, &folder.path().join("shard"), dim, attributes).unwrap();
+        for shard in [decoded, opened] {
+            assert_eq!((shard.number(), shard.rows()), (3, n));
+            for row in (0..n as u32).step_by(97) {
+                let at = row as usize;
+                assert_eq!(shard.embedding(row), &written.embeddings[at * dim..][..dim]);
+                assert_eq!(shard.labels(row), &written.labels[at * attributes..][..attributes]);
+                assert_eq!(shard.source(row), (written.source_part[at], written.source_row[at]));
+                assert_eq!(shard.find(&written.item_ids[at]), Some(row));
+            }
+            assert_eq!(shard.find("nobody"), None);
         }
-        assert_eq!(shard.find("nobody"), None);
     }
 }
 

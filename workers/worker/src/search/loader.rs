@@ -20,12 +20,12 @@ pub async fn load_kit(cx: &SearchContext, served: &Served) -> Result<Kit, TaskEr
     Ok(Kit { generation, dataset, model })
 }
 
-/// One shard of a generation, straight into memory.
+/// One shard of a generation, straight into memory and ready for fast searches.
 pub async fn load_shard(cx: &SearchContext, kit: &Kit, entry: &ShardEntry) -> Result<Shard, TaskError> {
     let ShardEntry { shard: number, object, rows } = entry.clone();
     let bytes = cx.store.read(&object).await?;
     let (dim, attributes) = (kit.generation.embedding_dim as usize, kit.generation.vocabulary.len());
-    let decode = move || Shard::decode(number, bytes, dim, attributes);
+    let decode = move || Shard::decode(number, bytes, dim, attributes)?.with_codes();
     let shard = tokio::task::spawn_blocking(decode).await.map_err(TaskError::transient)??;
     if shard.rows() as u64 != rows {
         let found = shard.rows();

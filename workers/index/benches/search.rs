@@ -1,0 +1,303 @@
+//! Exact search over one shard, and loading it.
+//!
+//! `cargo bench -p likeness-index --bench search -- DATA [--threads 1,2] [--only PART] [--repetitions N] [--write FOLDER]`
+//! prints one line of JSON for every work. DATA is `clustered` (1,000,000 × 300, made here, the same each time),
+//! `clustered-small`, `hostile` (rows that no code of few bits can tell apart), or a folder with `base.npy` and `query.npy` (f32, unit rows), where other engines find the same vectors
+//! after `--write`. Answers are compared with those of the plain scan before anything is timed.
+
+#![allow(clippy::print_stdout, reason = "a bench prints its figures")]
+
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::path::Path;
+use std::time::Instant;
+
+use bytes::Bytes;
+use likeness_index::{Cancel, Shard, ShardRows, encode_shard, top_k_batch};
+use rand::{Rng, RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Queries at once and K.
+const WORKS: [(usize, usize); 6] = [(1, 10), (1, 100), (16, 10), (16, 100), (256, 10), (256, 100)];
+const QUERIES: usize = 256;
+const CHECKED: usize = 6;
+
+struct Settings {
+    data: String,
+    threads: Vec<usize>,
+    only: String,
+    repetitions: usize,
+    write: Option<String>,
+}
+
+fn main() {
+    // Cargo adds `--bench`.
+    let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench");
+    let Some(data) = args.next() else {
+        println!("usage: search DATA [--threads 1,2] [--only PART] [--repetitions N] [--write FOLDER]");
+        return;
+    };
+    let mut settings = Settings { data, threads: vec![1, 2], only: String::new(), repetitions: 9, write: None };
+    while let (Some(name), Some(value)) = (args.next(), args.next()) {
+        match name.as_str() {
+            "--threads" => settings.threads = value.split(',').map(|n| n.parse().expect("a number")).collect(),
+            "--only" => settings.only = value,
+            "--repetitions" => settings.repetitions = value.parse().expect("a number"),
+            "--write" => settings.write = Some(value),
+            other => panic!("unknown option `{other}`"),
+        }
+    }
+    run(&settings);
+}
+
+fn run(settings: &Settings) {
+    let (base, queries) = match settings.data.as_str() {
+        "clustered" => (Matrix::clustered(1_000_000, 300, 1), Matrix::clustered(QUERIES, 300, 2)),
+        "clustered-small" => (Matrix::clustered(100_000, 300, 1), Matrix::clustered(QUERIES, 300, 2)),
+        "hostile" => (Matrix::hostile(1_000_000, 300, 1), Matrix::hostile(QUERIES, 300, 2)),
+        folder => {
+            (Matrix::read(&Path::new(folder).join("base.npy")), Matrix::read(&Path::new(folder).join("query.npy")))
+        }
+    };
+    if let Some(folder) = &settings.write {
+        base.write(&Path::new(folder).join("base.npy"));
+        queries.write(&Path::new(folder).join("query.npy"));
+    }
+    let name = Path::new(&settings.data).file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned());
+    let shape = format!("{name}-{}x{}", base.rows(), base.dim);
+    if "load".contains(&settings.only) || settings.only.is_empty() {
+        load(&base, &shape, settings.repetitions.min(5));
+    }
+    let queries: Vec<&[f32]> = queries.values.chunks_exact(queries.dim).take(QUERIES).collect();
+    search(settings, base, &queries, &shape);
+}
+
+/// All searches, on every number of threads.
+fn search(settings: &Settings, base: Matrix, queries: &[&[f32]], shape: &str) {
+    let plain = Shard::new(0, base.into_rows(), queries[0].len(), 1).expect("unit rows");
+    let checked = &queries[..CHECKED.min(queries.len())];
+    let answer =
+        |shard: &Shard, queries: &[&[f32]]| top_k_batch(&[shard], queries, 100, &Cancel::new()).expect("an answer");
+    let expected = answer(&plain, checked);
+    all_works(settings, "Likeness plain scan", &plain, queries, shape, &WORKS[..1]);
+    let started = Instant::now();
+    let shard = plain.with_codes().expect("memory");
+    let (build_ms, rows) = (1e3 * started.elapsed().as_secs_f64(), shard.rows() as f64);
+    println!(
+        r#"{{"engine": "Likeness", "work": "build-{shape}", "median_ms": {build_ms:.1}, "code_bytes_per_vector": {:.1}, "bytes_per_vector": {:.1}, "threads": {}}}"#,
+        shard.code_bytes() as f64 / rows,
+        shard.bytes() as f64 / rows,
+        rayon::current_num_threads(),
+    );
+    assert_eq!(answer(&shard, checked), expected, "the answers of the plain scan");
+    assert_eq!(answer(&shard, queries)[..checked.len()], expected, "the answers of the plain scan");
+    all_works(settings, "Likeness", &shard, queries, shape, &WORKS);
+}
+
+/// Times the works on every number of threads.
+fn all_works(
+    settings: &Settings,
+    engine: &str,
+    shard: &Shard,
+    queries: &[&[f32]],
+    shape: &str,
+    works: &[(usize, usize)],
+) {
+    for &threads in &settings.threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+        for &(batch, k) in works {
+            let work = format!("exact-{shape}-b{batch}-k{k}");
+            if batch <= queries.len() && work.contains(&settings.only) {
+                let search = |queries: &[&[f32]]| {
+                    pool.install(|| top_k_batch(&[shard], queries, k, &Cancel::new())).expect("an answer");
+                };
+                measure((engine, work.as_str()), batch, threads, settings.repetitions, queries, search);
+            }
+        }
+    }
+}
+
+/// Other queries each time.
+fn measure(
+    (engine, work): (&str, &str),
+    batch: usize,
+    threads: usize,
+    repetitions: usize,
+    queries: &[&[f32]],
+    search: impl Fn(&[&[f32]]),
+) {
+    let repetitions = if batch == 1 { repetitions.max(QUERIES / 8) } else { repetitions };
+    let mut batches = queries.chunks_exact(batch).cycle();
+    let mut time = || {
+        let queries = batches.next().expect("a cycle");
+        let started = Instant::now();
+        search(queries);
+        1e3 * started.elapsed().as_secs_f64()
+    };
+    time();
+    let mut times: Vec<f64> = (0..repetitions).map(|_| time()).collect();
+    times.sort_by(f64::total_cmp);
+    let (median, best) = (times[times.len() / 2], times[0]);
+    let qps = 1e3 * batch as f64 / median;
+    println!(
+        r#"{{"engine": "{engine}", "work": "{work}", "queries": {batch}, "median_ms": {median:.3}, "best_ms": {best:.3}, "qps": {qps:.1}, "threads": {threads}, "repetitions": {repetitions}}}"#
+    );
+}
+
+/// Reading a shard's file beside reading and decoding it; the file is in the page cache.
+fn load(base: &Matrix, shape: &str, repetitions: usize) {
+    let (dim, file) = (base.dim, std::env::temp_dir().join(format!("likeness-{shape}.parquet")));
+    let encoded = encode_shard(&base.clone().into_rows(), dim, 1).expect("unit rows");
+    std::fs::write(&file, &encoded).expect("a writable folder");
+    drop(encoded);
+    let time = |run: &dyn Fn() -> usize| {
+        let once = |_| {
+            let started = Instant::now();
+            assert!(run() > 0);
+            1e3 * started.elapsed().as_secs_f64()
+        };
+        let mut times: Vec<f64> = (0..repetitions).map(once).collect();
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    };
+    let read = time(&|| std::fs::read(&file).expect("a readable file").len());
+    let decoded = time(&|| {
+        let bytes = Bytes::from(std::fs::read(&file).expect("a readable file"));
+        Shard::decode(0, bytes, dim, 1).expect("a sound file").rows()
+    });
+    let opened = time(&|| Shard::open(0, &file, dim, 1).expect("a sound file").rows());
+    for (part, median) in [("read-bytes", read), ("load-from-bytes", decoded), ("load", opened)] {
+        println!(
+            r#"{{"engine": "Likeness", "work": "{part}-{shape}", "median_ms": {median:.1}, "threads": {}, "repetitions": {repetitions}}}"#,
+            rayon::current_num_threads()
+        );
+    }
+    std::fs::remove_file(&file).expect("a writable folder");
+}
+
+/// Rows of f32.
+#[derive(Clone)]
+struct Matrix {
+    values: Vec<f32>,
+    dim: usize,
+}
+
+/// Rows that are made from one seed.
+const SEED_ROWS: usize = 4096;
+const TOPICS: usize = 64;
+const CLUSTERS: usize = 10_000;
+
+impl Matrix {
+    fn rows(&self) -> usize {
+        self.values.len() / self.dim
+    }
+
+    /// Unit rows around the centres of clusters, which are near the centres of topics: near neighbours as embeddings
+    /// have them (cosine .5–.8), and many rows that are somewhat alike.
+    fn clustered(rows: usize, dim: usize, seed: u64) -> Self {
+        let topics = normal(TOPICS * dim, 1000);
+        let mut centres = normal(CLUSTERS * dim, 1001);
+        for (cluster, centre) in centres.chunks_exact_mut(dim).enumerate() {
+            let topic = &topics[cluster % TOPICS * dim..][..dim];
+            centre.iter_mut().zip(topic).for_each(|(c, t)| *c += 0.7 * t);
+            to_unit(centre);
+        }
+        let mut values = vec![0.0; rows * dim];
+        values.par_chunks_mut(SEED_ROWS * dim).enumerate().for_each(|(part, values)| {
+            let mut random = ChaCha8Rng::seed_from_u64(seed << 32 | part as u64);
+            for row in values.chunks_exact_mut(dim) {
+                let centre = &centres[random.random_range(0..CLUSTERS) * dim..][..dim];
+                let spread = random.random_range(0.5f32..1.0) / (dim as f32).sqrt();
+                fill_normal(row, &mut random);
+                row.iter_mut().zip(centre).for_each(|(v, c)| *v = *v * spread + c);
+                to_unit(row);
+            }
+        });
+        Self { values, dim }
+    }
+
+    /// Two points, each a million times with a little noise: every row is as near as half of all.
+    fn hostile(rows: usize, dim: usize, seed: u64) -> Self {
+        let mut point = normal(dim, 1002);
+        to_unit(&mut point);
+        let mut values = vec![0.0; rows * dim];
+        values.par_chunks_mut(SEED_ROWS * dim).enumerate().for_each(|(part, values)| {
+            let mut random = ChaCha8Rng::seed_from_u64(seed << 32 | part as u64);
+            for (number, row) in values.chunks_exact_mut(dim).enumerate() {
+                fill_normal(row, &mut random);
+                let side = if number.is_multiple_of(2) { 1.0 } else { -1.0 };
+                row.iter_mut().zip(&point).for_each(|(v, p)| *v = *v * 1e-4 + side * p);
+                to_unit(row);
+            }
+        });
+        Self { values, dim }
+    }
+
+    fn into_rows(self) -> ShardRows {
+        let n = self.rows();
+        ShardRows {
+            item_ids: (0..n).map(|row| format!("{row:08}")).collect(),
+            embeddings: self.values,
+            labels: vec![0; n],
+            split: vec![0; n],
+            source_part: vec![0; n],
+            source_row: (0..n as u32).collect(),
+            image_digest: vec![[0; 32]; n],
+        }
+    }
+
+    /// NumPy's format, version 1: f32, little-endian, in C order.
+    fn read(file: &Path) -> Self {
+        let mut reader = BufReader::new(File::open(file).unwrap_or_else(|e| panic!("{}: {e}", file.display())));
+        let mut start = [0; 10];
+        reader.read_exact(&mut start).expect("a header");
+        let mut header = vec![0; usize::from(u16::from_le_bytes([start[8], start[9]]))];
+        reader.read_exact(&mut header).expect("a header");
+        let header = String::from_utf8_lossy(&header).into_owned();
+        assert!(header.contains("'<f4'") && header.contains("'fortran_order': False"), "{header}");
+        let shape = header.split_once("'shape': (").and_then(|(_, rest)| rest.split_once(')')).expect("a shape").0;
+        let dim = shape.split(',').nth(1).and_then(|dim| dim.trim().parse().ok()).expect("two dimensions");
+        let mut bytes = Vec::new();
+        reader.read_to_end(&mut bytes).expect("a readable file");
+        let values = bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        Self { values, dim }
+    }
+
+    fn write(&self, file: &Path) {
+        let mut writer = BufWriter::new(File::create(file).unwrap_or_else(|e| panic!("{}: {e}", file.display())));
+        let shape = (self.rows(), self.dim);
+        let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape:?}, }}");
+        // The values start at a multiple of 64 bytes, after a line end.
+        header.extend(std::iter::repeat_n(' ', 63 - (10 + header.len()) % 64));
+        header.push('\n');
+        writer.write_all(b"\x93NUMPY\x01\x00").expect("a writable file");
+        writer.write_all(&(header.len() as u16).to_le_bytes()).expect("a writable file");
+        writer.write_all(header.as_bytes()).expect("a writable file");
+        self.values.iter().for_each(|v| writer.write_all(&v.to_le_bytes()).expect("a writable file"));
+        writer.flush().expect("a writable file");
+    }
+}
+
+fn normal(count: usize, seed: u64) -> Vec<f32> {
+    let mut values = vec![0.0; count];
+    fill_normal(&mut values, &mut ChaCha8Rng::seed_from_u64(seed));
+    values
+}
+
+/// Sums of four uniform numbers of variance 1: near enough to a normal distribution.
+fn fill_normal(values: &mut [f32], random: &mut impl Rng) {
+    for value in values {
+        let bits = random.next_u64();
+        let sum: u32 = (0..4).map(|i| (bits >> (16 * i)) as u32 & 0xffff).sum();
+        *value = (sum as f32 / 65_536.0 - 2.0) * 3f32.sqrt();
+    }
+}
+
+fn to_unit(row: &mut [f32]) {
+    let norm = row.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt() as f32;
+    row.iter_mut().for_each(|v| *v /= norm);
+}

@@ -1,0 +1,242 @@
+//! A query as the levels take it: its codes, and what they can be wrong by.
+//!
+//! See the design note in `search` for the bound that [`Level::margin`] computes.
+
+use super::Codes;
+use crate::kernels::{FOUR_SEGMENT, FOUR_STEP, QueryCodes, SEVEN_SEGMENT, SEVEN_STEP};
+
+/// Relative allowance for the f32 roundings of a bound, of which there are fewer than 40 of 2⁻²⁴ each.
+const SLACK: f64 = 1e-5;
+/// Relative allowance for all f64 roundings: of D ≤ 2¹⁶ additions in eight lanes, and of a frame.
+const SLACK64: f64 = 1e-11;
+/// Norms between which no f32 product overflows or vanishes; outside, the levels are not used.
+pub(super) const NORMS: std::ops::RangeInclusive<f64> = 1e-6..=1e6;
+/// Largest value of a 16-bit lane.
+const LANE: f64 = i16::MAX as f64;
+
+/// How a level's kernel walks over the dimensions, and what its 16-bit lanes meet.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shape {
+    dim: usize,
+    /// Dimensions of a step.
+    step: usize,
+    /// Dimensions of a segment.
+    segment: usize,
+    /// The code of 0 in a row.
+    zero: i32,
+    /// Largest norm of any row's codes in one lane of one segment.
+    lane_norm: f64,
+}
+
+/// The 4-bit level's shape.
+pub(crate) fn four_shape(dim: usize, lane_norm: f64) -> Shape {
+    Shape { dim, step: FOUR_STEP, segment: FOUR_SEGMENT * FOUR_STEP, zero: 8, lane_norm }
+}
+
+/// The 7-bit level's shape.
+pub(crate) fn seven_shape(dim: usize, lane_norm: f64) -> Shape {
+    Shape { dim, step: SEVEN_STEP, segment: SEVEN_SEGMENT * SEVEN_STEP, zero: 64, lane_norm }
+}
+
+impl Shape {
+    /// Segments.
+    pub fn segments(&self) -> usize {
+        self.dim.div_ceil(self.segment)
+    }
+
+    /// Sums of a function of the codes in each lane of each segment.
+    fn lanes(&self, codes: &[i8], value: impl Fn(i32) -> i32) -> Vec<[i32; 2]> {
+        let mut lanes = vec![[0; 2]; self.segments()];
+        for (i, code) in codes.iter().enumerate() {
+            lanes[i / self.segment][i % 4 / 2] += value(i32::from(*code));
+        }
+        lanes
+    }
+}
+
+/// Largest sum of squares in one lane of one segment of a row's codes.
+#[inline(always)]
+pub(crate) fn lane_square(codes: &[i32], segment_dims: usize) -> i32 {
+    let mut largest = 0;
+    for segment in codes.chunks(segment_dims) {
+        let mut lanes = [0; 4];
+        let (whole, rest) = segment.as_chunks::<4>();
+        for quad in whole {
+            for i in 0..4 {
+                lanes[i] += quad[i] * quad[i];
+            }
+        }
+        for (lane, code) in lanes.iter_mut().zip(rest) {
+            *lane += code * code;
+        }
+        largest = largest.max(lanes[0] + lanes[1]).max(lanes[2] + lanes[3]);
+    }
+    largest
+}
+
+/// Quantises a query for a kernel: its codes, their unit (an f32), and the norm of what they leave over.
+///
+/// No 16-bit lane can leave its range: with Cauchy–Schwarz |Σ p·c| ≤ ‖p‖·‖c‖ over the lane's dimensions, and
+/// the unit is made larger until that is at most 2¹⁵ − 1 for every row. Pairs of products, which the
+/// instruction adds before, are at most 2·127·127 < 2¹⁵.
+pub(crate) fn query_codes(query: &[f64], shape: Shape) -> (QueryCodes, f32, f64) {
+    let largest = query.iter().fold(0f64, |a, v| a.max(v.abs()));
+    let mut unit = (largest / 127.0) as f32 * (1.0 + 1e-6);
+    let mut codes: Vec<i8>;
+    loop {
+        let inverse = 1.0 / f64::from(unit);
+        codes = query.iter().map(|v| (v * inverse).round() as i8).collect();
+        let norms = shape.lanes(&codes, |p| p * p);
+        if norms.as_flattened().iter().all(|norm| f64::from(*norm).sqrt() * shape.lane_norm <= LANE) {
+            break;
+        }
+        unit *= 1.02;
+    }
+    let residual: f64 = query.iter().zip(&codes).map(|(v, p)| (v - f64::from(unit) * f64::from(*p)).powi(2)).sum();
+    let sums = shape.lanes(&codes, |p| p);
+    let start = sums.iter().map(|sums| {
+        let lane = |sum: i32| u32::from((-shape.zero * sum) as i16 as u16);
+        (lane(sums[0]) | lane(sums[1]) << 16) as i32
+    });
+    let start = start.collect();
+    let offset = shape.zero * sums.as_flattened().iter().sum::<i32>();
+    codes.resize(shape.dim.next_multiple_of(shape.step), 0);
+    (QueryCodes { codes, start, offset }, unit, residual.sqrt())
+}
+
+/// What turns an integer dot product into bounds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Level {
+    /// Unit of the query's codes.
+    pub unit: f32,
+    /// ‖q‖, rounded up.
+    pub norm: f32,
+    /// ‖q‖², rounded up.
+    q2: f32,
+    /// What the query's codes leave over, times the largest ‖x̂‖; and the slack.
+    eta: f32,
+    /// 1 / the largest ‖x̂‖, rounded down; 0 when all x̂ are 0.
+    inverse_hat: f32,
+}
+
+impl Level {
+    fn new(place: &Place, unit: f32, residual: f64, hat: f64) -> Self {
+        let up = |v: f64| (v as f32).next_up();
+        Self {
+            unit,
+            norm: up(place.q2.sqrt() * (1.0 + 1e-6)),
+            q2: up(place.q2 * (1.0 + 1e-6)),
+            eta: up(residual * hat * (1.0 + 1e-6) + place.slack),
+            inverse_hat: if hat > 0.0 { ((1.0 - 1e-6) / hat) as f32 } else { 0.0 },
+        }
+    }
+
+    /// The part of a margin that all rows have.
+    #[inline(always)]
+    pub fn eta(&self) -> f32 {
+        self.eta
+    }
+
+    /// Largest distance of q·x from its estimate `y`, for a row whose codes leave over `epsilon`.
+    #[inline(always)]
+    pub fn margin(&self, y: f32, epsilon: f32) -> f32 {
+        let positive = |v: f32| if v > 0.0 { v } else { 0.0 };
+        let along = positive(y.abs() - self.eta) * self.inverse_hat;
+        self.eta + epsilon * positive(self.q2 - along * along).sqrt()
+    }
+}
+
+/// A query in a shard's frame, and how scores g = q·x − ‖x‖²/2 there become d².
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    /// ‖q‖².
+    q2: f64,
+    /// Slack of a score; part of every [`Level::margin`].
+    slack: f64,
+    /// Slack of d².
+    slack64: f64,
+}
+
+impl Place {
+    fn new(codes: &Codes, query: &[f64]) -> Option<Self> {
+        let q2: f64 = query.iter().map(|v| v * v).sum();
+        let (norm, reach) = (q2.sqrt(), codes.reach());
+        let slack = SLACK * (norm * reach + reach * reach / 2.0);
+        NORMS.contains(&norm).then_some(Self { q2, slack, slack64: SLACK64 * (q2 + reach * reach) })
+    }
+
+    /// No canonical d² of a row whose score is at most `score` is below this.
+    #[inline(always)]
+    pub fn least_d2(&self, score: f32) -> f64 {
+        self.q2 - 2.0 * f64::from(score) - self.slack64
+    }
+
+    /// No canonical d² of a row whose score is at least `score` is above this.
+    #[inline(always)]
+    pub fn most_d2(&self, score: f32) -> f64 {
+        self.q2 - 2.0 * f64::from(score) + self.slack64
+    }
+
+    /// The canonical d² of a row whose score is below this is above `d2`, strictly.
+    #[inline(always)]
+    pub fn least_score(&self, d2: f64) -> f32 {
+        (((self.q2 - d2 - self.slack64) / 2.0) as f32).next_down()
+    }
+}
+
+/// A query for the 4-bit blocks and for single rows of the 7-bit level.
+#[derive(Debug)]
+pub(crate) struct Narrow {
+    pub place: Place,
+    pub four: QueryCodes,
+    pub four_level: Level,
+    pub row: Vec<i16>,
+    /// What the offset of a row's codes adds to its dot product, modulo 2³².
+    pub row_offset: i32,
+    pub row_level: Level,
+}
+
+impl Narrow {
+    /// `None` where the levels can't be used: the query is extremely far or near in the shard's frame.
+    pub fn new(codes: &Codes, query: &[f32]) -> Option<Self> {
+        let mut turned = vec![0.0; query.len()];
+        codes.frame().apply(query, &mut turned);
+        let place = Place::new(codes, &turned)?;
+        let (four, unit, residual) = query_codes(&turned, codes.four().shape());
+        let four_level = Level::new(&place, unit, residual, codes.four().hat());
+        let (row, unit, residual) = wide_codes(&turned, codes.seven().code_bytes());
+        let row_level = Level::new(&place, unit, residual, codes.seven().hat());
+        let row_offset = row.iter().fold(0, |sum: i32, p| sum.wrapping_add(64 * i32::from(*p)));
+        Some(Self { place, four, four_level, row, row_offset, row_level })
+    }
+}
+
+/// 16-bit codes for single rows; no sum of products with 7-bit codes leaves 32 bits.
+fn wide_codes(query: &[f64], padded: usize) -> (Vec<i16>, f32, f64) {
+    let limit = (i32::MAX / 63 / padded as i32).min(i32::from(i16::MAX));
+    let largest = query.iter().fold(0f64, |a, v| a.max(v.abs()));
+    let unit = (largest / f64::from(limit)) as f32 * (1.0 + 1e-6);
+    let mut codes: Vec<i16> = query.iter().map(|v| (v / f64::from(unit)).round() as i16).collect();
+    let residual: f64 = query.iter().zip(&codes).map(|(v, p)| (v - f64::from(unit) * f64::from(*p)).powi(2)).sum();
+    codes.resize(padded, 0);
+    (codes, unit, residual.sqrt())
+}
+
+/// A query for the tiles of the 7-bit level.
+#[derive(Debug)]
+pub(crate) struct Wide {
+    pub place: Place,
+    pub codes: QueryCodes,
+    pub level: Level,
+}
+
+impl Wide {
+    /// As [`Narrow::new`].
+    pub fn new(codes: &Codes, query: &[f32]) -> Option<Self> {
+        let mut turned = vec![0.0; query.len()];
+        codes.frame().apply(query, &mut turned);
+        let place = Place::new(codes, &turned)?;
+        let (tile, unit, residual) = query_codes(&turned, codes.seven().shape());
+        Some(Self { place, codes: tile, level: Level::new(&place, unit, residual, codes.seven().hat()) })
+    }
+}

@@ -1,0 +1,54 @@
+//! The kernels as plain loops: what the others must give.
+
+use super::{BLOCK, Dots, FOUR_STEP, GROUP, GROUPS, QueryCodes, SEVEN_STEP, WIDE};
+
+/// Runs on any processor.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Portable;
+
+impl Dots for Portable {
+    #[inline(always)]
+    fn four<const Q: usize>(self, block: &[u8], queries: [&QueryCodes; Q]) -> [[i32; BLOCK]; Q] {
+        queries.map(|query| {
+            let mut sums = [-query.offset; BLOCK];
+            let steps = query.codes.as_chunks::<FOUR_STEP>().0.iter();
+            for (bytes, codes) in block.as_chunks::<{ 4 * BLOCK }>().0.iter().zip(steps) {
+                for (sum, row) in sums.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                    for i in 0..4 {
+                        *sum += i32::from(row[i] & 15) * i32::from(codes[i]);
+                        *sum += i32::from(row[i] >> 4) * i32::from(codes[4 + i]);
+                    }
+                }
+            }
+            sums
+        })
+    }
+
+    #[inline(always)]
+    fn seven(self, groups: &[u8], queries: [&QueryCodes; WIDE]) -> [[[i32; GROUP]; WIDE]; GROUPS] {
+        let bytes = groups.len() / GROUPS;
+        std::array::from_fn(|group| {
+            let group = &groups[group * bytes..][..bytes];
+            queries.map(|query| {
+                let mut sums = [-query.offset; GROUP];
+                let steps = query.codes.as_chunks::<SEVEN_STEP>().0.iter();
+                for (bytes, codes) in group.as_chunks::<{ SEVEN_STEP * GROUP }>().0.iter().zip(steps) {
+                    for (sum, row) in sums.iter_mut().zip(bytes.as_chunks::<SEVEN_STEP>().0) {
+                        for i in 0..SEVEN_STEP {
+                            *sum += i32::from(row[i]) * i32::from(codes[i]);
+                        }
+                    }
+                }
+                sums
+            })
+        })
+    }
+
+    #[inline(always)]
+    fn row(self, row: &[u8], query: &[i16]) -> i32 {
+        row.iter().zip(query).fold(0, |sum: i32, (c, p)| sum.wrapping_add(i32::from(*c) * i32::from(*p)))
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, _: &[T]) {}
+}

@@ -1,0 +1,323 @@
+//! The kernels for x86: AVX2, and AVX-512 VNNI in 256-bit registers.
+
+use std::arch::x86_64::*;
+
+use super::{BLOCK, Dots, FOUR_SEGMENT, FOUR_STEP, GROUP, GROUPS, QueryCodes, SEVEN_SEGMENT, SEVEN_STEP, WIDE, Work};
+
+/// Bytes of a register.
+const BYTES: usize = 32;
+/// Registers of one step of a block.
+const HALVES: usize = 2;
+/// Bytes that the block kernel asks for ahead: far enough for memory, near enough to stay in the first cache.
+const AHEAD: usize = 4096;
+
+/// The codes of one step of a query, in every lane.
+///
+/// # Safety
+/// `codes` has four bytes at `at`.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn broadcast(codes: &[i8], at: usize) -> __m256i {
+    debug_assert!(at + 4 <= codes.len());
+    // SAFETY: the caller's promise; an i32 may be read from any address with `read_unaligned`.
+    _mm256_set1_epi32(unsafe { codes.as_ptr().add(at).cast::<i32>().read_unaligned() })
+}
+
+/// 32 bytes of `bytes` from `at`.
+///
+/// # Safety
+/// They are there.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn load(bytes: &[u8], at: usize) -> __m256i {
+    debug_assert!(at + BYTES <= bytes.len());
+    // SAFETY: the caller's promise; the load may be unaligned.
+    unsafe { _mm256_loadu_si256(bytes.as_ptr().add(at).cast()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn lanes(values: __m256i) -> [i32; GROUP] {
+    let mut lanes = [0; GROUP];
+    // SAFETY: the array has 32 bytes; the store may be unaligned.
+    unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), values) };
+    lanes
+}
+
+/// One step of every group of a tile.
+///
+/// # Safety
+/// Each group has `steps` steps of 32 bytes, and `step` is one of them.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn column(groups: &[u8], steps: usize, step: usize) -> [__m256i; GROUPS] {
+    let mut column = [_mm256_setzero_si256(); GROUPS];
+    for (group, column) in column.iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        *column = unsafe { load(groups, (group * steps + step) * BYTES) };
+    }
+    column
+}
+
+/// The lanes of all registers of a block.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn blocks_of<const Q: usize>(sums: [[__m256i; HALVES]; Q]) -> [[i32; BLOCK]; Q] {
+    let mut blocks = [[0; BLOCK]; Q];
+    for (block, sums) in blocks.iter_mut().zip(sums) {
+        for (rows, sum) in block.as_chunks_mut::<GROUP>().0.iter_mut().zip(sums) {
+            *rows = lanes(sum);
+        }
+    }
+    blocks
+}
+
+/// The lanes of all registers of a tile.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn groups_of(sums: [[__m256i; WIDE]; GROUPS]) -> [[[i32; GROUP]; WIDE]; GROUPS] {
+    let mut groups = [[[0; GROUP]; WIDE]; GROUPS];
+    for (queries, sums) in groups.iter_mut().zip(sums) {
+        for (rows, sum) in queries.iter_mut().zip(sums) {
+            *rows = lanes(sum);
+        }
+    }
+    groups
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn row(row: &[u8], query: &[i16]) -> i32 {
+    assert_eq!(row.len(), query.len(), "codes of one dimension");
+    let mut sums = [_mm256_setzero_si256(); 2];
+    for (i, (c, p)) in row.as_chunks::<16>().0.iter().zip(query.as_chunks::<16>().0).enumerate() {
+        // SAFETY: the chunks have 16 and 32 bytes; the loads may be unaligned.
+        let (c, p) = unsafe { (_mm_loadu_si128(c.as_ptr().cast()), _mm256_loadu_si256(p.as_ptr().cast())) };
+        let sum = &mut sums[i % 2];
+        *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(_mm256_cvtepu8_epi16(c), p));
+    }
+    lanes(_mm256_add_epi32(sums[0], sums[1])).into_iter().fold(0, i32::wrapping_add)
+}
+
+/// Works with any address: a prefetch reads nothing that the program could see.
+#[inline(always)]
+fn prefetch(address: *const i8) {
+    // SAFETY: a prefetch never faults, whatever its address; SSE is part of x86-64.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(address) };
+}
+
+#[inline(always)]
+fn prefetch_all<T>(values: &[T]) {
+    let start = values.as_ptr().cast::<i8>();
+    for line in (0..size_of_val(values)).step_by(64) {
+        prefetch(start.wrapping_add(line));
+    }
+}
+
+/// Both sets below need the shapes that the portable kernels only zip over.
+#[inline(always)]
+fn check_four<const Q: usize>(block: &[u8], queries: &[&QueryCodes; Q]) -> usize {
+    let steps = block.len() / (BYTES * HALVES);
+    assert!(queries.iter().all(|query| query.codes.len() >= steps * FOUR_STEP), "codes of one dimension");
+    steps
+}
+
+#[inline(always)]
+fn check_seven(groups: &[u8], queries: &[&QueryCodes; WIDE]) -> usize {
+    let steps = groups.len() / (GROUPS * BYTES);
+    assert!(queries.iter().all(|query| query.codes.len() >= steps * SEVEN_STEP), "codes of one dimension");
+    steps
+}
+
+/// AVX2: products of bytes are added in 16-bit lanes, modulo 2¹⁶; no lane leaves its range.
+pub(super) mod avx2 {
+    use super::*;
+
+    /// Shows that the processor has AVX2.
+    #[derive(Debug, Clone, Copy)]
+    struct Avx2(());
+
+    /// Does the work with AVX2.
+    #[target_feature(enable = "avx2")]
+    pub(in super::super) fn run<W: Work>(work: W) -> W::Output {
+        work.call(Avx2(()))
+    }
+
+    impl Dots for Avx2 {
+        #[inline(always)]
+        fn four<const Q: usize>(self, block: &[u8], queries: [&QueryCodes; Q]) -> [[i32; BLOCK]; Q] {
+            // SAFETY: `self` shows that the processor has AVX2.
+            unsafe { four(block, queries) }
+        }
+        #[inline(always)]
+        fn seven(self, groups: &[u8], queries: [&QueryCodes; WIDE]) -> [[[i32; GROUP]; WIDE]; GROUPS] {
+            // SAFETY: as above.
+            unsafe { seven(groups, queries) }
+        }
+        #[inline(always)]
+        fn row(self, codes: &[u8], query: &[i16]) -> i32 {
+            // SAFETY: as above.
+            unsafe { row(codes, query) }
+        }
+        #[inline(always)]
+        fn prefetch<T>(self, values: &[T]) {
+            prefetch_all(values);
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn four<const Q: usize>(block: &[u8], queries: [&QueryCodes; Q]) -> [[i32; BLOCK]; Q] {
+        let steps = check_four(block, &queries);
+        let (mask, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
+        let mut sums = [[_mm256_setzero_si256(); HALVES]; Q];
+        for (segment, first) in (0..steps).step_by(FOUR_SEGMENT).enumerate() {
+            let mut lanes = [[_mm256_setzero_si256(); HALVES]; Q];
+            for (lanes, query) in lanes.iter_mut().zip(queries) {
+                *lanes = [_mm256_set1_epi32(query.start[segment]); HALVES];
+            }
+            for step in first..steps.min(first + FOUR_SEGMENT) {
+                prefetch(block.as_ptr().wrapping_add(step * BYTES * HALVES + AHEAD).cast());
+                for half in 0..HALVES {
+                    // SAFETY: the block has `steps` steps of this many bytes, every query at least so many codes.
+                    let codes = unsafe { load(block, (step * HALVES + half) * BYTES) };
+                    let low = _mm256_and_si256(codes, mask);
+                    let high = _mm256_and_si256(_mm256_srli_epi16::<4>(codes), mask);
+                    for (lanes, query) in lanes.iter_mut().zip(queries) {
+                        let at = step * FOUR_STEP;
+                        // SAFETY: as above.
+                        let (p, r) = unsafe { (broadcast(&query.codes, at), broadcast(&query.codes, at + 4)) };
+                        lanes[half] = _mm256_add_epi16(lanes[half], _mm256_maddubs_epi16(low, p));
+                        lanes[half] = _mm256_add_epi16(lanes[half], _mm256_maddubs_epi16(high, r));
+                    }
+                }
+            }
+            for (sums, lanes) in sums.iter_mut().zip(lanes) {
+                for half in 0..HALVES {
+                    sums[half] = _mm256_add_epi32(sums[half], _mm256_madd_epi16(lanes[half], ones));
+                }
+            }
+        }
+        blocks_of(sums)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn seven(groups: &[u8], queries: [&QueryCodes; WIDE]) -> [[[i32; GROUP]; WIDE]; GROUPS] {
+        let steps = check_seven(groups, &queries);
+        let ones = _mm256_set1_epi16(1);
+        let mut sums = [[_mm256_setzero_si256(); WIDE]; GROUPS];
+        for (segment, first) in (0..steps).step_by(SEVEN_SEGMENT).enumerate() {
+            let mut start = [_mm256_setzero_si256(); WIDE];
+            for (start, query) in start.iter_mut().zip(queries) {
+                *start = _mm256_set1_epi32(query.start[segment]);
+            }
+            let mut lanes = [start; GROUPS];
+            for step in first..steps.min(first + SEVEN_SEGMENT) {
+                // SAFETY: each group has `steps` steps of 32 bytes, every query at least so many codes.
+                let x = unsafe { column(groups, steps, step) };
+                for (q, query) in queries.iter().enumerate() {
+                    // SAFETY: as above.
+                    let p = unsafe { broadcast(&query.codes, step * SEVEN_STEP) };
+                    for group in 0..GROUPS {
+                        lanes[group][q] = _mm256_add_epi16(lanes[group][q], _mm256_maddubs_epi16(x[group], p));
+                    }
+                }
+            }
+            for (sums, lanes) in sums.iter_mut().zip(lanes) {
+                for (sum, lanes) in sums.iter_mut().zip(lanes) {
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(lanes, ones));
+                }
+            }
+        }
+        groups_of(sums)
+    }
+}
+
+/// AVX-512 VNNI: four products of bytes are added in a 32-bit lane at once.
+pub(super) mod vnni {
+    use super::*;
+
+    /// Shows that the processor has AVX2 and AVX-512 F, VL, BW and VNNI.
+    #[derive(Debug, Clone, Copy)]
+    struct Vnni(());
+
+    /// Does the work with VNNI.
+    #[target_feature(enable = "avx2,avx512f,avx512vl,avx512bw,avx512vnni")]
+    pub(in super::super) fn run<W: Work>(work: W) -> W::Output {
+        work.call(Vnni(()))
+    }
+
+    impl Dots for Vnni {
+        #[inline(always)]
+        fn four<const Q: usize>(self, block: &[u8], queries: [&QueryCodes; Q]) -> [[i32; BLOCK]; Q] {
+            // SAFETY: `self` shows that the processor has the features.
+            unsafe { four(block, queries) }
+        }
+        #[inline(always)]
+        fn seven(self, groups: &[u8], queries: [&QueryCodes; WIDE]) -> [[[i32; GROUP]; WIDE]; GROUPS] {
+            // SAFETY: as above.
+            unsafe { seven(groups, queries) }
+        }
+        #[inline(always)]
+        fn row(self, codes: &[u8], query: &[i16]) -> i32 {
+            // SAFETY: as above.
+            unsafe { row(codes, query) }
+        }
+        #[inline(always)]
+        fn prefetch<T>(self, values: &[T]) {
+            prefetch_all(values);
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512vl,avx512bw,avx512vnni")]
+    fn four<const Q: usize>(block: &[u8], queries: [&QueryCodes; Q]) -> [[i32; BLOCK]; Q] {
+        let steps = check_four(block, &queries);
+        let mask = _mm256_set1_epi8(15);
+        let mut sums = [[_mm256_setzero_si256(); HALVES]; Q];
+        for (sums, query) in sums.iter_mut().zip(queries) {
+            *sums = [_mm256_set1_epi32(-query.offset); HALVES];
+        }
+        for step in 0..steps {
+            prefetch(block.as_ptr().wrapping_add(step * BYTES * HALVES + AHEAD).cast());
+            for half in 0..HALVES {
+                // SAFETY: the block has `steps` steps of this many bytes, every query at least so many codes.
+                let codes = unsafe { load(block, (step * HALVES + half) * BYTES) };
+                let low = _mm256_and_si256(codes, mask);
+                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(codes), mask);
+                for (sums, query) in sums.iter_mut().zip(queries) {
+                    let at = step * FOUR_STEP;
+                    // SAFETY: as above.
+                    let (p, r) = unsafe { (broadcast(&query.codes, at), broadcast(&query.codes, at + 4)) };
+                    sums[half] = _mm256_dpbusd_epi32(sums[half], low, p);
+                    sums[half] = _mm256_dpbusd_epi32(sums[half], high, r);
+                }
+            }
+        }
+        blocks_of(sums)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512vl,avx512bw,avx512vnni")]
+    fn seven(groups: &[u8], queries: [&QueryCodes; WIDE]) -> [[[i32; GROUP]; WIDE]; GROUPS] {
+        let steps = check_seven(groups, &queries);
+        let mut start = [_mm256_setzero_si256(); WIDE];
+        for (start, query) in start.iter_mut().zip(queries) {
+            *start = _mm256_set1_epi32(-query.offset);
+        }
+        let mut sums = [start; GROUPS];
+        for step in 0..steps {
+            // SAFETY: each group has `steps` steps of 32 bytes, every query at least so many codes.
+            let x = unsafe { column(groups, steps, step) };
+            for (q, query) in queries.iter().enumerate() {
+                // SAFETY: as above.
+                let p = unsafe { broadcast(&query.codes, step * SEVEN_STEP) };
+                for group in 0..GROUPS {
+                    sums[group][q] = _mm256_dpbusd_epi32(sums[group][q], x[group], p);
+                }
+            }
+        }
+        groups_of(sums)
+    }
+}

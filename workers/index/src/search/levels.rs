@@ -1,0 +1,381 @@
+//! A few queries at once: 4-bit codes of all rows, 7-bit codes of what they let through, f32 of what is left.
+//!
+//! The first sweep only keeps the best score of every block of 16 rows and query, 4 bytes of 16 rows. From the best
+//! blocks comes a first bound of the K-th d²; blocks that stay above it are looked at again, row by row.
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use rayon::prelude::*;
+
+use super::Outcome;
+use super::best::{Best, Found, Rerank, merge};
+use crate::cancel::Cancel;
+use crate::codes::Codes;
+use crate::codes::query::Narrow;
+use crate::error::{Error, Result};
+use crate::kernels::{BLOCK, Dots, Isa, QueryCodes, Work};
+use crate::shard::Shard;
+
+/// Blocks that a thread takes at once: they are read in well under a millisecond.
+const TASK_BLOCKS: usize = 64;
+/// Blocks beyond K from which the first bound comes.
+const SEED_BLOCKS: usize = 24;
+/// Rows that a thread refines at once.
+const TASK_ROWS: usize = 256;
+/// Blocks and rows that are asked for before they are read.
+const BLOCKS_AHEAD: usize = 2;
+const ROWS_AHEAD: usize = 8;
+
+/// Blocks of one shard that are taken at once.
+#[derive(Debug, Clone, Copy)]
+struct Task {
+    shard: usize,
+    first: usize,
+    blocks: usize,
+}
+
+impl Task {
+    fn spot(&self, block: usize) -> Spot {
+        Spot { shard: self.shard as u32, at: (self.first + block) as u32 }
+    }
+}
+
+/// What a search by levels works on.
+pub(super) struct Levels<'a> {
+    pub shards: &'a [&'a Shard],
+    /// Codes of the shards.
+    pub codes: Vec<&'a Codes>,
+    pub k: usize,
+    /// Rows that may pass the first level before a query is left to the plain scan.
+    pub guard: usize,
+    pub isa: Isa,
+}
+
+impl Levels<'_> {
+    /// The answers to `queries`.
+    pub fn search(&self, queries: &[&[f32]], cancel: &Cancel) -> Result<Vec<Outcome>> {
+        let tasks = self.tasks();
+        let prepared: Option<Vec<Vec<Narrow>>> = queries.iter().map(|query| self.prepare(query)).collect();
+        let Some(prepared) = prepared else {
+            return Ok(queries.iter().map(|_| Outcome::Plain(f64::INFINITY)).collect());
+        };
+        let scores = self.sweep(&tasks, &prepared, cancel)?;
+        let answer = |query: usize| {
+            let sweep = Sweep { tasks: &tasks, scores: &scores, queries: queries.len(), query };
+            self.answer(queries[query], &prepared[query], sweep, cancel)
+        };
+        (0..queries.len()).into_par_iter().map(answer).collect()
+    }
+
+    fn tasks(&self) -> Vec<Task> {
+        let tasks = self.shards.iter().enumerate().flat_map(|(shard, held)| {
+            let blocks = held.rows().div_ceil(BLOCK);
+            (0..blocks).step_by(TASK_BLOCKS).map(move |first| Task {
+                shard,
+                first,
+                blocks: TASK_BLOCKS.min(blocks - first),
+            })
+        });
+        tasks.collect()
+    }
+
+    fn prepare(&self, query: &[f32]) -> Option<Vec<Narrow>> {
+        self.codes.iter().map(|codes| Narrow::new(codes, query)).collect()
+    }
+
+    /// The best score of every block, (task × query × block).
+    fn sweep(&self, tasks: &[Task], prepared: &[Vec<Narrow>], cancel: &Cancel) -> Result<Vec<f32>> {
+        let mut scores = vec![f32::NEG_INFINITY; tasks.len() * prepared.len() * TASK_BLOCKS];
+        let chunks = scores.par_chunks_mut(prepared.len() * TASK_BLOCKS);
+        chunks.zip(tasks).try_for_each(|(scores, task)| {
+            if cancel.is_cancelled() {
+                return Err(Error::cancelled());
+            }
+            self.isa.run(BlockScores { codes: self.codes[task.shard], task: *task, prepared, scores });
+            Ok(())
+        })?;
+        Ok(scores)
+    }
+
+    /// The rest of the way for one query.
+    fn answer(&self, query: &[f32], prepared: &[Narrow], sweep: Sweep, cancel: &Cancel) -> Result<Outcome> {
+        let bound = self.first_bound(prepared, sweep);
+        let blocks = sweep.within(prepared, bound);
+        let Some(rows) = self.pass(prepared, &blocks, bound, cancel)? else {
+            return Ok(Outcome::Plain(bound.max(0.0)));
+        };
+        let refined = rows.par_chunks(TASK_ROWS).map(|rows| self.refine(prepared, rows, bound));
+        let mut found: Vec<Bounded> = refined.collect::<Vec<_>>().into_iter().flatten().collect();
+        let bound = kth(&mut found, self.k).min(bound);
+        let mut found: Vec<Found> = found.into_iter().map(|bounded| bounded.found).collect();
+        let mut best = Best::default();
+        self.isa.run(Rerank { shards: self.shards, query, k: self.k, bound, found: &mut found, best: &mut best });
+        Ok(Outcome::Found(merge(self.shards, [best], self.k)))
+    }
+
+    /// A d² that the K-th is not above, from the rows that look best.
+    fn first_bound(&self, prepared: &[Narrow], sweep: Sweep) -> f64 {
+        let (blocks, least) = sweep.seeds(prepared, self.k + SEED_BLOCKS);
+        let rows = self.isa.run(Pass { levels: self, prepared, blocks: &blocks, bound: least });
+        kth(&mut self.refine(prepared, &rows, f64::INFINITY), self.k)
+    }
+
+    /// The rows of blocks that may be within `bound`; `None` when these are too many.
+    fn pass(&self, prepared: &[Narrow], blocks: &[Spot], bound: f64, cancel: &Cancel) -> Result<Option<Vec<Spot>>> {
+        let passed = AtomicUsize::new(0);
+        let rows = blocks.par_chunks(TASK_BLOCKS).map(|blocks| {
+            if cancel.is_cancelled() {
+                return Err(Error::cancelled());
+            }
+            if passed.load(Relaxed) > self.guard {
+                return Ok(Vec::new());
+            }
+            let rows = self.isa.run(Pass { levels: self, prepared, blocks, bound });
+            passed.fetch_add(rows.len(), Relaxed);
+            Ok(rows)
+        });
+        let rows: Vec<Vec<Spot>> = rows.collect::<Result<_>>()?;
+        Ok((passed.into_inner() <= self.guard).then(|| rows.into_iter().flatten().collect()))
+    }
+
+    /// Bounds of those rows that can be within `bound`.
+    fn refine(&self, prepared: &[Narrow], rows: &[Spot], bound: f64) -> Vec<Bounded> {
+        self.isa.run(Refine { levels: self, prepared, rows, bound })
+    }
+}
+
+/// A block or a row of a shard.
+#[derive(Debug, Clone, Copy)]
+struct Spot {
+    shard: u32,
+    at: u32,
+}
+
+/// The scores of one query.
+#[derive(Clone, Copy)]
+struct Sweep<'a> {
+    tasks: &'a [Task],
+    scores: &'a [f32],
+    queries: usize,
+    query: usize,
+}
+
+impl<'a> Sweep<'a> {
+    /// Of the blocks of a task.
+    fn scores(&self, task: usize) -> &'a [f32] {
+        &self.scores[(task * self.queries + self.query) * TASK_BLOCKS..][..self.tasks[task].blocks]
+    }
+
+    /// The blocks whose best row may be within `bound`.
+    fn within(&self, prepared: &[Narrow], bound: f64) -> Vec<Spot> {
+        let mut blocks = Vec::new();
+        for (number, task) in self.tasks.iter().enumerate() {
+            let limit = prepared[task.shard].place.least_score(bound);
+            let scores = self.scores(number).iter().enumerate();
+            blocks.extend(scores.filter(|(_, score)| **score >= limit).map(|(block, _)| task.spot(block)));
+        }
+        blocks
+    }
+
+    /// The blocks that hold the `count` rows with the least d² that a score allows, and the largest of these d²
+    /// (∞ when there are fewer blocks).
+    fn seeds(&self, prepared: &[Narrow], count: usize) -> (Vec<Spot>, f64) {
+        let mut least = f64::INFINITY;
+        let mut seeds: Vec<(f64, Spot)> = Vec::with_capacity(2 * count);
+        for (number, task) in self.tasks.iter().enumerate() {
+            let place = &prepared[task.shard].place;
+            let mut limit = place.least_score(least);
+            for (block, score) in self.scores(number).iter().enumerate() {
+                if *score < limit {
+                    continue;
+                }
+                seeds.push((place.least_d2(*score), task.spot(block)));
+                if seeds.len() == 2 * count {
+                    least = cut(&mut seeds, count);
+                    limit = place.least_score(least);
+                }
+            }
+        }
+        if seeds.len() > count {
+            least = cut(&mut seeds, count);
+        }
+        (seeds.into_iter().map(|(_, block)| block).collect(), least)
+    }
+}
+
+/// Keeps the `count` least; tells the largest of them.
+fn cut(seeds: &mut Vec<(f64, Spot)>, count: usize) -> f64 {
+    let (_, largest, _) = seeds.select_nth_unstable_by(count - 1, |a, b| a.0.total_cmp(&b.0));
+    let largest = largest.0;
+    seeds.truncate(count);
+    largest
+}
+
+/// A row with both bounds of its canonical d².
+#[derive(Debug, Clone, Copy)]
+struct Bounded {
+    found: Found,
+    most_d2: f64,
+}
+
+/// The K-th least of the upper bounds; ∞ when there are fewer.
+fn kth(found: &mut [Bounded], k: usize) -> f64 {
+    if found.len() < k {
+        return f64::INFINITY;
+    }
+    found.select_nth_unstable_by(k - 1, |a, b| a.most_d2.total_cmp(&b.most_d2)).1.most_d2
+}
+
+/// Scores of the rows of a block for Q queries.
+#[inline(always)]
+fn block_scores<D: Dots, const Q: usize>(
+    dots: D,
+    codes: &Codes,
+    block: usize,
+    queries: [&Narrow; Q],
+) -> [[f32; BLOCK]; Q] {
+    let block = codes.four().block(block);
+    let mut four: [&QueryCodes; Q] = [&queries[0].four; Q];
+    for (four, narrow) in four.iter_mut().zip(queries) {
+        *four = &narrow.four;
+    }
+    let sums = dots.four(block.codes, four);
+    let rows = block.rows();
+    let mut scores = [[0f32; BLOCK]; Q];
+    for ((scores, sums), narrow) in scores.iter_mut().zip(sums).zip(queries) {
+        *scores = row_scores(sums, narrow, &rows);
+    }
+    scores
+}
+
+/// Of one query; a loop of its own, which the compiler widens.
+#[inline(always)]
+fn row_scores(sums: [i32; BLOCK], narrow: &Narrow, rows: &[[f32; BLOCK]; 3]) -> [f32; BLOCK] {
+    let (level, [scale, epsilon, half]) = (narrow.four_level, rows);
+    // Codes stand for code − 7.5, the sums are of code − 8.
+    let middle = narrow.four.offset as f32 / 16.0;
+    let mut scores = [0f32; BLOCK];
+    for i in 0..BLOCK {
+        let y = (sums[i] as f32 + middle) * level.unit * scale[i];
+        scores[i] = y + level.margin(y, epsilon[i]) - half[i];
+    }
+    scores
+}
+
+/// The best score of each block of a task, (query × block).
+struct BlockScores<'a> {
+    codes: &'a Codes,
+    task: Task,
+    prepared: &'a [Vec<Narrow>],
+    scores: &'a mut [f32],
+}
+
+impl BlockScores<'_> {
+    #[inline(always)]
+    fn some<D: Dots, const Q: usize>(&mut self, dots: D, block: usize, first: usize) {
+        let mut queries = [&self.prepared[first][self.task.shard]; Q];
+        for (query, prepared) in queries.iter_mut().zip(&self.prepared[first..]) {
+            *query = &prepared[self.task.shard];
+        }
+        let scores = block_scores(dots, self.codes, self.task.first + block, queries);
+        for (i, scores) in scores.iter().enumerate() {
+            self.scores[(first + i) * TASK_BLOCKS + block] = largest(scores);
+        }
+    }
+}
+
+impl Work for BlockScores<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call<D: Dots>(mut self, dots: D) {
+        for block in 0..self.task.blocks {
+            let mut first = 0;
+            while self.prepared.len() - first >= 4 {
+                self.some::<D, 4>(dots, block, first);
+                first += 4;
+            }
+            match self.prepared.len() - first {
+                3 => self.some::<D, 3>(dots, block, first),
+                2 => self.some::<D, 2>(dots, block, first),
+                1 => self.some::<D, 1>(dots, block, first),
+                _ => {}
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn largest(scores: &[f32; BLOCK]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; 8];
+    for eight in scores.as_chunks::<8>().0 {
+        for (lane, score) in lanes.iter_mut().zip(eight) {
+            *lane = if *score > *lane { *score } else { *lane };
+        }
+    }
+    lanes.into_iter().fold(f32::NEG_INFINITY, |a, v| if v > a { v } else { a })
+}
+
+/// Rows of blocks whose score allows a d² of at most `bound`.
+struct Pass<'a> {
+    levels: &'a Levels<'a>,
+    prepared: &'a [Narrow],
+    blocks: &'a [Spot],
+    bound: f64,
+}
+
+impl Work for Pass<'_> {
+    type Output = Vec<Spot>;
+
+    #[inline(always)]
+    fn call<D: Dots>(self, dots: D) -> Vec<Spot> {
+        let mut rows = Vec::new();
+        for (i, &Spot { shard, at: block }) in self.blocks.iter().enumerate() {
+            if let Some(next) = self.blocks.get(i + BLOCKS_AHEAD) {
+                dots.prefetch(self.levels.codes[next.shard as usize].four().block_memory(next.at as usize));
+            }
+            let narrow = &self.prepared[shard as usize];
+            let limit = narrow.place.least_score(self.bound);
+            let [scores] = block_scores(dots, self.levels.codes[shard as usize], block as usize, [narrow]);
+            for (row, score) in scores.iter().enumerate() {
+                if *score >= limit && *score > f32::NEG_INFINITY {
+                    rows.push(Spot { shard, at: block * BLOCK as u32 + row as u32 });
+                }
+            }
+        }
+        rows
+    }
+}
+
+/// Bounds of rows from their 7-bit codes; those that can be within `bound`.
+struct Refine<'a> {
+    levels: &'a Levels<'a>,
+    prepared: &'a [Narrow],
+    rows: &'a [Spot],
+    bound: f64,
+}
+
+impl Work for Refine<'_> {
+    type Output = Vec<Bounded>;
+
+    #[inline(always)]
+    fn call<D: Dots>(self, dots: D) -> Vec<Bounded> {
+        let mut found = Vec::new();
+        for (i, &Spot { shard, at: row }) in self.rows.iter().enumerate() {
+            if let Some(next) = self.rows.get(i + ROWS_AHEAD) {
+                dots.prefetch(self.levels.codes[next.shard as usize].seven().row(next.at as usize));
+            }
+            let narrow = &self.prepared[shard as usize];
+            let (codes, scale, epsilon, half) = self.levels.codes[shard as usize].seven().parts(row as usize);
+            let sum = dots.row(codes, &narrow.row).wrapping_sub(narrow.row_offset);
+            let y = sum as f32 * narrow.row_level.unit * scale;
+            let margin = narrow.row_level.margin(y, epsilon);
+            let least_d2 = narrow.place.least_d2(y + margin - half);
+            if least_d2 <= self.bound {
+                let most_d2 = narrow.place.most_d2(y - margin - half);
+                found.push(Bounded { found: Found { least_d2, shard, row }, most_d2 });
+            }
+        }
+        found
+    }
+}
