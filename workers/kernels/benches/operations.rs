@@ -227,44 +227,9 @@ fn elementwise(batch: usize, seconds: f64) {
     show("from_nchw", 2 * out.len(), time(seconds, || from_nchw(&images, batch, 3, 224, 224, &mut out)));
 }
 
-/// Bytes read and written per second by the operations between convolutions, on a tensor of 56 × 56 × 256.
-fn elementwise(batch: usize, seconds: f64) {
-    let dims = Dims { n: batch, h: 56, w: 56, c: 256 };
-    let (y, mut z, mut g) = (values(dims.len()), values(dims.len()), values(dims.len()));
-    let (factors, mut dgamma, mut dbeta) = (values(dims.c), values(dims.c), values(dims.c));
-    let pooled = Dims { h: 28, w: 28, ..dims };
-    let (mut small, mut index) = (values(pooled.len()), vec![0u8; pooled.len()]);
-    let mut sums = ChannelSums::default();
-    let show = |name: &str, values: usize, (median, best): (f64, f64)| {
-        let rate = |seconds: f64| 4.0 * values as f64 / seconds / 1e9;
-        println!("{name}: {:.2} ms, {:.1}/{:.1} GB/s", median * 1e3, rate(median), rate(best));
-    };
-    let len = dims.len();
-    show("channel_sums", len, time(seconds, || channel_sums(&y, dims.c, &mut sums)));
-    show("scale_shift", 2 * len, time(seconds, || scale_shift(&y, &factors, &factors, None, true, &mut z)));
-    show(
-        "scale_shift + residual",
-        3 * len,
-        time(seconds, || scale_shift(&y, &factors, &factors, Some(&g), true, &mut z)),
-    );
-    let backward = || {
-        norm_backward(&y, Some(&z), &mut g, &factors, &factors, &factors, None, &mut dgamma, &mut dbeta);
-    };
-    show("norm_backward", 7 * len, time(seconds, backward));
-    show("max_pool", len, time(seconds, || max_pool_3x3_s2(&y, dims, &mut small, Some(&mut index))));
-    show("max_pool_backward", len, time(seconds, || max_pool_backward(&small, &index, dims, &mut z)));
-    let mut means = values(batch * dims.c);
-    show("average_pool", len, time(seconds, || average_pool(&y, dims, &mut means)));
-    let (images, mut out) = (values(batch * 3 * 224 * 224), values(batch * 3 * 224 * 224));
-    show("from_nchw", 2 * out.len(), time(seconds, || from_nchw(&images, batch, 3, 224, 224, &mut out)));
-}
-
 fn main() {
     let options = Options::parse();
     configure_threads(options.threads).expect("the pool is not yet in use");
-    if options.only == "elementwise" {
-        return elementwise(options.batch, options.seconds);
-    }
     if options.only == "elementwise" {
         return elementwise(options.batch, options.seconds);
     }
