@@ -33,7 +33,7 @@ use crate::command::up::state::{DirLock, path_token};
 use crate::command::up::{Running, UpArgs, signals};
 use crate::command::{follow, report, summary};
 
-/// Training images over all epochs: about five minutes of two cores.
+/// Training images over all epochs: about a minute of two cores.
 const TRAINED_IMAGES: u64 = 36_000;
 /// Epochs of a small set; more would learn it by heart.
 const MAX_EPOCHS: u64 = 15;
