@@ -1,4 +1,4 @@
-//! Images that lie behind URLs are read as if they lay in a folder.
+//! Sources: behind URLs they are read as if they lay in a folder; asked for again, what was done counts.
 
 use std::path::Path;
 
@@ -83,4 +83,30 @@ async fn a_url_without_a_source_fails_by_name() {
         let RunResult::Failed { failures } = outcome(&client, &job, 1).await else { panic!("`{job}` can't be done") };
         assert!(format!("{failures:?}").contains(named), "{job}: {failures:?}");
     }
+}
+
+#[tokio::test]
+async fn a_command_given_again_says_what_was_done_and_tries_again_what_failed() {
+    let cluster = Cluster::start().await;
+    let _coordinator = cluster.coordinator("coordinator");
+    let _worker = cluster.worker("worker", "ingest");
+    cluster.client().await;
+
+    let folder = faces::write(cluster.dir(), 30);
+    let partition = folder.join("list_eval_partition.txt");
+    let kept = std::fs::read(&partition).unwrap();
+    std::fs::remove_file(&partition).unwrap();
+    let command = ["ingest", "celeba", folder.to_str().unwrap()];
+    let failed = cluster.cli(&command).await;
+    assert_eq!(failed.code, 1, "{}", failed.err);
+    assert!(failed.err.contains("list_eval_partition.txt"), "{}", failed.err);
+
+    std::fs::write(&partition, kept).unwrap();
+    let mended = cluster.cli(&command).await;
+    assert_eq!(mended.code, 0, "{}", mended.err);
+    assert!(mended.err.contains("trying again"), "{}", mended.err);
+
+    let again = cluster.cli(&command).await;
+    assert_eq!(again.code, 0, "{}", again.err);
+    assert!(again.err.contains("was asked before") && again.err.contains("--id"), "{}", again.err);
 }

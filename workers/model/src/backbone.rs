@@ -20,8 +20,7 @@ pub enum Mode<'a> {
     Eval,
 }
 
-/// Where 3×3 convolutions on the CPU go by Winograd's way: about twice as fast, its error ten times that of the
-/// matrix product.
+/// Where 3×3 convolutions on the CPU go by Winograd's way: faster, its error ten times that of the matrix product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Winograd {
     /// Nowhere.

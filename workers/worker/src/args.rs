@@ -57,7 +57,7 @@ pub struct Args {
     /// Threads that compute; all cores without
     #[arg(long, value_name = "N", env = "LIKENESS_THREADS")]
     pub threads: Option<std::num::NonZeroUsize>,
-    /// Where 3×3 convolutions on a CPU take Winograd's way, about twice as fast and ten times less exact (1e-5): off,
+    /// Where 3×3 convolutions on a CPU take Winograd's way, faster and ten times less exact (1e-5): off,
     /// inference (embedding and search), on (training too)
     #[arg(long, value_name = "WHERE", env = "LIKENESS_WINOGRAD", default_value = "inference")]
     pub winograd: Winograd,

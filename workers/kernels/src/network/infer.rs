@@ -6,10 +6,10 @@ use super::shape::{BlockUnits, Plan, units};
 use super::{NORM_EPS, NetworkShape, at_least, inside_pool};
 use crate::nhwc::{Dims, Epilogue, Forward, Isa, average_pool, from_nchw, max_pool_3x3_s2, table};
 
-/// Pixels of the input that one micro-batch is about: two images of 224 pixels. On a Zen 4 with 1 MiB of second cache
-/// per core, ResNet-50 took 377 ms for eight of them, 450 one by one and 460 four at once (medians of two windows).
+/// Pixels of the input that one micro-batch is about: two images of 224 pixels. By trials on a Zen 4 with 1 MiB of second
+/// cache per core, in which ResNet-50 was slower both one by one and four at once.
 const MICRO_BATCH_PIXELS: usize = 2 * 224 * 224;
-/// Most images of a micro-batch: of ResNet-18 at 64 pixels, 64 images took 84 ms by 16, 97 by 8, 105 by 32.
+/// Most images of a micro-batch: ResNet-18 at 64 pixels was slower by 8 and by 32.
 const MICRO_BATCH_IMAGES: usize = 16;
 
 /// A convolution and what its batch norm does in inference.
