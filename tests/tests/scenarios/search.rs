@@ -28,9 +28,10 @@ async fn searchers(client: &Client, count: usize) {
     until(&format!("{count} searchers hold shards"), ready).await;
 }
 
+/// Its id is its name: which shards it gets follows from the ids, and with others one of three may get none.
 fn searcher(cluster: &Cluster, name: &str, replicas: u32) -> Process {
     let mut command = cluster.command("likeness-worker");
-    command.args(["--roles", "search", "--threads", "1", "--replicas", &replicas.to_string()]);
+    command.args(["--roles", "search", "--threads", "1", "--replicas", &replicas.to_string(), "--id", name]);
     command.env("LIKENESS_LOG", "info");
     Process::start(name, &cluster.dir().join("logs"), command)
 }
