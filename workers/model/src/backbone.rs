@@ -26,9 +26,9 @@ pub enum Winograd {
     /// Nowhere.
     Off,
     /// Where the model serves.
-    #[default]
     Inference,
     /// In training too.
+    #[default]
     On,
 }
 

@@ -59,7 +59,7 @@ pub struct Args {
     pub threads: Option<std::num::NonZeroUsize>,
     /// Where 3×3 convolutions on a CPU take Winograd's way, faster and ten times less exact (1e-5): off,
     /// inference (embedding and search), on (training too)
-    #[arg(long, value_name = "WHERE", env = "LIKENESS_WINOGRAD", default_value = "inference")]
+    #[arg(long, value_name = "WHERE", env = "LIKENESS_WINOGRAD", default_value = "on")]
     pub winograd: Winograd,
     /// Id of this process, unlike any other's; made from host name and time without
     #[arg(long, value_name = "ID", env = "LIKENESS_WORKER_ID")]

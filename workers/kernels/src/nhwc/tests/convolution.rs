@@ -226,6 +226,21 @@ fn layers() -> Vec<Case> {
     ]
 }
 
+/// Every path once, at sizes that an interpreter which checks every access can do in a minute.
+#[test]
+fn smallest_shapes_equal_the_plain_loops() {
+    let cases = [
+        Case::of(3, 17, (3, 1, 1), 1, 3),
+        Case::of(9, 7, (3, 2, 1), 1, 4),
+        Case::of(8, 18, (1, 1, 0), 1, 3),
+        Case::of(5, 16, (1, 2, 0), 2, 3),
+        Case::of(16, 16, (3, 1, 1), 1, 5),
+    ];
+    for (case, (way, isa)) in cases.iter().flat_map(|case| ways().into_iter().map(move |way| (case, way))) {
+        case.check(way, isa, tolerance(way));
+    }
+}
+
 #[test]
 fn layers_of_the_networks_equal_the_plain_loops() {
     layers().iter().for_each(|case| case.check(Algorithm::Gemm, Isa::detect(), 1e-5));
