@@ -4,6 +4,7 @@
 //! whose patch matrix `(K, pixels)` stays in the second-level cache, K = C_in · kernel². A tile is some rows of
 //! one image, or several small images at once. Tasks and tiles depend on shapes alone.
 
+mod device;
 mod patches;
 #[cfg(test)]
 mod tests;
@@ -36,7 +37,7 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, stride: usize, padding: usize) -> Res
     if on_cpu(x) {
         x.contiguous()?.apply_op2(&weight.contiguous()?, Conv2d(geometry))
     } else {
-        x.conv2d(weight, padding, stride, 1, 1)
+        device::conv2d(geometry, x, weight)
     }
 }
 

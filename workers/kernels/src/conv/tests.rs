@@ -61,6 +61,33 @@ proptest! {
     }
 }
 
+/// What other devices compose of candle's operations, on the CPU and through the tape.
+fn check_composed(s: &Sizes) -> Result<()> {
+    let g = geometry(s);
+    let var = |seed, dims: &[usize]| Var::from_tensor(&tensor(values(seed, dims.iter().product()), dims)?);
+    let x = var(1, &[g.batch, g.c_in, g.height, g.width])?;
+    let w = var(2, &[g.c_out, g.c_in, g.kernel, g.kernel])?;
+    let dy = tensor(values(3, g.batch * g.out_len()), (g.batch, g.c_out, g.out_height, g.out_width))?;
+    let y = device::conv2d(g, x.as_tensor(), w.as_tensor())?;
+    let gradients = (&y * &dy)?.sum_all()?.backward()?;
+    let flat = |t: &Tensor| t.flatten_all()?.to_vec1::<f32>();
+    let gradient = |of: &Var| flat(gradients.get(of.as_tensor()).expect("on the tape"));
+    let (x_values, w_values, dy) = (flat(x.as_tensor())?, flat(w.as_tensor())?, flat(&dy)?);
+    assert_close(&flat(&y)?, &reference::conv2d(s, &x_values, &w_values), "y");
+    assert_close(&gradient(&x)?, &reference::conv2d_data_gradient(s, &w_values, &dy), "dx");
+    assert_close(&gradient(&w)?, &reference::conv2d_weight_gradient(s, &x_values, &dy), "dw");
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_other_devices_compose_equals_the_plain_loops(s in sizes()) {
+        check_composed(&s).expect("valid sizes");
+    }
+}
+
 /// Shapes of the networks: row tiles of one image, several images a tile, several parts of the reduction.
 const LAYERS: [Sizes; 6] = [
     Sizes { batch: 2, c_in: 3, height: 130, width: 128, c_out: 8, kernel: 7, stride: 2, padding: 3 },
