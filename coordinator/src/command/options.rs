@@ -66,7 +66,7 @@ options! {
     /// Options of a model.
     ModelOptions {
         /// Backbone of the image tower [default: cnn-s].
-        #[arg(long, value_parser = words::<Architecture>(&["cnn-s", "resnet18", "resnet50"]), help_heading = "Model")]
+        #[arg(long, value_parser = words::<Architecture>(&["cnn-s", "resnet18", "resnet34", "resnet50", "resnet101"]), help_heading = "Model")]
         architecture: Architecture,
         /// D, length of the embedding [default: 300].
         #[arg(long, value_name = "D", help_heading = "Model")]

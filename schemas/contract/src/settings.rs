@@ -45,7 +45,7 @@ fn fold(name: &str) -> String {
     name.replace(['-', ' '], "_").to_uppercase().to_lowercase()
 }
 
-/// The network that turns an image into features.
+/// The network that turns an image into features. New ones come last: messages count them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Architecture {
     /// ResNet-18 of base width 32, for small images (64 px by default).
@@ -57,12 +57,23 @@ pub enum Architecture {
     /// ResNet-50 v1.5 as torchvision.
     #[serde(rename = "resnet50")]
     ResNet50,
+    /// ResNet-34 as torchvision.
+    #[serde(rename = "resnet34")]
+    ResNet34,
+    /// ResNet-101 v1.5 as torchvision.
+    #[serde(rename = "resnet101")]
+    ResNet101,
 }
 
 impl Architecture {
-    /// Every architecture with its name.
-    pub const ALL: [(&'static str, Architecture); 3] =
-        [("cnn-s", Architecture::CnnS), ("resnet18", Architecture::ResNet18), ("resnet50", Architecture::ResNet50)];
+    /// Every architecture with its name, in the order of their declaration.
+    pub const ALL: [(&'static str, Architecture); 5] = [
+        ("cnn-s", Architecture::CnnS),
+        ("resnet18", Architecture::ResNet18),
+        ("resnet50", Architecture::ResNet50),
+        ("resnet34", Architecture::ResNet34),
+        ("resnet101", Architecture::ResNet101),
+    ];
 
     /// The name users write.
     pub fn name(self) -> &'static str {
@@ -73,7 +84,7 @@ impl Architecture {
     pub fn default_input_px(self) -> u32 {
         match self {
             Self::CnnS => 64,
-            Self::ResNet18 | Self::ResNet50 => 224,
+            _ => 224,
         }
     }
 }

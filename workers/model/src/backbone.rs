@@ -104,7 +104,9 @@ pub(crate) fn build(architecture: Architecture, builder: &mut Builder<'_>) -> Re
     let shape = match architecture {
         Architecture::CnnS => NetworkShape::resnet18(32),
         Architecture::ResNet18 => NetworkShape::resnet18(64),
+        Architecture::ResNet34 => NetworkShape::resnet34(64),
         Architecture::ResNet50 => NetworkShape::resnet50(64),
+        Architecture::ResNet101 => NetworkShape::resnet101(64),
     };
     Ok(Box::new(Network::new(shape, builder)?))
 }

@@ -146,4 +146,6 @@ print(json.dumps({
     "cnn-s": inference(CnnS, 64),
     "resnet18": inference(torchvision.models.resnet18, 96),
     "resnet50": inference(torchvision.models.resnet50, 64),
+    "resnet34": inference(torchvision.models.resnet34, 64),
+    "resnet101": inference(torchvision.models.resnet101, 64),
 }, indent=0))

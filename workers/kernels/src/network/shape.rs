@@ -37,9 +37,19 @@ impl NetworkShape {
         Self { kind: BlockKind::Basic, depths: [2, 2, 2, 2], width }
     }
 
+    /// ResNet-34; torchvision's has base width 64.
+    pub fn resnet34(width: usize) -> Self {
+        Self { kind: BlockKind::Basic, depths: [3, 4, 6, 3], width }
+    }
+
     /// ResNet-50; torchvision's has base width 64.
     pub fn resnet50(width: usize) -> Self {
         Self { kind: BlockKind::Bottleneck, depths: [3, 4, 6, 3], width }
+    }
+
+    /// ResNet-101; torchvision's has base width 64.
+    pub fn resnet101(width: usize) -> Self {
+        Self { kind: BlockKind::Bottleneck, depths: [3, 4, 23, 3], width }
     }
 
     /// The first convolution, 7×7 with stride 2.
@@ -172,10 +182,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn resnet50_has_its_53_convolutions_and_23_million_weights() {
-        let (units, blocks) = units(&NetworkShape::resnet50(64));
-        let weights: usize = units.iter().map(|u| u.c_out * u.c_in * u.kernel * u.kernel).sum();
-        assert_eq!((units.len(), blocks.len(), weights), (53, 16, 23_454_912));
+    fn networks_have_as_many_convolutions_and_weights_as_torchvisions() {
+        let sizes = |shape: NetworkShape| {
+            let (units, blocks) = units(&shape);
+            let weights: usize = units.iter().map(|u| u.c_out * u.c_in * u.kernel * u.kernel).sum();
+            (units.len(), blocks.len(), weights)
+        };
+        assert_eq!(sizes(NetworkShape::resnet34(64)), (36, 16, 21_267_648));
+        assert_eq!(sizes(NetworkShape::resnet50(64)), (53, 16, 23_454_912));
+        assert_eq!(sizes(NetworkShape::resnet101(64)), (104, 33, 42_394_816));
         assert_eq!(NetworkShape::resnet50(64).features(), 2048);
     }
 
