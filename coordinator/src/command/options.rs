@@ -21,7 +21,7 @@ pub const DEFAULT_ROWS: u32 = 8192;
 const MAX_SHARD_ROWS: u32 = 65_536;
 
 /// A parser of words that serde knows, with the words for `--help` and for suggestions.
-fn words<T>(words: &'static [&'static str]) -> impl TypedValueParser<Value = T>
+pub fn words<T>(words: &'static [&'static str]) -> impl TypedValueParser<Value = T>
 where
     T: DeserializeOwned + Clone + Send + Sync + 'static,
 {

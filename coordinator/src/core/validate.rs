@@ -43,6 +43,15 @@ pub fn source(source: &IngestSource) -> Checked {
             let twice = files.iter().enumerate().find(|(i, file)| files[..*i].contains(file));
             twice.map_or(Ok(()), |(_, file)| Err(format!("`files` of the source names `{file}` twice")))
         }
+        IngestSource::Csv(csv) => {
+            for (path, what) in [(&csv.file, "file"), (&csv.dir, "dir")] {
+                ensure(!path.trim().is_empty(), || format!("`{what}` of the source is empty"))?;
+                source_path(path)?;
+            }
+            let attributes = &csv.columns.attributes;
+            let twice = attributes.iter().enumerate().find(|(i, name)| attributes[..*i].contains(name));
+            twice.map_or(Ok(()), |(_, name)| Err(format!("`attributes` of the source names `{name}` twice")))
+        }
     }
 }
 

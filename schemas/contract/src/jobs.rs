@@ -108,6 +108,49 @@ pub enum IngestSource {
         /// The files, in order.
         files: Vec<String>,
     },
+    /// A table of images and labels as text, the images as files.
+    Csv(CsvSource),
+}
+
+/// A CSV file: one row an image, a header, one column an attribute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CsvSource {
+    /// The file.
+    pub file: String,
+    /// The folder that the images' paths start from.
+    pub dir: String,
+    /// Which column says what.
+    pub columns: CsvColumns,
+    /// What `0` means.
+    pub zero: ZeroLabel,
+}
+
+/// Columns by name; where none is named, the one with a usual name, or none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CsvColumns {
+    /// The image's path.
+    pub path: Option<String>,
+    /// The item id; the path without.
+    pub item: Option<String>,
+    /// The split; by a hash without.
+    pub split: Option<String>,
+    /// What stays together in one split when it is chosen by a hash, such as a person; every item by itself without.
+    pub group: Option<String>,
+    /// The attributes; when empty, all other columns that hold labels.
+    pub attributes: Vec<String>,
+}
+
+/// What a label `0` means.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ZeroLabel {
+    /// "Not known" in a column that has `-1` too, else "has not".
+    #[default]
+    Auto,
+    /// "Has not".
+    No,
+    /// "Not known".
+    Unknown,
 }
 
 /// A dataset as a user names it.

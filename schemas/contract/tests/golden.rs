@@ -173,6 +173,11 @@ fn specs_and_plans() {
     let source = IngestSource::Parquet { files: vec!["a.parquet".into()] };
     let ingest = JobWork::Ingest { dataset: name("celeba"), source, part_rows: 4_096 };
     check("ingest-parquet", &JobSpec { work: ingest, device: DeviceClass::Any, priority: Priority::Hi });
+    let columns = CsvColumns { split: Some("fold".into()), attributes: vec!["smiling".into()], ..Default::default() };
+    let csv =
+        CsvSource { file: "/data/faces.csv".into(), dir: "/data/faces".into(), columns, zero: ZeroLabel::Unknown };
+    let ingest = JobWork::Ingest { dataset: name("faces"), source: IngestSource::Csv(csv), part_rows: 4_096 };
+    check("ingest-csv", &JobSpec { work: ingest, device: DeviceClass::Any, priority: Priority::Lo });
     let work = JobWork::Train(train_stage());
     check("train", &JobSpec { work, device: DeviceClass::Cpu, priority: Priority::Lo });
     let work = JobWork::Embed { model: job("train-1"), embed: embed_stage() };

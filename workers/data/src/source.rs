@@ -10,15 +10,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use likeness_contract::documents::Skipped;
-use likeness_contract::jobs::IngestSource;
+use likeness_contract::jobs::{CsvSource, IngestSource};
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::image;
 use crate::part::PartRow;
-use crate::rows::{Scan, ScanRow};
+use crate::rows::{Place, Scan, ScanRow};
 
 pub mod celeba;
+pub mod csv;
 pub mod parquet;
 mod split;
 
@@ -81,6 +82,7 @@ pub fn scan_from(source: &IngestSource, files: Arc<dyn Files>) -> Result<Scan> {
     let mut scan = match source {
         IngestSource::Celeba { dir } => celeba::scan(dir, files.as_ref())?,
         IngestSource::Parquet { files: paths } => parquet::scan(paths, files)?,
+        IngestSource::Csv(source) => csv::scan(source, files.as_ref())?,
     };
     scan.warnings.extend(constant_attributes(&scan));
     Ok(scan)
@@ -113,13 +115,11 @@ pub fn read_rows_from(
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<PartContent> {
     let progress = Counter { done: AtomicU64::new(0), report: progress };
-    match source {
-        IngestSource::Celeba { dir } => {
-            let read = |_, row: &ScanRow| celeba::read_image(dir, &row.place, files.as_ref());
-            check_all(rows, read, &progress)
-        }
-        IngestSource::Parquet { files: paths } => parquet::read_rows(paths, rows, files, &progress),
-    }
+    let dir = match source {
+        IngestSource::Celeba { dir } | IngestSource::Csv(CsvSource { dir, .. }) => dir,
+        IngestSource::Parquet { files: paths } => return parquet::read_rows(paths, rows, files, &progress),
+    };
+    check_all(rows, |_, row: &ScanRow| read_image(dir, &row.place, files.as_ref()), &progress)
 }
 
 /// Counts rows from any thread.
@@ -182,6 +182,50 @@ fn check(row: &ScanRow, read: impl Fn() -> Result<Found>) -> Result<std::result:
         })),
         Err(error) => skipped(error.to_string()),
     }
+}
+
+/// The image of a row that is a file below `dir`.
+fn read_image(dir: &str, place: &Place, files: &dyn Files) -> Result<Found> {
+    match place {
+        Place::File { path } => read_image_file(files, &inside(dir, path)),
+        Place::Parquet { .. } => Err(Error::corrupt("list of rows: a Parquet row in a source of files")),
+    }
+}
+
+fn inside(dir: &str, path: &str) -> String {
+    format!("{}/{path}", dir.trim_end_matches('/'))
+}
+
+/// A list of ten million rows fits.
+const MAX_LIST_BYTES: u64 = 1 << 30;
+
+/// The text of a list; `expected` says what should be there when nothing is.
+fn read_list(files: &dyn Files, path: &str, expected: &str) -> Result<String> {
+    let bytes = match read_whole(files, path, MAX_LIST_BYTES) {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(too_large)) => return Err(Error::invalid(format!("`{path}`: {too_large}"))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::invalid(format!("`{path}` is missing: {expected}")));
+        }
+        Err(error) => return Err(Error::io(path, error)),
+    };
+    decode_text(path, &bytes)
+}
+
+fn decode_text(path: &str, bytes: &[u8]) -> Result<String> {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Ok(text.to_string()),
+        Err(error) => {
+            let line = bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
+            Err(Error::invalid(format!("`{path}` line {line}: not UTF-8 text")))
+        }
+    }
+}
+
+/// The start of what a message quotes.
+fn shortened(text: &str) -> String {
+    text.chars().take(60).collect()
 }
 
 /// A whole text or image file of at most `limit` bytes.

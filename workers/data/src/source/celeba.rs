@@ -11,15 +11,13 @@ use std::collections::HashMap;
 
 use likeness_contract::settings::Vocabulary;
 
-use super::{Files, Found, check_names, read_image_file, read_whole};
+use super::{Files, check_names, inside, shortened};
 use crate::error::{Error, Result};
 use crate::rows::{Place, Scan, ScanRow};
 
 const ATTRIBUTES: &str = "list_attr_celeba.txt";
 const PARTITION: &str = "list_eval_partition.txt";
 const IMAGES: &str = "img_align_celeba";
-/// A list of ten million rows fits; anything larger is no CelebA.
-const MAX_LIST_BYTES: u64 = 1 << 30;
 
 /// Lists the rows; images are not looked at.
 pub(super) fn scan(dir: &str, files: &dyn Files) -> Result<Scan> {
@@ -29,18 +27,6 @@ pub(super) fn scan(dir: &str, files: &dyn Files) -> Result<Scan> {
     let (partition_path, partition_text) = read_list(dir, files, PARTITION, "Eval")?;
     let splits = parse_partition(&partition_path, &partition_text)?;
     Ok(join(list, &splits, &images, &partition_path))
-}
-
-/// The image of a row.
-pub(super) fn read_image(dir: &str, place: &Place, files: &dyn Files) -> Result<Found> {
-    match place {
-        Place::File { path } => read_image_file(files, &inside(dir, path)),
-        Place::Parquet { .. } => Err(Error::corrupt("list of rows: a Parquet row in a CelebA source")),
-    }
-}
-
-fn inside(dir: &str, path: &str) -> String {
-    format!("{}/{path}", dir.trim_end_matches('/'))
 }
 
 /// The images' folder, relative to `dir`.
@@ -64,15 +50,7 @@ fn read_list(dir: &str, files: &dyn Files, name: &str, subfolder: &str) -> Resul
     let beside = inside(dir, name);
     let nested = inside(dir, &format!("{subfolder}/{name}"));
     let path = if files.size(&beside).is_err() && files.size(&nested).is_ok() { nested } else { beside };
-    let bytes = match read_whole(files, &path, MAX_LIST_BYTES) {
-        Ok(Ok(bytes)) => bytes,
-        Ok(Err(too_large)) => return Err(Error::invalid(format!("`{path}`: {too_large}"))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(Error::invalid(format!("`{path}` is missing: {}", expectation(name))));
-        }
-        Err(error) => return Err(Error::io(&path, error)),
-    };
-    let text = decode_text(&path, &bytes)?;
+    let text = super::read_list(files, &path, expectation(name))?;
     Ok((path, text))
 }
 
@@ -80,17 +58,6 @@ fn expectation(name: &str) -> &'static str {
     match name {
         ATTRIBUTES => "expected the number of rows, the attribute names, then `FILE 1 -1 …` per image",
         _ => "expected a line `FILE SPLIT` per image, SPLIT being 0 (train), 1 (validation) or 2 (test)",
-    }
-}
-
-fn decode_text(path: &str, bytes: &[u8]) -> Result<String> {
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    match std::str::from_utf8(bytes) {
-        Ok(text) => Ok(text.to_string()),
-        Err(error) => {
-            let line = bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count() + 1;
-            Err(Error::invalid(format!("`{path}` line {line}: not UTF-8 text")))
-        }
     }
 }
 
@@ -184,10 +151,6 @@ fn check_item(place: &dyn Fn() -> String, item: &str) -> Result<()> {
         return Err(Error::invalid(format!("{}: `{}` is no plain file name", place(), shortened(item))));
     }
     Ok(())
-}
-
-fn shortened(text: &str) -> String {
-    text.chars().take(60).collect()
 }
 
 fn parse_partition(path: &str, text: &str) -> Result<HashMap<String, u8>> {

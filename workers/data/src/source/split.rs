@@ -21,6 +21,16 @@ pub(super) fn named(word: &str) -> Option<u8> {
     NAMES.iter().find(|(name, _)| *name == word).map(|(_, split)| *split)
 }
 
+/// The split that a cell of a split column names.
+pub(super) fn of_word(word: &str) -> Option<u8> {
+    match word.trim() {
+        "0" => Some(0),
+        "1" => Some(1),
+        "2" => Some(2),
+        word => named(word),
+    }
+}
+
 /// The split that a file's name begins with: `train-00000-of-00002.parquet`, `test.parquet`.
 pub(super) fn of_file(path: &str) -> Option<u8> {
     let name = path.rsplit(['/', '\\']).next().unwrap_or(path);

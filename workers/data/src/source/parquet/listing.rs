@@ -180,14 +180,7 @@ impl FileRows<'_> {
     }
 
     fn split_of(&self, word: Option<&str>, i: usize) -> Result<u8> {
-        let split = match word {
-            Some("0") => Some(0),
-            Some("1") => Some(1),
-            Some("2") => Some(2),
-            Some(word) => split::named(word),
-            None => None,
-        };
-        split.ok_or_else(|| {
+        word.and_then(split::of_word).ok_or_else(|| {
             let word: String = word.unwrap_or("null").chars().take(60).collect();
             let (path, row) = (self.path, self.next + i as u64);
             Error::invalid(format!("`{path}` row {row}: split `{word}` is not train, validation or test"))

@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 
 use bytes::Bytes;
-use likeness_contract::jobs::IngestSource;
+use likeness_contract::jobs::{CsvSource, IngestSource};
 use likeness_data::{Disk, Files};
 use likeness_link::error::ErrorKind;
 use likeness_link::remote::{RemoteFiles, is_remote};
@@ -55,7 +55,10 @@ impl Files for SourceFiles {
 
 /// Runs `read` with as many threads as its source can keep busy: those of a remote source mostly wait.
 pub fn with_threads_for<T: Send>(source: &IngestSource, read: impl FnOnce() -> T + Send) -> io::Result<T> {
-    let IngestSource::Celeba { dir } = source else { return Ok(read()) };
+    let dir = match source {
+        IngestSource::Celeba { dir } | IngestSource::Csv(CsvSource { dir, .. }) => dir,
+        IngestSource::Parquet { .. } => return Ok(read()),
+    };
     if !is_remote(dir) {
         return Ok(read());
     }
