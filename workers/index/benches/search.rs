@@ -9,11 +9,12 @@
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Instant;
 
 use bytes::Bytes;
-use likeness_index::{Cancel, Shard, ShardRows, encode_shard, top_k_batch};
+use likeness_index::{Cancel, Query, Shard, ShardRows, encode_shard, top_k_batch};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -80,8 +81,9 @@ fn run(settings: &Settings) {
 fn search(settings: &Settings, base: Matrix, queries: &[&[f32]], shape: &str) {
     let plain = Shard::new(0, base.into_rows(), queries[0].len(), 1).expect("unit rows");
     let checked = &queries[..CHECKED.min(queries.len())];
-    let answer =
-        |shard: &Shard, queries: &[&[f32]]| top_k_batch(&[shard], queries, 100, &Cancel::new()).expect("an answer");
+    let answer = |shard: &Shard, queries: &[&[f32]]| {
+        top_k_batch(&[shard], &asked(queries, 100), &Cancel::new()).expect("an answer")
+    };
     let expected = answer(&plain, checked);
     all_works(settings, "Likeness plain scan", &plain, queries, shape, &WORKS[..1]);
     let started = Instant::now();
@@ -89,13 +91,17 @@ fn search(settings: &Settings, base: Matrix, queries: &[&[f32]], shape: &str) {
     let (build_ms, rows) = (1e3 * started.elapsed().as_secs_f64(), shard.rows() as f64);
     println!(
         r#"{{"engine": "Likeness", "work": "build-{shape}", "median_ms": {build_ms:.1}, "code_bytes_per_vector": {:.1}, "bytes_per_vector": {:.1}, "threads": {}}}"#,
-        shard.code_bytes() as f64 / rows,
-        shard.bytes() as f64 / rows,
+        shard.memory().codes as f64 / rows,
+        shard.memory().total() as f64 / rows,
         rayon::current_num_threads(),
     );
     assert_eq!(answer(&shard, checked), expected, "the answers of the plain scan");
     assert_eq!(answer(&shard, queries)[..checked.len()], expected, "the answers of the plain scan");
     all_works(settings, "Likeness", &shard, queries, shape, &WORKS);
+}
+
+fn asked<'a>(queries: &[&'a [f32]], k: usize) -> Vec<Query<'a>> {
+    queries.iter().map(|vector| Query { vector, k, within: None }).collect()
 }
 
 /// Times the works on every number of threads.
@@ -113,7 +119,7 @@ fn all_works(
             let work = format!("exact-{shape}-b{batch}-k{k}");
             if batch <= queries.len() && work.contains(&settings.only) {
                 let search = |queries: &[&[f32]]| {
-                    pool.install(|| top_k_batch(&[shard], queries, k, &Cancel::new())).expect("an answer");
+                    pool.install(|| top_k_batch(&[shard], &asked(queries, k), &Cancel::new())).expect("an answer");
                 };
                 measure((engine, work.as_str()), batch, threads, settings.repetitions, queries, search);
             }
@@ -164,19 +170,34 @@ fn load(base: &Matrix, shape: &str, repetitions: usize) {
         times.sort_by(f64::total_cmp);
         times[times.len() / 2]
     };
-    let read = time(&|| std::fs::read(&file).expect("a readable file").len());
+    let read = time(&|| read_fresh(&file, rayon::current_num_threads()));
     let decoded = time(&|| {
         let bytes = Bytes::from(std::fs::read(&file).expect("a readable file"));
         Shard::decode(0, bytes, dim, 1).expect("a sound file").rows()
     });
     let opened = time(&|| Shard::open(0, &file, dim, 1).expect("a sound file").rows());
-    for (part, median) in [("read-bytes", read), ("load-from-bytes", decoded), ("load", opened)] {
+    let quantised = time(&|| Shard::open(0, &file, dim, 1).and_then(Shard::with_codes).expect("a sound file").rows());
+    let parts = [("read-bytes", read), ("load-from-bytes", decoded), ("load", opened), ("load-with-codes", quantised)];
+    for (part, median) in parts {
         println!(
             r#"{{"engine": "Likeness", "work": "{part}-{shape}", "median_ms": {median:.1}, "threads": {}, "repetitions": {repetitions}}}"#,
             rayon::current_num_threads()
         );
     }
     std::fs::remove_file(&file).expect("a writable folder");
+}
+
+/// Reads a file by several threads into memory that is allocated now, as a shard's is.
+fn read_fresh(file: &Path, threads: usize) -> usize {
+    let (file, len) = (File::open(file).expect("a readable file"), file.metadata().expect("a file").len() as usize);
+    let mut bytes = vec![0u8; len];
+    std::thread::scope(|scope| {
+        for (part, bytes) in bytes.chunks_mut(len.div_ceil(threads)).enumerate() {
+            let (file, start) = (&file, (part * len.div_ceil(threads)) as u64);
+            scope.spawn(move || file.read_exact_at(bytes, start).expect("a readable file"));
+        }
+    });
+    bytes.len()
 }
 
 /// Rows of f32.

@@ -4,8 +4,8 @@
 //! halves are the first four dimensions, the high halves the next four. Then the rows' scales, residual norms and
 //! halved squared norms, 16 f32 of each. So a scan reads one stream and nothing else.
 
-use super::Stats;
 use super::query::{Shape, four_shape, lane_square};
+use super::{Stats, sum_of};
 use crate::buffer::Memory;
 use crate::error::Result;
 use crate::kernels::{BLOCK, FOUR_SEGMENT, FOUR_STEP};
@@ -107,15 +107,11 @@ impl Fit {
         let inverse = best_inverse(narrow, largest);
         self.codes.clear();
         self.codes.extend(narrow.iter().map(|v| code(*v, inverse) as i32));
-        let level = |code: i32| f64::from(code) - 7.5;
-        let (mut product, mut square) = (0.0, 0.0);
-        for (v, c) in row.iter().zip(&self.codes) {
-            product += v * level(*c);
-            square += level(*c) * level(*c);
-        }
+        let product = sum_of(row, &self.codes, |v, c| v * (c - 7.5));
+        let square = sum_of(row, &self.codes, |_, c| (c - 7.5) * (c - 7.5));
         self.scale = (product / square) as f32;
         let scale = f64::from(self.scale);
-        let left: f64 = row.iter().zip(&self.codes).map(|(v, c)| (v - scale * level(*c)).powi(2)).sum();
+        let left = sum_of(row, &self.codes, |v, c| (v - scale * (c - 7.5)) * (v - scale * (c - 7.5)));
         self.epsilon = super::rounded_up(left.sqrt());
         stats.hat = stats.hat.max(square.sqrt() * scale.abs());
         for code in &mut self.codes {

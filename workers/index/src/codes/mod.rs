@@ -25,6 +25,8 @@ const MEAN_ROWS: usize = 4096;
 const TRIAL_ROWS: usize = 256;
 /// How much better a frame must be than a simpler one.
 const GAIN: f64 = 0.9;
+/// Sums that are added to in turn.
+const LANES: usize = 8;
 /// Blocks that a thread quantises at once.
 const TASK_BLOCKS: usize = 64;
 
@@ -97,6 +99,12 @@ impl Codes {
         self.reach
     }
 
+    /// Bytes of memory of the codes of `rows` rows; a frame takes a few more.
+    pub fn bytes_for(rows: usize, dim: usize) -> usize {
+        let four = rows.div_ceil(BLOCK) * Four::block_bytes(dim);
+        four + rows * Seven::row_bytes(dim) + Frame::most_bytes(dim)
+    }
+
     /// Bytes of memory.
     pub fn bytes(&self) -> usize {
         self.four.bytes() + self.seven.bytes() + self.frame.bytes()
@@ -164,7 +172,31 @@ impl Work for Quantise<'_> {
 
 #[inline(always)]
 fn squared(row: &[f64]) -> f64 {
-    row.iter().map(|v| v * v).sum()
+    let mut lanes = [0.0; LANES];
+    let (whole, rest) = row.as_chunks::<LANES>();
+    for values in whole {
+        for i in 0..LANES {
+            lanes[i] += values[i] * values[i];
+        }
+    }
+    lanes.iter_mut().zip(rest).for_each(|(lane, v)| *lane += v * v);
+    lanes.iter().sum()
+}
+
+/// The sum of `term(value, code)`, in lanes: one sum after the other would wait for each addition.
+#[inline(always)]
+fn sum_of(row: &[f64], codes: &[i32], term: impl Fn(f64, f64) -> f64) -> f64 {
+    let mut lanes = [0.0; LANES];
+    let ((rows, row_rest), (codes, code_rest)) = (row.as_chunks::<LANES>(), codes.as_chunks::<LANES>());
+    for (values, codes) in rows.iter().zip(codes) {
+        for i in 0..LANES {
+            lanes[i] += term(values[i], f64::from(codes[i]));
+        }
+    }
+    for (lane, (v, code)) in lanes.iter_mut().zip(row_rest.iter().zip(code_rest)) {
+        *lane += term(*v, f64::from(*code));
+    }
+    lanes.iter().sum()
 }
 
 /// The frame that leaves the smallest margins on a sample, with a preference for simple ones.
