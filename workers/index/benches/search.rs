@@ -2,7 +2,7 @@
 //!
 //! `cargo bench -p likeness-index --bench search -- DATA [--threads 1,2] [--only PART] [--repetitions N] [--write FOLDER]`
 //! prints one line of JSON for every work. DATA is `clustered` (1,000,000 × 300, made here, the same each time),
-//! `clustered-small`, `hostile` (rows that no code of few bits can tell apart), or a folder with `base.npy` and `query.npy` (f32, unit rows), where other engines find the same vectors
+//! `clustered-300k`, `clustered-small`, `hostile` (rows that no code of few bits can tell apart), or a folder with `base.npy` and `query.npy` (f32, unit rows), where other engines find the same vectors
 //! after `--write`. Answers are compared with those of the plain scan before anything is timed.
 
 #![allow(clippy::print_stdout, reason = "a bench prints its figures")]
@@ -14,7 +14,11 @@ use std::path::Path;
 use std::time::Instant;
 
 use bytes::Bytes;
-use likeness_index::{Cancel, Query, Shard, ShardRows, encode_shard, top_k_batch};
+use likeness_contract::ranking::Candidate;
+use likeness_index::{
+    Approximate, Approximation, Cancel, Query, RowSet, Shard, ShardRows, Survivors, encode_shard, survivors,
+    top_k_approximate, top_k_batch,
+};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -24,6 +28,12 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Queries at once and K.
 const WORKS: [(usize, usize); 6] = [(1, 10), (1, 100), (16, 10), (16, 100), (256, 10), (256, 100)];
+/// Batches around the change from one way to the other, measured with `--only crossover`.
+const CROSSOVER: [usize; 8] = [1, 2, 4, 8, 15, 17, 24, 32];
+/// Parts of the rows that a filtered query is about, of 1,000.
+const SHARES: [u32; 5] = [900, 500, 200, 50, 5];
+/// Recalls that are asked of the approximate index.
+const TARGETS: [f64; 6] = [0.9, 0.95, 0.96, 0.98, 0.99, 0.995];
 const QUERIES: usize = 256;
 const CHECKED: usize = 6;
 
@@ -58,6 +68,7 @@ fn main() {
 fn run(settings: &Settings) {
     let (base, queries) = match settings.data.as_str() {
         "clustered" => (Matrix::clustered(1_000_000, 300, 1), Matrix::clustered(QUERIES, 300, 2)),
+        "clustered-300k" => (Matrix::clustered(300_000, 300, 1), Matrix::clustered(QUERIES, 300, 2)),
         "clustered-small" => (Matrix::clustered(100_000, 300, 1), Matrix::clustered(QUERIES, 300, 2)),
         "hostile" => (Matrix::hostile(1_000_000, 300, 1), Matrix::hostile(QUERIES, 300, 2)),
         folder => {
@@ -98,6 +109,118 @@ fn search(settings: &Settings, base: Matrix, queries: &[&[f32]], shape: &str) {
     assert_eq!(answer(&shard, checked), expected, "the answers of the plain scan");
     assert_eq!(answer(&shard, queries)[..checked.len()], expected, "the answers of the plain scan");
     all_works(settings, "Likeness", &shard, queries, shape, &WORKS);
+    if settings.only == "crossover" {
+        let everything = Settings {
+            only: String::new(),
+            data: String::new(),
+            threads: settings.threads.clone(),
+            write: None,
+            ..*settings
+        };
+        all_works(&everything, "Likeness", &shard, queries, shape, &CROSSOVER.map(|batch| (batch, 10)));
+    }
+    filtered(settings, &shard, queries, shape);
+    if "survivors".contains(&settings.only) {
+        count_survivors(&shard, queries, shape);
+    }
+    if settings.only.is_empty() || "approximate".contains(&settings.only) || settings.only.contains("approximate") {
+        approximate(settings, shard, queries, shape);
+    }
+}
+
+/// Medians of what each level lets through.
+fn count_survivors(shard: &Shard, queries: &[&[f32]], shape: &str) {
+    for k in [10, 100] {
+        let count = |vector: &&[f32]| {
+            let query = Query { vector, k, within: None };
+            survivors(&[shard], &query, &Cancel::new()).expect("an answer")
+        };
+        let counts: Vec<Survivors> = queries.iter().filter_map(count).collect();
+        let median = |mut values: Vec<usize>| {
+            values.sort_unstable();
+            values.get(values.len() / 2).copied()
+        };
+        let four = median(counts.iter().filter_map(|count| count.four).collect());
+        let seven = median(counts.iter().filter(|count| count.four.is_some()).map(|count| count.seven).collect());
+        println!(
+            r#"{{"engine": "Likeness", "work": "survivors-{shape}-k{k}", "rows": {}, "four": {}, "seven": {}, "guarded": {}, "queries": {}, "median_ms": 0}}"#,
+            shard.rows(),
+            four.unwrap_or(0),
+            seven.unwrap_or(0),
+            counts.iter().filter(|count| count.four.is_none()).count(),
+            counts.len(),
+        );
+    }
+}
+
+/// One query about a part of the rows, on one thread.
+fn filtered(settings: &Settings, shard: &Shard, queries: &[&[f32]], shape: &str) {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("threads");
+    for per_mille in SHARES {
+        let work = format!("filtered-{shape}-{per_mille}-of-1000");
+        if !work.contains(&settings.only) {
+            continue;
+        }
+        let mut random = ChaCha8Rng::seed_from_u64(7);
+        let mut set = RowSet::none(shard.rows());
+        (0..shard.rows() as u32).filter(|_| random.random_range(0..1000) < per_mille).for_each(|row| set.insert(row));
+        let search = |queries: &[&[f32]]| {
+            let query = Query { vector: queries[0], k: 10, within: Some(&[&set]) };
+            pool.install(|| top_k_batch(&[shard], &[query], &Cancel::new())).expect("an answer");
+        };
+        measure(("Likeness", work.as_str()), 1, 1, settings.repetitions, queries, search);
+    }
+}
+
+/// Builds the approximate index, and asks it for several recalls.
+fn approximate(settings: &Settings, shard: Shard, queries: &[&[f32]], shape: &str) {
+    let exact = top_k_batch(&[&shard], &asked(queries, 10), &Cancel::new()).expect("an answer");
+    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+    let mut index = None;
+    for &threads in &settings.threads {
+        let started = Instant::now();
+        index = pool(threads).install(|| Approximate::build(&shard)).expect("memory");
+        let (took, rows) = (1e3 * started.elapsed().as_secs_f64(), shard.rows() as f64);
+        let index = index.as_ref().expect("many rows");
+        println!(
+            r#"{{"engine": "Likeness", "work": "approximate-build-{shape}", "median_ms": {took:.1}, "best_ms": {took:.1}, "lists": {}, "bytes_per_vector": {:.1}, "threads": {threads}, "repetitions": 1}}"#,
+            index.lists(),
+            index.bytes() as f64 / rows,
+        );
+    }
+    let shard = shard.with_approximate(index.expect("many rows"));
+    for &threads in &settings.threads {
+        for target in TARGETS {
+            let ask = |vector: &&[f32]| {
+                let query = Query { vector, k: 10, within: None };
+                top_k_approximate(&[&shard], &query, target, &Cancel::new()).expect("an answer")
+            };
+            let (mut best, mut answers) = (f64::INFINITY, Vec::new());
+            let mut times = Vec::new();
+            for _ in 0..settings.repetitions.max(3) {
+                let started = Instant::now();
+                answers = pool(threads).install(|| match threads {
+                    1 => queries.iter().map(ask).collect(),
+                    _ => queries.par_iter().map(ask).collect(),
+                });
+                times.push(started.elapsed().as_secs_f64());
+                best = best.min(started.elapsed().as_secs_f64());
+            }
+            times.sort_by(f64::total_cmp);
+            let hits = |(answer, exact): (&Approximation, &Vec<Candidate>)| {
+                exact.iter().filter(|candidate| answer.candidates.contains(candidate)).count()
+            };
+            let found: usize = answers.iter().zip(&exact).map(hits).sum();
+            let (recall, median) = (found as f64 / (10 * queries.len()) as f64, times[times.len() / 2]);
+            let (said, qps) = (answers[0].recall, queries.len() as f64 / median);
+            println!(
+                r#"{{"engine": "Likeness", "work": "approximate-{shape}", "target": {target}, "said": {said:.4}, "recall": {recall:.4}, "median_ms": {:.4}, "best_ms": {:.4}, "qps": {qps:.0}, "threads": {threads}, "repetitions": {}}}"#,
+                1e3 * median / queries.len() as f64,
+                1e3 * best / queries.len() as f64,
+                times.len(),
+            );
+        }
+    }
 }
 
 fn asked<'a>(queries: &[&'a [f32]], k: usize) -> Vec<Query<'a>> {

@@ -140,6 +140,17 @@ impl Embeddings {
         &self.padded(row, 1)[..self.dim]
     }
 
+    /// N.
+    pub fn rows(&self) -> usize {
+        self.memory.bytes().len() / (4 * self.stride)
+    }
+
+    /// One row, (D), to be written.
+    pub fn row_mut(&mut self, row: usize) -> &mut [f32] {
+        let (start, dim) = (row * self.stride, self.dim);
+        &mut self.values_mut()[start..start + dim]
+    }
+
     /// `count` rows from `first` with their padding, (count × stride).
     pub fn padded(&self, first: usize, count: usize) -> &[f32] {
         &self.memory.floats()[first * self.stride..(first + count) * self.stride]

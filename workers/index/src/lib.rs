@@ -12,8 +12,9 @@
 //! * Every distance that leaves is `contract::ranking::canonical_d2` and every order is `ranking::rank`: the
 //!   answer does not depend on the number of shards, threads or blocks, nor on whether there are codes.
 //!
-//! Deliberately absent: async, network, tensors, and approximate search.
+//! Deliberately absent: async, network and tensors.
 
+mod approximate;
 mod buffer;
 mod cancel;
 mod codes;
@@ -28,10 +29,11 @@ mod rows;
 mod search;
 mod shard;
 
+pub use approximate::{Approximate, Approximation, top_k_approximate};
 pub use cancel::Cancel;
 pub use error::{Error, ErrorKind, Result};
 pub use file::{decode_shard, encode_shard};
 pub use filter::{Filter, Label, RowSet};
 pub use rows::ShardRows;
-pub use search::{Query, top_k, top_k_batch};
+pub use search::{Query, Survivors, survivors, top_k, top_k_batch};
 pub use shard::{Memory, Shard};

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use parquet::file::reader::ChunkReader;
 use rayon::prelude::*;
 
+use crate::approximate::Approximate;
 use crate::buffer::{Embeddings, LINE, write_rows};
 use crate::codes::Codes;
 use crate::disk::Disk;
@@ -29,6 +30,8 @@ pub struct Memory {
     pub columns: usize,
     /// Item ids and their order.
     pub ids: usize,
+    /// The approximate index.
+    pub approximate: usize,
 }
 
 impl Memory {
@@ -42,13 +45,14 @@ impl Memory {
             codes: Codes::bytes_for(rows, dim),
             columns: rows * (attributes + 1 + 4 + 4 + 32) + LabelColumns::bytes_for(rows, attributes),
             ids: id_bytes + 8 * rows,
+            approximate: 0,
         }
     }
 
     /// All of them.
     pub fn total(&self) -> usize {
-        let Self { embeddings, codes, columns, ids } = self;
-        embeddings + codes + columns + ids
+        let Self { embeddings, codes, columns, ids, approximate } = self;
+        embeddings + codes + columns + ids + approximate
     }
 }
 
@@ -62,6 +66,7 @@ pub struct Shard {
     label_columns: LabelColumns,
     /// What a fast search reads.
     codes: Option<Codes>,
+    approximate: Option<Approximate>,
 }
 
 impl Shard {
@@ -111,13 +116,25 @@ impl Shard {
 
     fn of(number: u32, embeddings: Embeddings, columns: Columns, attributes: usize, by_id: Order) -> Self {
         let label_columns = LabelColumns::new(&columns.labels, attributes);
-        Self { number, embeddings, columns, attributes, by_id, label_columns, codes: None }
+        Self { number, embeddings, columns, attributes, by_id, label_columns, codes: None, approximate: None }
     }
 
     /// Quantises the rows for fast searches, on the current rayon pool; without that a search reads all rows.
     pub fn with_codes(mut self) -> Result<Self> {
         self.codes = Codes::build(&self.embeddings, self.rows(), Isa::best())?;
         Ok(self)
+    }
+
+    /// Takes its approximate index, for [`crate::top_k_approximate`]. Exact searches are as before.
+    #[must_use]
+    pub fn with_approximate(mut self, index: Approximate) -> Self {
+        self.approximate = Some(index);
+        self
+    }
+
+    /// The approximate index, if it was given one.
+    pub fn approximate(&self) -> Option<&Approximate> {
+        self.approximate.as_ref()
     }
 
     /// Its number in the generation.
@@ -192,6 +209,7 @@ impl Shard {
             codes: self.codes.as_ref().map_or(0, Codes::bytes),
             columns: columns + self.label_columns.bytes(),
             ids: ids.bytes() + self.by_id.bytes(),
+            approximate: self.approximate.as_ref().map_or(0, Approximate::bytes),
         }
     }
 

@@ -17,6 +17,7 @@ use crate::kernels::{BLOCK, Dots, Isa, Work};
 use four::Four;
 use frame::Frame;
 use query::NORMS;
+pub(crate) use seven::Fit as SevenFit;
 use seven::Seven;
 
 /// Rows of which the mean is taken.
@@ -49,11 +50,11 @@ pub(crate) struct Stats {
 }
 
 impl Stats {
-    fn lane_norm(&self) -> f64 {
+    pub fn lane_norm(&self) -> f64 {
         f64::from(self.lane_square).sqrt()
     }
 
-    fn and(self, other: Self) -> Self {
+    pub fn and(self, other: Self) -> Self {
         Self { hat: self.hat.max(other.hat), lane_square: self.lane_square.max(other.lane_square) }
     }
 }
@@ -168,6 +169,20 @@ impl Work for Quantise<'_> {
         }
         summary
     }
+}
+
+/// ‖x‖²/2 of a row as it is, rounded to f32.
+#[inline(always)]
+pub(crate) fn half_square(row: &[f32]) -> f32 {
+    let mut lanes = [0f64; LANES];
+    let (whole, rest) = row.as_chunks::<LANES>();
+    for values in whole {
+        for i in 0..LANES {
+            lanes[i] += f64::from(values[i]) * f64::from(values[i]);
+        }
+    }
+    lanes.iter_mut().zip(rest).for_each(|(lane, v)| *lane += f64::from(*v) * f64::from(*v));
+    (lanes.iter().sum::<f64>() / 2.0) as f32
 }
 
 #[inline(always)]

@@ -93,7 +93,7 @@ impl Seven {
 
 /// A row's codes with their scale and residual norm.
 #[derive(Debug, Default)]
-pub(super) struct Fit {
+pub(crate) struct Fit {
     /// (D), from −63 to 63.
     pub codes: Vec<i32>,
     pub scale: f32,

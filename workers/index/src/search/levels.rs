@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use rayon::prelude::*;
 
 use super::best::{Best, Found, Rerank, merge};
-use super::{Asked, Outcome};
+use super::{Asked, Outcome, Survivors};
 use crate::cancel::Cancel;
 use crate::codes::Codes;
 use crate::codes::query::Narrow;
@@ -66,6 +66,22 @@ impl Levels<'_> {
             self.answer(queries[query], &prepared[query], sweep, cancel)
         };
         (0..queries.len()).into_par_iter().map(answer).collect()
+    }
+
+    /// How many rows each level lets through for one query; `None` where the levels are not used.
+    pub fn survivors(&self, asked: &Asked, cancel: &Cancel) -> Result<Option<Survivors>> {
+        let Some(prepared) = self.prepare(asked.values) else { return Ok(None) };
+        let (tasks, every) = (self.tasks(), [prepared]);
+        let scores = self.sweep(&tasks, &[asked], &every, cancel)?;
+        let sweep = Sweep { tasks: &tasks, scores: &scores, queries: 1, query: 0 };
+        let bound = self.first_bound(asked, &every[0], sweep);
+        let Some(rows) = self.pass(asked, &every[0], &sweep.within(&every[0], bound), bound, cancel)? else {
+            return Ok(Some(Survivors { four: None, seven: asked.rows }));
+        };
+        let mut found = self.refine(&every[0], &rows, bound);
+        let bound = kth(&mut found, asked.k).min(bound);
+        let seven = found.iter().filter(|bounded| bounded.found.least_d2 <= bound).count();
+        Ok(Some(Survivors { four: Some(rows.len()), seven }))
     }
 
     fn tasks(&self) -> Vec<Task> {

@@ -40,7 +40,7 @@
 //!   than 15 % of the rows pass (the guard). Until the guard gives up, a query has cost two readings of the 4-bit
 //!   codes at most, 2/7 of the plain scan.
 
-mod best;
+pub(crate) mod best;
 mod first_pass;
 mod levels;
 mod plain;
@@ -103,7 +103,26 @@ pub fn top_k_batch(shards: &[&Shard], queries: &[Query], cancel: &Cancel) -> Res
     search.answers(&asked, None, cancel)
 }
 
-fn check(shards: &[&Shard], queries: &[Query]) -> Result<()> {
+/// Rows that the levels let through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Survivors {
+    /// By the 4-bit level; `None` where the guard gave up.
+    pub four: Option<usize>,
+    /// By the 7-bit level: so many canonical distances are computed at most.
+    pub seven: usize,
+}
+
+/// How many rows the levels let through for a query, to judge their widths on some data; `None` where a search does not use them.
+pub fn survivors(shards: &[&Shard], query: &Query, cancel: &Cancel) -> Result<Option<Survivors>> {
+    check(shards, std::slice::from_ref(query))?;
+    let search = Search::new(shards, Isa::best(), GUARD);
+    let asked = search.asked(query);
+    let (Way::Levels, Some(codes)) = (search.way(&asked, 1), search.codes.as_deref()) else { return Ok(None) };
+    let (shards, isa, guard) = (search.shards.as_slice(), search.isa, search.rows * search.guard / 100);
+    Levels { shards, codes, guard, isa }.survivors(&asked, cancel)
+}
+
+pub(crate) fn check(shards: &[&Shard], queries: &[Query]) -> Result<()> {
     let mut numbers: Vec<u32> = shards.iter().map(|shard| shard.number()).collect();
     numbers.sort_unstable();
     if let Some(pair) = numbers.windows(2).find(|pair| pair[0] == pair[1]) {

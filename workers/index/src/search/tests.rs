@@ -320,6 +320,9 @@ fn few_rows_pass_the_levels() {
         let [Outcome::Found(found)] = &outcome.unwrap()[..] else { panic!("{way:?} gave up") };
         assert_eq!(answers(found), sorted(&rows, &query, 10));
     }
+    let survivors = survivors(&[&shard], &Query { vector: &query, k: 10, within: None }, &Cancel::new()).unwrap();
+    let Survivors { four, seven } = survivors.unwrap();
+    assert!((10..=four.unwrap()).contains(&seven) && four.unwrap() <= n / 50, "{four:?} {seven}");
 }
 
 #[test]
