@@ -88,7 +88,7 @@ impl Ids {
         if let Some(first) = order.first().filter(|row| self.get(**row as usize).is_empty()) {
             return Err(Error::invalid(format!("row {first} has an empty item id")));
         }
-        for pair in order.windows(2).filter(|pair| self.compare(pair[0], pair[1]) == Ordering::Equal) {
+        if let Some(pair) = order.windows(2).find(|pair| self.compare(pair[0], pair[1]) == Ordering::Equal) {
             let (first, second) = (pair[0].min(pair[1]), pair[0].max(pair[1]));
             let item = self.get(first as usize);
             return Err(Error::invalid(format!("item `{item}` stands in rows {first} and {second}")));

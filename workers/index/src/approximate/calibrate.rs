@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::Point;
 use super::lists::Lists;
-use super::probe::{Coded, Effort, Probe, coarse_scores, cost};
+use super::probe::{Coded, Effort, Look, coarse_scores, cost};
 use crate::cancel::Cancel;
 use crate::error::Result;
 use crate::kernels::{Dots, Isa, Work};
@@ -16,8 +16,7 @@ const QUERIES: usize = 256;
 /// K that are measured, each with the numbers of rows that are reranked.
 const CLASSES: [(usize, [u32; 5]); 2] = [(10, [16, 24, 40, 64, 120]), (100, [130, 180, 260, 400, 800])];
 /// Parts of the true neighbours whose lists are within a cut that is measured.
-const SHARES: [f64; 15] =
-    [0.8, 0.86, 0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.9925, 0.995, 0.9975, 0.999, 1.0];
+const SHARES: [f64; 14] = [0.8, 0.86, 0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.9925, 0.995, 0.9975, 0.999];
 
 /// The rows that are asked, in order, evenly spread.
 pub(super) fn sample(rows: usize) -> Vec<u32> {
@@ -42,8 +41,7 @@ pub(super) fn curve(shard: &Shard, lists: &Lists, sample: &[u32]) -> Result<Vec<
         let mut cuts =
             SHARES.map(|share| within[((within.len() as f64 * share) as usize).min(within.len() - 1)]).to_vec();
         cuts.dedup();
-        let efforts = cuts.iter().flat_map(|cut| reranks.map(|rerank| Effort { cut: *cut, rerank }));
-        let measured = efforts.map(|effort| measure(shard, lists, sample, &exact, k, effort)).collect();
+        let measured = cuts.iter().flat_map(|cut| measure(shard, lists, sample, &exact, k, *cut, &reranks)).collect();
         points.extend(worthwhile(measured));
     }
     Ok(points)
@@ -74,19 +72,36 @@ impl Work for Coarse<'_> {
     }
 }
 
-/// What an effort finds of the `k` nearest, the query itself left out.
-fn measure(shard: &Shard, lists: &Lists, sample: &[u32], exact: &[Vec<u32>], k: usize, effort: Effort) -> Point {
+/// What a cut finds of the `k` nearest with each number of reranked rows, the query itself left out.
+///
+/// A neighbour is in the answer exactly if it is among the reranked rows: nothing there can be nearer than it but other neighbours.
+fn measure(
+    shard: &Shard,
+    lists: &Lists,
+    sample: &[u32],
+    exact: &[Vec<u32>],
+    k: usize,
+    cut: f32,
+    reranks: &[u32],
+) -> Vec<Point> {
+    let count = reranks.iter().max().map_or(k, |most| *most as usize) + 1;
     let one = |(own, exact): (&u32, &Vec<u32>)| {
-        let query = shard.embedding(*own);
-        let probed = Isa::best().run(Probe { shard, lists, query, k: k + 1, effort });
-        let found: Vec<u32> = probed.candidates.iter().map(|c| c.row).filter(|row| row != own).take(k).collect();
+        let (rows, scanned) = Isa::best().run(Look { lists, query: shard.embedding(*own), cut, count });
         let wanted = &exact[..k.min(exact.len())];
-        (wanted.iter().filter(|row| found.contains(row)).count(), wanted.len(), probed.scanned)
+        let places = rows.iter().filter(|row| *row != own).enumerate();
+        let hits: Vec<usize> = places.filter(|(_, row)| wanted.contains(row)).map(|(at, _)| at).collect();
+        let found = reranks.iter().map(|most| hits.iter().filter(|at| **at < *most as usize).count()).collect();
+        (found, wanted.len(), scanned)
     };
-    let add = |a: (usize, usize, usize), b: (usize, usize, usize)| (a.0 + b.0, a.1 + b.1, a.2 + b.2);
-    let (hits, wanted, scanned) = sample.par_iter().zip(exact).map(one).reduce(|| (0, 0, 0), add);
-    let recall = hits as f32 / wanted as f32;
-    Point { k: k as u32, effort, recall, scanned: scanned as f32 / sample.len() as f32 }
+    let all: Vec<(Vec<usize>, usize, usize)> = sample.par_iter().zip(exact).map(one).collect();
+    let (wanted, scanned) = all.iter().fold((0, 0), |sum, one| (sum.0 + one.1, sum.1 + one.2));
+    let point = |(at, rerank): (usize, &u32)| Point {
+        k: k as u32,
+        effort: Effort { cut, rerank: *rerank },
+        recall: all.iter().map(|one| one.0[at]).sum::<usize>() as f32 / wanted as f32,
+        scanned: scanned as f32 / sample.len() as f32,
+    };
+    reranks.iter().enumerate().map(point).collect()
 }
 
 fn worthwhile(mut points: Vec<Point>) -> Vec<Point> {

@@ -123,7 +123,7 @@ pub fn top_k_approximate(shards: &[&Shard], query: &Query, recall: f64, cancel: 
             return Err(Error::cancelled());
         }
         let lists = &shard.approximate().expect("a shard with a point").lists;
-        Ok(isa.run(Probe { shard, lists, query: query.vector, k: query.k, effort: point.effort }).candidates)
+        Ok(isa.run(Probe { shard, lists, query: query.vector, k: query.k, effort: point.effort }))
     };
     match probed.as_slice() {
         [one] => partials.push(search(one)?),

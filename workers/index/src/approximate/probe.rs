@@ -28,7 +28,7 @@ pub(super) fn cost(scanned: f32, rerank: u32) -> f32 {
     scanned + RERANK_COST * rerank as f32
 }
 
-/// See the module.
+/// See the module: the answer of a shard.
 pub(super) struct Probe<'a> {
     pub shard: &'a Shard,
     pub lists: &'a Lists,
@@ -37,23 +37,54 @@ pub(super) struct Probe<'a> {
     pub effort: Effort,
 }
 
-/// What was found.
-pub(super) struct Probed {
-    pub candidates: Vec<Candidate>,
-    /// Rows that were looked at.
-    pub scanned: usize,
-}
-
 impl Work for Probe<'_> {
-    type Output = Probed;
+    type Output = Vec<Candidate>;
 
     #[inline(always)]
-    fn call<D: Dots>(self, dots: D) -> Probed {
+    fn call<D: Dots>(self, dots: D) -> Vec<Candidate> {
         let Self { shard, lists, query, k, effort } = self;
+        let count = (effort.rerank as usize).max(k);
+        let (top, _) = Look { lists, query, cut: effort.cut, count }.top(dots);
+        let rows: Vec<u32> = top.into_iter().map(|(_, place)| lists.row(place)).collect();
+        let mut best = Best::default();
+        for (at, row) in rows.iter().enumerate() {
+            if let Some(next) = rows.get(at + AHEAD) {
+                dots.prefetch(shard.embedding(*next));
+            }
+            let d2 = canonical_d2(query, shard.embedding(*row));
+            best.offer(Entry { d2, item: shard.item(*row), shard: 0, row: *row }, k);
+        }
+        merge(&[shard], [best], k)
+    }
+}
+
+/// The rows that look best, `count` of them, the best first, and how many were looked at.
+pub(super) struct Look<'a> {
+    pub lists: &'a Lists,
+    pub query: &'a [f32],
+    pub cut: f32,
+    pub count: usize,
+}
+
+impl Work for Look<'_> {
+    type Output = (Vec<u32>, usize);
+
+    #[inline(always)]
+    fn call<D: Dots>(self, dots: D) -> Self::Output {
+        let lists = self.lists;
+        let (mut top, scanned) = self.top(dots);
+        top.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        (top.into_iter().map(|(_, place)| lists.row(place)).collect(), scanned)
+    }
+}
+
+impl Look<'_> {
+    #[inline(always)]
+    fn top<D: Dots>(self, dots: D) -> (Vec<(f32, u32)>, usize) {
+        let Self { lists, query, cut, count } = self;
         let coded = Coded::new(lists, query);
-        let order = order_of_lists(&coarse_scores(dots, lists, &coded), lists, effort.cut, k);
-        let mut top = Top::new((effort.rerank as usize).max(k));
-        let mut scanned = 0;
+        let order = order_of_lists(&coarse_scores(dots, lists, &coded), lists, cut, count);
+        let (mut top, mut scanned) = (Top::new(count), 0);
         for (at, list) in order.iter().enumerate() {
             if let Some(next) = order.get(at + 1) {
                 dots.prefetch(lists.centroids().row(*next as usize));
@@ -65,16 +96,7 @@ impl Work for Probe<'_> {
                 scanned += BLOCK;
             }
         }
-        let rows: Vec<u32> = top.finish().into_iter().map(|place| lists.row(place)).collect();
-        let mut best = Best::default();
-        for (at, row) in rows.iter().enumerate() {
-            if let Some(next) = rows.get(at + AHEAD) {
-                dots.prefetch(shard.embedding(*next));
-            }
-            let d2 = canonical_d2(query, shard.embedding(*row));
-            best.offer(Entry { d2, item: shard.item(*row), shard: 0, row: *row }, k);
-        }
-        Probed { candidates: merge(&[shard], [best], k), scanned }
+        (top.finish(), scanned)
     }
 }
 
@@ -121,9 +143,9 @@ pub(super) fn coarse_scores<D: Dots>(dots: D, lists: &Lists, coded: &Coded) -> V
     all
 }
 
-/// The lists within the cut, the best first; all lists where those hold fewer than `k` rows.
+/// The lists within the cut, the best first; the best ones that surely hold `count` rows, where those don't.
 #[inline(always)]
-fn order_of_lists(scores: &[f32], lists: &Lists, cut: f32, k: usize) -> Vec<u32> {
+fn order_of_lists(scores: &[f32], lists: &Lists, cut: f32, count: usize) -> Vec<u32> {
     let best = scores.iter().fold(f32::NEG_INFINITY, |a, v| if *v > a { *v } else { a });
     let within = |limit: f32| -> Vec<(f32, u32)> {
         let all = scores[..lists.len()].iter().enumerate();
@@ -131,12 +153,21 @@ fn order_of_lists(scores: &[f32], lists: &Lists, cut: f32, k: usize) -> Vec<u32>
     };
     let mut order = within(best - cut);
     // The last block of a list may be nearly empty.
-    let least_rows: usize =
-        order.iter().map(|(_, list)| (lists.blocks(*list).len() * BLOCK).saturating_sub(BLOCK - 1)).sum();
-    if least_rows < k {
+    let least_rows = |list: u32| (lists.blocks(list).len() * BLOCK).saturating_sub(BLOCK - 1);
+    let sort = |order: &mut Vec<(f32, u32)>| order.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    if order.iter().map(|(_, list)| least_rows(*list)).sum::<usize>() < count {
+        let close = order.len();
         order = within(f32::NEG_INFINITY);
+        sort(&mut order);
+        let mut rows = 0;
+        let enough = order.iter().position(|(_, list)| {
+            rows += least_rows(*list);
+            rows >= count
+        });
+        order.truncate(enough.map_or(order.len(), |at| (at + 1).max(close)));
+    } else {
+        sort(&mut order);
     }
-    order.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     order.into_iter().map(|(_, list)| list).collect()
 }
 
@@ -194,10 +225,10 @@ impl Top {
         self.best.truncate(self.count);
     }
 
-    fn finish(mut self) -> Vec<u32> {
+    fn finish(mut self) -> Vec<(f32, u32)> {
         if self.best.len() > self.count {
             self.cut();
         }
-        self.best.into_iter().map(|(_, place)| place).collect()
+        self.best
     }
 }

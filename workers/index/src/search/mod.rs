@@ -33,7 +33,7 @@
 //! * Up to 16 queries ([`levels`]): 4-bit codes of all rows, 7-bit codes of those that pass, f32 of those
 //!   that are left. 164 instead of 1,200 bytes of a 300-dimensional row are read.
 //! * More queries ([`tiles`]): now arithmetic is what costs, so 7-bit codes go straight to f32.
-//! * Queries about some rows only ([`crate::RowSet`]): a set of at most a quarter of the rows is gone through row by row, from
+//! * Queries about some rows only ([`crate::RowSet`]): a set of at most a tenth of the rows is gone through row by row, from
 //!   the 7-bit level on, so that the cost is about proportional to the set; larger sets are taken away from the scores
 //!   of the other ways. Sets are exact, like everything here.
 //! * The plain scan: for shards without codes, for a K so large that most rows are needed, and for queries that more
@@ -67,7 +67,7 @@ const MAX_WIDE: usize = 256;
 /// Part of the searched rows, as a divisor, up to which K is small enough for codes to be of use.
 const MANY: usize = 8;
 /// Part of the rows, as a divisor, up to which the rows of a set are looked at one by one.
-const FEW: usize = 4;
+const FEW: usize = 10;
 /// Per cent of the rows that may pass before a query is left to the plain scan.
 const GUARD: usize = 15;
 
