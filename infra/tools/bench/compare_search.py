@@ -169,7 +169,7 @@ def main() -> None:
         # The name of the set with its size, as the programs tell it.
         shapes = {line["work"].removeprefix("exact-").removesuffix("-b1-k10") for line in found if line["work"].endswith("-b1-k10")}
         shapes |= {line["work"].split("-", 1)[1] for line in found if line["work"].startswith(("approximate-", "load-"))}
-        for shape in sorted(shape for shape in shapes if shape.startswith(data) and "with" not in shape):
+        for shape in sorted(shape for shape in shapes if shape.startswith(f"{data}-")):
             for row in rows(shape, args.threads):
                 if result := judge(row, found):
                     judged[f"{row.name}, {'/'.join(row.peers)}"] = result
