@@ -11,7 +11,7 @@
 //! | 32 | SHA-256 of the shard's file |
 //! | 4·L·D | centroids, f32 |
 //! | 4·N | the list of each row, u32 |
-//! | 20·P | points: K u32, cut f32, rerank u32, recall f32, rows looked at f32 |
+//! | 24·P | points: K u32, cut f32, lists u32, rerank u32, recall f32, rows looked at f32 |
 //! | 4 | CRC-32C of everything before |
 
 use super::lists::Lists;
@@ -24,7 +24,7 @@ use crate::shard::Shard;
 const MAGIC: &[u8; 8] = b"LKAPPROX";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 64;
-const POINT_BYTES: usize = 20;
+const POINT_BYTES: usize = 24;
 const SUM_BYTES: usize = 4;
 /// Bytes of a digest.
 const DIGEST_BYTES: usize = 32;
@@ -51,10 +51,15 @@ impl Approximate {
             bytes.extend(centroids.row(list).iter().flat_map(|v| v.to_le_bytes()));
         }
         bytes.extend(self.lists.assigned(shard.rows()).iter().flat_map(|list| list.to_le_bytes()));
-        for Point { k, effort: Effort { cut, rerank }, recall, scanned } in &self.curve {
-            for value in
-                [k.to_le_bytes(), cut.to_le_bytes(), rerank.to_le_bytes(), recall.to_le_bytes(), scanned.to_le_bytes()]
-            {
+        for Point { k, effort: Effort { cut, lists, rerank }, recall, scanned } in &self.curve {
+            for value in [
+                k.to_le_bytes(),
+                cut.to_le_bytes(),
+                lists.to_le_bytes(),
+                rerank.to_le_bytes(),
+                recall.to_le_bytes(),
+                scanned.to_le_bytes(),
+            ] {
                 bytes.extend_from_slice(&value);
             }
         }
@@ -133,9 +138,9 @@ fn point(bytes: &[u8]) -> Result<Point> {
     let (number, float) = (|at: usize| u32::from_le_bytes(words[at]), |at: usize| f32::from_le_bytes(words[at]));
     let point = Point {
         k: number(0),
-        effort: Effort { cut: float(1), rerank: number(2) },
-        recall: float(3),
-        scanned: float(4),
+        effort: Effort { cut: float(1), lists: number(2), rerank: number(3) },
+        recall: float(4),
+        scanned: float(5),
     };
     let sound = (1..=LARGEST_K as u32).contains(&point.k)
         && (point.k..=MOST_RERANK).contains(&point.effort.rerank)

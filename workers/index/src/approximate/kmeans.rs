@@ -13,13 +13,13 @@ use crate::error::Result;
 use crate::kernels::{Dots, GROUP, GROUPS, Isa, QueryCodes, SEVEN_STEP, WIDE, Work};
 
 /// Rows per centroid in the sample.
-const SAMPLE: usize = 32;
+const SAMPLE: usize = 20;
 /// Rounds on the sample.
-const ROUNDS: usize = 8;
+const ROUNDS: usize = 6;
 /// Rounds for the middles of groups.
 const GROUP_ROUNDS: usize = 4;
 /// Groups whose centroids a row is compared with: while learning, and in the end.
-const NEAR: (usize, usize) = (8, 16);
+const NEAR: (usize, usize) = (5, 10);
 /// Centroids up to which all are compared.
 const FEW: usize = 512;
 /// Rows that a thread takes at once.
@@ -176,25 +176,15 @@ impl Table {
 /// The position in `table` of the nearest centroid of each of the chosen rows.
 fn nearest_of_all(rows: &Embeddings, chosen: &[u32], table: &Table) -> Vec<u32> {
     let isa = Isa::best();
-    let shape = seven_shape(rows.dim(), table.lane_norm);
-    let some = |chosen: &[u32]| {
-        let queries: Vec<(QueryCodes, f32)> = chosen
-            .iter()
-            .map(|row| {
-                let row: Vec<f64> = rows.row(*row as usize).iter().map(|v| f64::from(*v)).collect();
-                let (codes, unit, _) = query_codes(&row, shape);
-                (codes, unit)
-            })
-            .collect();
-        isa.run(Nearest { table, queries: &queries })
-    };
+    let some = |chosen: &[u32]| isa.run(Nearest { rows, chosen, table });
     chosen.par_chunks(TASK_ROWS).flat_map_iter(some).collect()
 }
 
-/// The best score of some queries over a table.
+/// The best centroids of a table for some rows.
 struct Nearest<'a> {
+    rows: &'a Embeddings,
+    chosen: &'a [u32],
     table: &'a Table,
-    queries: &'a [(QueryCodes, f32)],
 }
 
 impl Work for Nearest<'_> {
@@ -202,12 +192,21 @@ impl Work for Nearest<'_> {
 
     #[inline(always)]
     fn call<D: Dots>(self, dots: D) -> Vec<u32> {
-        let Table { groups, scale, half, steps, .. } = self.table;
-        let mut best = vec![(f32::NEG_INFINITY, 0u32); self.queries.len()];
+        let Table { groups, scale, half, steps, lane_norm } = self.table;
+        let shape = seven_shape(self.rows.dim(), *lane_norm);
+        let mut row = vec![0.0; self.rows.dim()];
+        let queries = self.chosen.iter().map(|chosen| {
+            let values = self.rows.row(*chosen as usize);
+            row.iter_mut().zip(values).for_each(|(out, v)| *out = f64::from(*v));
+            let (codes, unit, _) = query_codes(&row, shape);
+            (codes, unit)
+        });
+        let all: Vec<(QueryCodes, f32)> = queries.collect();
+        let mut best = vec![(f32::NEG_INFINITY, 0u32); all.len()];
         for (set, groups) in groups.chunks_exact(SET * steps * SEVEN_STEP).enumerate() {
             let (scale, half) = (&scale[set * SET..][..SET], &half[set * SET..][..SET]);
             for (quad, best) in best.chunks_mut(WIDE).enumerate() {
-                let queries = &self.queries[quad * WIDE..];
+                let queries = &all[quad * WIDE..];
                 let mut four = [&queries[0].0; WIDE];
                 four.iter_mut().zip(queries).for_each(|(four, query)| *four = &query.0);
                 let sums = dots.seven(groups, four);

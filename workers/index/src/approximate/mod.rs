@@ -8,7 +8,7 @@
 //! q·c + q·(x − c) − ‖x‖²/2 with an exact q·c. What is left after the centroid is shorter than the row, and so is the error.
 //!
 //! *How far.* Lists whose score is more than a *cut* below the best one's are left out: a query in the middle of a cluster
-//! needs few lists, one between clusters needs more. Which cut, and how many rows are reranked, follows from the
+//! needs few lists, one between clusters needs more; and there is a largest number of lists. Which of both, and how many rows are reranked, follows from the
 //! target recall by a curve that is measured when the index is built, on rows that took no part in finding the centroids ([`calibrate`]).
 //! The curve speaks of queries like the rows; for other queries it is a guess.
 //!
@@ -123,7 +123,14 @@ pub fn top_k_approximate(shards: &[&Shard], query: &Query, recall: f64, cancel: 
             return Err(Error::cancelled());
         }
         let lists = &shard.approximate().expect("a shard with a point").lists;
-        Ok(isa.run(Probe { shard, lists, query: query.vector, k: query.k, effort: point.effort }))
+        Ok(isa.run(Probe {
+            shard,
+            lists,
+            query: query.vector,
+            k: query.k,
+            least: point.k as usize,
+            effort: point.effort,
+        }))
     };
     match probed.as_slice() {
         [one] => partials.push(search(one)?),

@@ -17,8 +17,10 @@ const RERANK_COST: f32 = 8.0;
 /// How much is looked at.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Effort {
-    /// Lists whose score is more than this below the best one's are left out.
+    /// Lists whose score is more than this below the best one's are left out,
     pub cut: f32,
+    /// and so are all but this many.
+    pub lists: u32,
     /// Rows that go to the canonical distance.
     pub rerank: u32,
 }
@@ -34,6 +36,8 @@ pub(super) struct Probe<'a> {
     pub lists: &'a Lists,
     pub query: &'a [f32],
     pub k: usize,
+    /// As in [`Look`].
+    pub least: usize,
     pub effort: Effort,
 }
 
@@ -42,9 +46,9 @@ impl Work for Probe<'_> {
 
     #[inline(always)]
     fn call<D: Dots>(self, dots: D) -> Vec<Candidate> {
-        let Self { shard, lists, query, k, effort } = self;
+        let Self { shard, lists, query, k, least, effort } = self;
         let count = (effort.rerank as usize).max(k);
-        let (top, _) = Look { lists, query, cut: effort.cut, count }.top(dots);
+        let (top, _) = Look { lists, query, effort, least, count }.top(dots);
         let rows: Vec<u32> = top.into_iter().map(|(_, place)| lists.row(place)).collect();
         let mut best = Best::default();
         for (at, row) in rows.iter().enumerate() {
@@ -62,7 +66,9 @@ impl Work for Probe<'_> {
 pub(super) struct Look<'a> {
     pub lists: &'a Lists,
     pub query: &'a [f32],
-    pub cut: f32,
+    pub effort: Effort,
+    /// Rows that the lists hold, even if that takes more lists than the effort says.
+    pub least: usize,
     pub count: usize,
 }
 
@@ -81,9 +87,9 @@ impl Work for Look<'_> {
 impl Look<'_> {
     #[inline(always)]
     fn top<D: Dots>(self, dots: D) -> (Vec<(f32, u32)>, usize) {
-        let Self { lists, query, cut, count } = self;
+        let Self { lists, query, effort, least, count } = self;
         let coded = Coded::new(lists, query);
-        let order = order_of_lists(&coarse_scores(dots, lists, &coded), lists, cut, count);
+        let order = order_of_lists(&coarse_scores(dots, lists, &coded), lists, effort, least);
         let (mut top, mut scanned) = (Top::new(count), 0);
         for (at, list) in order.iter().enumerate() {
             if let Some(next) = order.get(at + 1) {
@@ -143,30 +149,35 @@ pub(super) fn coarse_scores<D: Dots>(dots: D, lists: &Lists, coded: &Coded) -> V
     all
 }
 
-/// The lists within the cut, the best first; the best ones that surely hold `count` rows, where those don't.
+/// The lists within an effort, the best first; the best ones that surely hold `least` rows, where those don't.
 #[inline(always)]
-fn order_of_lists(scores: &[f32], lists: &Lists, cut: f32, count: usize) -> Vec<u32> {
+fn order_of_lists(scores: &[f32], lists: &Lists, effort: Effort, least: usize) -> Vec<u32> {
     let best = scores.iter().fold(f32::NEG_INFINITY, |a, v| if *v > a { *v } else { a });
     let within = |limit: f32| -> Vec<(f32, u32)> {
         let all = scores[..lists.len()].iter().enumerate();
         all.filter(|(_, score)| **score >= limit).map(|(list, score)| (*score, list as u32)).collect()
     };
-    let mut order = within(best - cut);
+    let mut order = within(best - effort.cut);
     // The last block of a list may be nearly empty.
     let least_rows = |list: u32| (lists.blocks(list).len() * BLOCK).saturating_sub(BLOCK - 1);
-    let sort = |order: &mut Vec<(f32, u32)>| order.sort_unstable_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
-    if order.iter().map(|(_, list)| least_rows(*list)).sum::<usize>() < count {
+    let better = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+    let most = effort.lists as usize;
+    if most > 0 && order.len() > most {
+        order.select_nth_unstable_by(most - 1, better);
+        order.truncate(most);
+    }
+    if order.iter().map(|(_, list)| least_rows(*list)).sum::<usize>() < least {
         let close = order.len();
         order = within(f32::NEG_INFINITY);
-        sort(&mut order);
+        order.sort_unstable_by(better);
         let mut rows = 0;
         let enough = order.iter().position(|(_, list)| {
             rows += least_rows(*list);
-            rows >= count
+            rows >= least
         });
         order.truncate(enough.map_or(order.len(), |at| (at + 1).max(close)));
     } else {
-        sort(&mut order);
+        order.sort_unstable_by(better);
     }
     order.into_iter().map(|(_, list)| list).collect()
 }
