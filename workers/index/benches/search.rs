@@ -1,9 +1,11 @@
-//! Exact search over one shard, and loading it.
+//! Search over one shard, exact and approximate, and loading it.
 //!
 //! `cargo bench -p likeness-index --bench search -- DATA [--threads 1,2] [--only PART] [--repetitions N] [--write FOLDER]`
 //! prints one line of JSON for every work. DATA is `clustered` (1,000,000 × 300, made here, the same each time),
 //! `clustered-300k`, `clustered-small`, `hostile` (rows that no code of few bits can tell apart), or a folder with `base.npy` and `query.npy` (f32, unit rows), where other engines find the same vectors
-//! after `--write`. Answers are compared with those of the plain scan before anything is timed.
+//! after `--write`. PART is a part of a work's name: `exact`, `filtered`, `load`, `approximate`, `survivors` (rows that each
+//! level lets through), or `crossover` (batches of all sizes). `read-bytes` is the file read into memory that is allocated
+//! then, as a shard's is, by as many threads. Answers are compared with those of the plain scan before anything is timed.
 
 #![allow(clippy::print_stdout, reason = "a bench prints its figures")]
 
