@@ -4,12 +4,13 @@ import functools
 import importlib.metadata
 import json
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
+
+from machine import commit, processor
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -57,23 +58,11 @@ def table(headings: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def processor() -> str:
-    try:
-        names = (line.split(":", 1)[1] for line in open("/proc/cpuinfo") if line.startswith("model name"))
-        return f"{next(names).strip()}, {os.cpu_count()} cores"
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
 def provenance(comparison: str, packages: list[str]) -> dict:
     """Where and how a run was made."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True).stdout.strip()
-
     return {
         "command": " ".join([f"infra/bench {comparison}", *sys.argv[1:]]),
-        "commit": git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain") else ""),
+        "commit": commit(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "processor": processor(),
         "allocator": {"peers": ALLOCATOR, "ours": "mimalloc"},
