@@ -5,31 +5,17 @@ that a busy moment of the machine meets everybody. Exit status 1 when a must is 
 """
 
 import argparse
-import functools
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 
+from running import HERE, OURS, end, lines_of, program, provenance, table
 from works import DECODES, NETWORKS
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
-OURS = "Likeness"
-# For the Python engines: keep freed memory instead of giving it back and faulting it in again, as mimalloc does for ours.
-ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "8589934592",
-    "MALLOC_TOP_PAD_": "268435456",
-}
 # Rounds × repetitions is how often an engine does a work.
 REPETITIONS = 5
 
@@ -69,27 +55,6 @@ ROWS = [
 ]
 
 
-# Bench programs of ours and their packages.
-PROGRAMS = {"decode": "likeness-data", "embed": "likeness-worker", "network": "likeness-model"}
-
-
-@functools.cache
-def program(name: str) -> str:
-    """The path of a bench program, built now."""
-    print(f"bench: building `{name}` (the first time takes some minutes)", file=sys.stderr)
-    profile = os.environ.get("LIKENESS_BENCH_PROFILE", "bench")
-    command = ["cargo", "bench", "--quiet", "--manifest-path", str(ROOT / "Cargo.toml"), "--profile", profile]
-    command += ["--package", PROGRAMS[name], "--bench", name, "--no-run", "--message-format", "json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode != 0:
-        raise SystemExit(f"bench: `{name}` could not be built")
-    for message in map(json.loads, done.stdout.splitlines()):
-        target = message.get("target", {})
-        if message["reason"] == "compiler-artifact" and target["kind"] == ["bench"] and target["name"] == name:
-            return message["executable"]
-    raise SystemExit(f"bench: cargo built no `{name}`")
-
-
 @dataclass(frozen=True)
 class Settings:
     images: Path
@@ -116,16 +81,6 @@ def commands(work: str, settings: Settings) -> Iterator[list[str]]:
             yield [*python, str(HERE / "pytorch.py"), work, "--layout", layout, *counted, *threads]
         if not NETWORKS[work].training:
             yield [*python, str(HERE / "onnx_runtime.py"), work, str(settings.models), *counted, *threads]
-
-
-def lines_of(command: list[str]) -> Iterator[dict]:
-    peer = command[0] == sys.executable
-    done = subprocess.run(command, env=os.environ | (ALLOCATOR if peer else {}), stdout=subprocess.PIPE, text=True)
-    if done.returncode != 0:
-        raise SystemExit(f"bench: `{' '.join(command)}` ended with status {done.returncode}")
-    for line in done.stdout.splitlines():
-        if line.startswith("{"):
-            yield json.loads(line)
 
 
 def measure(works: Iterable[str], settings: Settings, rounds: int) -> list[dict]:
@@ -194,37 +149,12 @@ def cells(row: Row, engines: dict[str, dict], judged: dict) -> list[str]:
 HEADINGS = ["work", "Likeness", "peers", "ratio", "must", "aim", "verdict"]
 
 
-def table(rows: list[list[str]]) -> str:
-    lines = [HEADINGS, ["-" * len(heading) for heading in HEADINGS], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def processor() -> str:
-    try:
-        names = (line.split(":", 1)[1] for line in open("/proc/cpuinfo") if line.startswith("model name"))
-        return f"{next(names).strip()}, {os.cpu_count()} cores"
-    except (OSError, StopIteration):
-        return platform.processor()
+PACKAGES = ["torch", "torchvision", "onnxruntime", "numpy", "pillow", "opencv-python-headless"]
 
 
 def record(lines: list[dict], works: dict, judged: dict, rounds: int, threads: int) -> dict:
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True).stdout.strip()
-
-    packages = ["torch", "torchvision", "onnxruntime", "numpy", "pillow", "opencv-python-headless"]
-    return {
-        "command": " ".join(["infra/bench kernels", *sys.argv[1:]]),
-        "commit": git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain") else ""),
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "processor": processor(),
-        "threads": threads,
-        "rounds": rounds,
-        "allocator": {"peers": ALLOCATOR, "ours": "mimalloc"},
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-        "results": judged,
-        "works": works,
-        "lines": lines,
-    }
+    about = provenance("kernels", PACKAGES)
+    return {**about, "threads": threads, "rounds": rounds, "results": judged, "works": works, "lines": lines}
 
 
 def arguments() -> argparse.Namespace:
@@ -250,11 +180,9 @@ def main() -> None:
     works = summary(lines)
     judged = {row.name: result for row in ROWS if (result := verdict(row, works.get(row.work, {})))}
     args.out.write_text(json.dumps(record(lines, works, judged, args.rounds, args.threads), indent=1) + "\n")
-    print(table([cells(row, works[row.work], judged[row.name]) for row in ROWS if row.name in judged]))
+    print(table(HEADINGS, [cells(row, works[row.work], judged[row.name]) for row in ROWS if row.name in judged]))
     print(f"\nratio: how many times the best of the peers takes what we take; milliseconds are median/best; {args.out}")
-    if missed := [name for name, result in judged.items() if result["verdict"] == "missed"]:
-        print(f"a must is missed: {'; '.join(missed)}")
-        raise SystemExit(1)
+    end([name for name, result in judged.items() if result["verdict"] == "missed"])
 
 
 if __name__ == "__main__":

@@ -1,19 +1,26 @@
-//! Exact search over one shard, and loading it.
+//! Search over one shard, exact and approximate, and loading it.
 //!
 //! `cargo bench -p likeness-index --bench search -- DATA [--threads 1,2] [--only PART] [--repetitions N] [--write FOLDER]`
 //! prints one line of JSON for every work. DATA is `clustered` (1,000,000 × 300, made here, the same each time),
-//! `clustered-small`, `hostile` (rows that no code of few bits can tell apart), or a folder with `base.npy` and `query.npy` (f32, unit rows), where other engines find the same vectors
-//! after `--write`. Answers are compared with those of the plain scan before anything is timed.
+//! `clustered-300k`, `clustered-small`, `hostile` (rows that no code of few bits can tell apart), or a folder with `base.npy` and `query.npy` (f32, unit rows), where other engines find the same vectors
+//! after `--write`. PART is a part of a work's name: `exact`, `filtered`, `load`, `approximate`, `survivors` (rows that each
+//! level lets through), or `crossover` (batches of all sizes). `read-bytes` is the file read into memory that is allocated
+//! then, as a shard's is, by as many threads. Answers are compared with those of the plain scan before anything is timed.
 
 #![allow(clippy::print_stdout, reason = "a bench prints its figures")]
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Instant;
 
 use bytes::Bytes;
-use likeness_index::{Cancel, Shard, ShardRows, encode_shard, top_k_batch};
+use likeness_contract::ranking::Candidate;
+use likeness_index::{
+    Approximate, Approximation, Cancel, Query, RowSet, Shard, ShardRows, Survivors, encode_shard, survivors,
+    top_k_approximate, top_k_batch,
+};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -23,6 +30,12 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Queries at once and K.
 const WORKS: [(usize, usize); 6] = [(1, 10), (1, 100), (16, 10), (16, 100), (256, 10), (256, 100)];
+/// Batches around the change from one way to the other, measured with `--only crossover`.
+const CROSSOVER: [usize; 8] = [1, 2, 4, 8, 15, 17, 24, 32];
+/// Parts of the rows that a filtered query is about, of 1,000.
+const SHARES: [u32; 5] = [900, 500, 200, 50, 5];
+/// Recalls that are asked of the approximate index.
+const TARGETS: [f64; 6] = [0.9, 0.95, 0.96, 0.98, 0.99, 0.995];
 const QUERIES: usize = 256;
 const CHECKED: usize = 6;
 
@@ -57,6 +70,7 @@ fn main() {
 fn run(settings: &Settings) {
     let (base, queries) = match settings.data.as_str() {
         "clustered" => (Matrix::clustered(1_000_000, 300, 1), Matrix::clustered(QUERIES, 300, 2)),
+        "clustered-300k" => (Matrix::clustered(300_000, 300, 1), Matrix::clustered(QUERIES, 300, 2)),
         "clustered-small" => (Matrix::clustered(100_000, 300, 1), Matrix::clustered(QUERIES, 300, 2)),
         "hostile" => (Matrix::hostile(1_000_000, 300, 1), Matrix::hostile(QUERIES, 300, 2)),
         folder => {
@@ -80,8 +94,9 @@ fn run(settings: &Settings) {
 fn search(settings: &Settings, base: Matrix, queries: &[&[f32]], shape: &str) {
     let plain = Shard::new(0, base.into_rows(), queries[0].len(), 1).expect("unit rows");
     let checked = &queries[..CHECKED.min(queries.len())];
-    let answer =
-        |shard: &Shard, queries: &[&[f32]]| top_k_batch(&[shard], queries, 100, &Cancel::new()).expect("an answer");
+    let answer = |shard: &Shard, queries: &[&[f32]]| {
+        top_k_batch(&[shard], &asked(queries, 100), &Cancel::new()).expect("an answer")
+    };
     let expected = answer(&plain, checked);
     all_works(settings, "Likeness plain scan", &plain, queries, shape, &WORKS[..1]);
     let started = Instant::now();
@@ -89,13 +104,129 @@ fn search(settings: &Settings, base: Matrix, queries: &[&[f32]], shape: &str) {
     let (build_ms, rows) = (1e3 * started.elapsed().as_secs_f64(), shard.rows() as f64);
     println!(
         r#"{{"engine": "Likeness", "work": "build-{shape}", "median_ms": {build_ms:.1}, "code_bytes_per_vector": {:.1}, "bytes_per_vector": {:.1}, "threads": {}}}"#,
-        shard.code_bytes() as f64 / rows,
-        shard.bytes() as f64 / rows,
+        shard.memory().codes as f64 / rows,
+        shard.memory().total() as f64 / rows,
         rayon::current_num_threads(),
     );
     assert_eq!(answer(&shard, checked), expected, "the answers of the plain scan");
     assert_eq!(answer(&shard, queries)[..checked.len()], expected, "the answers of the plain scan");
     all_works(settings, "Likeness", &shard, queries, shape, &WORKS);
+    if settings.only == "crossover" {
+        let everything = Settings {
+            only: String::new(),
+            data: String::new(),
+            threads: settings.threads.clone(),
+            write: None,
+            ..*settings
+        };
+        all_works(&everything, "Likeness", &shard, queries, shape, &CROSSOVER.map(|batch| (batch, 10)));
+    }
+    filtered(settings, &shard, queries, shape);
+    if "survivors".contains(&settings.only) {
+        count_survivors(&shard, queries, shape);
+    }
+    if settings.only.is_empty() || "approximate".contains(&settings.only) || settings.only.contains("approximate") {
+        approximate(settings, shard, queries, shape);
+    }
+}
+
+/// Medians of what each level lets through.
+fn count_survivors(shard: &Shard, queries: &[&[f32]], shape: &str) {
+    for k in [10, 100] {
+        let count = |vector: &&[f32]| {
+            let query = Query { vector, k, within: None };
+            survivors(&[shard], &query, &Cancel::new()).expect("an answer")
+        };
+        let counts: Vec<Survivors> = queries.iter().filter_map(count).collect();
+        let median = |mut values: Vec<usize>| {
+            values.sort_unstable();
+            values.get(values.len() / 2).copied()
+        };
+        let four = median(counts.iter().filter_map(|count| count.four).collect());
+        let seven = median(counts.iter().filter(|count| count.four.is_some()).map(|count| count.seven).collect());
+        println!(
+            r#"{{"engine": "Likeness", "work": "survivors-{shape}-k{k}", "rows": {}, "four": {}, "seven": {}, "guarded": {}, "queries": {}, "median_ms": 0}}"#,
+            shard.rows(),
+            four.unwrap_or(0),
+            seven.unwrap_or(0),
+            counts.iter().filter(|count| count.four.is_none()).count(),
+            counts.len(),
+        );
+    }
+}
+
+/// One query about a part of the rows, on one thread.
+fn filtered(settings: &Settings, shard: &Shard, queries: &[&[f32]], shape: &str) {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("threads");
+    for per_mille in SHARES {
+        let work = format!("filtered-{shape}-{per_mille}-of-1000");
+        if !work.contains(&settings.only) {
+            continue;
+        }
+        let mut random = ChaCha8Rng::seed_from_u64(7);
+        let mut set = RowSet::none(shard.rows());
+        (0..shard.rows() as u32).filter(|_| random.random_range(0..1000) < per_mille).for_each(|row| set.insert(row));
+        let search = |queries: &[&[f32]]| {
+            let query = Query { vector: queries[0], k: 10, within: Some(&[&set]) };
+            pool.install(|| top_k_batch(&[shard], &[query], &Cancel::new())).expect("an answer");
+        };
+        measure(("Likeness", work.as_str()), 1, 1, settings.repetitions, queries, search);
+    }
+}
+
+/// Builds the approximate index, and asks it for several recalls.
+fn approximate(settings: &Settings, shard: Shard, queries: &[&[f32]], shape: &str) {
+    let exact = top_k_batch(&[&shard], &asked(queries, 10), &Cancel::new()).expect("an answer");
+    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+    let mut index = None;
+    for &threads in &settings.threads {
+        let started = Instant::now();
+        index = pool(threads).install(|| Approximate::build(&shard)).expect("memory");
+        let (took, rows) = (1e3 * started.elapsed().as_secs_f64(), shard.rows() as f64);
+        let index = index.as_ref().expect("many rows");
+        println!(
+            r#"{{"engine": "Likeness", "work": "approximate-build-{shape}", "median_ms": {took:.1}, "best_ms": {took:.1}, "lists": {}, "bytes_per_vector": {:.1}, "threads": {threads}, "repetitions": 1}}"#,
+            index.lists(),
+            index.bytes() as f64 / rows,
+        );
+    }
+    let shard = shard.with_approximate(index.expect("many rows"));
+    for &threads in &settings.threads {
+        for target in TARGETS {
+            let ask = |vector: &&[f32]| {
+                let query = Query { vector, k: 10, within: None };
+                top_k_approximate(&[&shard], &query, target, &Cancel::new()).expect("an answer")
+            };
+            let (mut best, mut answers) = (f64::INFINITY, Vec::new());
+            let mut times = Vec::new();
+            for _ in 0..settings.repetitions.max(3) {
+                let started = Instant::now();
+                answers = pool(threads).install(|| match threads {
+                    1 => queries.iter().map(ask).collect(),
+                    _ => queries.par_iter().map(ask).collect(),
+                });
+                times.push(started.elapsed().as_secs_f64());
+                best = best.min(started.elapsed().as_secs_f64());
+            }
+            times.sort_by(f64::total_cmp);
+            let hits = |(answer, exact): (&Approximation, &Vec<Candidate>)| {
+                exact.iter().filter(|candidate| answer.candidates.contains(candidate)).count()
+            };
+            let found: usize = answers.iter().zip(&exact).map(hits).sum();
+            let (recall, median) = (found as f64 / (10 * queries.len()) as f64, times[times.len() / 2]);
+            let (said, qps) = (answers[0].recall, queries.len() as f64 / median);
+            println!(
+                r#"{{"engine": "Likeness", "work": "approximate-{shape}", "target": {target}, "said": {said:.4}, "recall": {recall:.4}, "median_ms": {:.4}, "best_ms": {:.4}, "qps": {qps:.0}, "threads": {threads}, "repetitions": {}}}"#,
+                1e3 * median / queries.len() as f64,
+                1e3 * best / queries.len() as f64,
+                times.len(),
+            );
+        }
+    }
+}
+
+fn asked<'a>(queries: &[&'a [f32]], k: usize) -> Vec<Query<'a>> {
+    queries.iter().map(|vector| Query { vector, k, within: None }).collect()
 }
 
 /// Times the works on every number of threads.
@@ -113,7 +244,7 @@ fn all_works(
             let work = format!("exact-{shape}-b{batch}-k{k}");
             if batch <= queries.len() && work.contains(&settings.only) {
                 let search = |queries: &[&[f32]]| {
-                    pool.install(|| top_k_batch(&[shard], queries, k, &Cancel::new())).expect("an answer");
+                    pool.install(|| top_k_batch(&[shard], &asked(queries, k), &Cancel::new())).expect("an answer");
                 };
                 measure((engine, work.as_str()), batch, threads, settings.repetitions, queries, search);
             }
@@ -164,19 +295,34 @@ fn load(base: &Matrix, shape: &str, repetitions: usize) {
         times.sort_by(f64::total_cmp);
         times[times.len() / 2]
     };
-    let read = time(&|| std::fs::read(&file).expect("a readable file").len());
+    let read = time(&|| read_fresh(&file, rayon::current_num_threads()));
     let decoded = time(&|| {
         let bytes = Bytes::from(std::fs::read(&file).expect("a readable file"));
         Shard::decode(0, bytes, dim, 1).expect("a sound file").rows()
     });
     let opened = time(&|| Shard::open(0, &file, dim, 1).expect("a sound file").rows());
-    for (part, median) in [("read-bytes", read), ("load-from-bytes", decoded), ("load", opened)] {
+    let quantised = time(&|| Shard::open(0, &file, dim, 1).and_then(Shard::with_codes).expect("a sound file").rows());
+    let parts = [("read-bytes", read), ("load-from-bytes", decoded), ("load", opened), ("load-with-codes", quantised)];
+    for (part, median) in parts {
         println!(
             r#"{{"engine": "Likeness", "work": "{part}-{shape}", "median_ms": {median:.1}, "threads": {}, "repetitions": {repetitions}}}"#,
             rayon::current_num_threads()
         );
     }
     std::fs::remove_file(&file).expect("a writable folder");
+}
+
+/// Reads a file by several threads into memory that is allocated now, as a shard's is.
+fn read_fresh(file: &Path, threads: usize) -> usize {
+    let (file, len) = (File::open(file).expect("a readable file"), file.metadata().expect("a file").len() as usize);
+    let mut bytes = vec![0u8; len];
+    std::thread::scope(|scope| {
+        for (part, bytes) in bytes.chunks_mut(len.div_ceil(threads)).enumerate() {
+            let (file, start) = (&file, (part * len.div_ceil(threads)) as u64);
+            scope.spawn(move || file.read_exact_at(bytes, start).expect("a readable file"));
+        }
+    });
+    bytes.len()
 }
 
 /// Rows of f32.

@@ -140,9 +140,25 @@ impl Embeddings {
         &self.padded(row, 1)[..self.dim]
     }
 
+    /// N.
+    pub fn rows(&self) -> usize {
+        self.memory.bytes().len() / (4 * self.stride)
+    }
+
+    /// One row, (D), to be written.
+    pub fn row_mut(&mut self, row: usize) -> &mut [f32] {
+        let (start, dim) = (row * self.stride, self.dim);
+        &mut self.values_mut()[start..start + dim]
+    }
+
     /// `count` rows from `first` with their padding, (count × stride).
     pub fn padded(&self, first: usize, count: usize) -> &[f32] {
         &self.memory.floats()[first * self.stride..(first + count) * self.stride]
+    }
+
+    /// Bytes of memory.
+    pub fn bytes(&self) -> usize {
+        self.memory.bytes().len()
     }
 
     /// All rows with their padding, (N × stride).
@@ -151,16 +167,27 @@ impl Embeddings {
     }
 }
 
-/// Writes little-endian f32 values in row order into padded rows; `at` counts unpadded values.
-pub(crate) fn write_rows(rows: &mut [f32], dim: usize, mut at: usize, mut values: &[u8]) {
+/// Writes little-endian f32 values in row order into padded rows; `at` counts unpadded values. Calls `complete(row,
+/// values)` for every row of which that were the last ones, while they are in the cache.
+#[inline(always)]
+pub(crate) fn write_rows(
+    rows: &mut [f32],
+    dim: usize,
+    mut at: usize,
+    mut values: &[u8],
+    mut complete: impl FnMut(usize, &[f32]),
+) {
     let stride = dim.next_multiple_of(LINE);
     while !values.is_empty() {
         let (row, column) = (at / dim, at % dim);
         let count = (values.len() / 4).min(dim - column);
         let (now, later) = values.split_at(count * 4);
-        let start = row * stride + column;
-        for (slot, bytes) in rows[start..start + count].iter_mut().zip(now.as_chunks::<4>().0) {
+        let padded = &mut rows[row * stride..][..dim];
+        for (slot, bytes) in padded[column..column + count].iter_mut().zip(now.as_chunks::<4>().0) {
             *slot = f32::from_le_bytes(*bytes);
+        }
+        if column + count == dim {
+            complete(row, padded);
         }
         (at, values) = (at + count, later);
     }
@@ -174,10 +201,12 @@ mod tests {
     fn rows_are_aligned_padded_with_zeros_and_written_in_pieces() {
         let mut buffer = Embeddings::zeroed(3, 20).unwrap();
         let values: Vec<f32> = (0..60).map(|v| v as f32).collect();
+        let mut complete = Vec::new();
         for (piece, chunk) in values.chunks(7).enumerate() {
             let bytes: Vec<u8> = chunk.iter().flat_map(|v| v.to_le_bytes()).collect();
-            write_rows(buffer.values_mut(), 20, piece * 7, &bytes);
+            write_rows(buffer.values_mut(), 20, piece * 7, &bytes, |row, values| complete.push((row, values[19])));
         }
+        assert_eq!(complete, [(0, 19.0), (1, 39.0), (2, 59.0)]);
         assert_eq!(buffer.stride(), 32);
         for row in 0..3 {
             assert_eq!(buffer.row(row), &values[row * 20..][..20]);

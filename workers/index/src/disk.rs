@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use parquet::errors::ParquetError;
@@ -19,6 +19,27 @@ const AHEAD: usize = 512;
 pub(crate) struct Disk {
     file: Arc<File>,
     len: u64,
+    /// Buffers that were read before: fresh memory would cost more than the reading.
+    buffers: Arc<Mutex<Vec<Vec<u8>>>>,
+}
+
+/// A buffer that goes back when nobody needs it any more.
+struct Lent {
+    bytes: Vec<u8>,
+    len: usize,
+    home: Arc<Mutex<Vec<Vec<u8>>>>,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.home.lock().unwrap_or_else(PoisonError::into_inner).push(std::mem::take(&mut self.bytes));
+    }
 }
 
 impl Disk {
@@ -26,7 +47,29 @@ impl Disk {
         let unreadable = |source| Error::corrupt(format!("`{}` can't be read", path.display())).caused_by(source);
         let file = File::open(path).map_err(unreadable)?;
         let len = file.metadata().map_err(unreadable)?.len();
-        Ok(Self { file: Arc::new(file), len })
+        Ok(Self { file: Arc::new(file), len, buffers: Arc::default() })
+    }
+
+    fn read_at(&self, into: &mut [u8], position: u64) -> std::io::Result<usize> {
+        #[cfg(unix)]
+        return std::os::unix::fs::FileExt::read_at(&*self.file, into, position);
+        #[cfg(windows)]
+        return std::os::windows::fs::FileExt::seek_read(&*self.file, into, position);
+    }
+
+    fn read_exactly(&self, mut into: &mut [u8], mut position: u64) -> std::io::Result<()> {
+        while !into.is_empty() {
+            match self.read_at(into, position) {
+                Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => {
+                    position += read as u64;
+                    into = &mut into[read..];
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -47,12 +90,12 @@ impl ChunkReader for Disk {
         if start.checked_add(length as u64).is_none_or(|end| end > self.len) {
             return Err(ParquetError::EOF(format!("{length} bytes at {start} of {}", self.len)));
         }
-        let mut bytes = Vec::with_capacity(length);
-        At { disk: self.clone(), position: start }.take(length as u64).read_to_end(&mut bytes)?;
-        if bytes.len() != length {
-            return Err(ParquetError::EOF(format!("{length} bytes at {start} were cut off")));
+        let mut bytes = self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        if bytes.len() < length {
+            bytes.resize(length, 0);
         }
-        Ok(bytes.into())
+        self.read_exactly(&mut bytes[..length], start)?;
+        Ok(Bytes::from_owner(Lent { bytes, len: length, home: Arc::clone(&self.buffers) }))
     }
 }
 
@@ -65,10 +108,7 @@ pub(crate) struct At {
 
 impl Read for At {
     fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
-        #[cfg(unix)]
-        let read = std::os::unix::fs::FileExt::read_at(&*self.disk.file, into, self.position)?;
-        #[cfg(windows)]
-        let read = std::os::windows::fs::FileExt::seek_read(&*self.disk.file, into, self.position)?;
+        let read = self.disk.read_at(into, self.position)?;
         self.position += read as u64;
         Ok(read)
     }

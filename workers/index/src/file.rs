@@ -7,31 +7,39 @@
 use std::sync::Arc;
 
 use arrow_array::builder::FixedSizeBinaryBuilder;
-use arrow_array::cast::AsArray;
-use arrow_array::types::{UInt8Type, UInt32Type};
 use arrow_array::{
-    Array, ArrayRef, FixedSizeListArray, Float32Array, Int8Array, RecordBatch, StringArray, UInt8Array, UInt32Array,
+    ArrayRef, FixedSizeListArray, Float32Array, Int8Array, RecordBatch, StringArray, UInt8Array, UInt32Array,
 };
 use arrow_schema::{DataType, Field, Schema};
 use bytes::Bytes;
+use crc32c::crc32c_append;
 use likeness_contract::tables::shard_schema;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use parquet::arrow::{ArrowWriter, ProjectionMask};
+use parquet::arrow::{ArrowWriter, parquet_to_arrow_schema};
 use parquet::basic::{Compression, Encoding, Type};
+use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::reader::{ChunkReader, FileReader, SerializedFileReader};
 use parquet::schema::types::ColumnPath;
+use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::pages::{ListColumn, VALUE_BYTES, read_group};
+use crate::ids::Ids;
+use crate::pages::{Column, VALUE_BYTES, Values, read_group};
 use crate::rows::{ShardRows, check_shape};
 
+/// Columns, in their order.
+const NAMES: [&str; COLUMNS] =
+    ["item_id", "embedding", "attributes", "split", "source_part", "source_row", "image_digest"];
+const COLUMNS: usize = 7;
+/// The footer's key of the checksums: row groups divided by commas, columns by spaces, in hexadecimal digits.
+const SUMS_KEY: &str = "likeness.crc32c";
+/// Bytes of an image's digest.
+const DIGEST_BYTES: usize = 32;
 /// Rows of a row group.
-const GROUP_ROWS: usize = 128 << 10;
-/// Bytes of a page: large enough that its header costs nothing.
-const PAGE_BYTES: usize = 1 << 20;
-/// Rows that are decoded at a time.
-const BATCH_ROWS: usize = 8 << 10;
+const GROUP_ROWS: usize = 64 << 10;
+/// Bytes of a page: large enough that its header costs nothing, small enough to stay in the second cache while its values
+/// are checked and copied.
+const PAGE_BYTES: usize = 512 << 10;
 
 /// Rows → bytes of a file. Equal rows give equal bytes.
 ///
@@ -43,6 +51,8 @@ pub fn encode_shard(rows: &ShardRows, dim: usize, attributes: usize) -> Result<V
     let mut bytes = Vec::with_capacity(rows.embeddings.len() * VALUE_BYTES + rows.len() * (attributes + 16) * 4);
     let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), Some(properties())).map_err(written)?;
     writer.write(&batch).map_err(written)?;
+    let sums = sums_text(&sums_of(rows, dim, attributes));
+    writer.append_key_value_metadata(KeyValue { key: SUMS_KEY.into(), value: Some(sums) });
     writer.close().map_err(written)?;
     Ok(bytes)
 }
@@ -94,27 +104,35 @@ fn to_batch(
 /// Fails with `Corrupt`, saying what is wrong.
 pub fn decode_shard(bytes: Bytes, dim: usize, attributes: usize) -> Result<ShardRows> {
     let file = ShardFile::open(bytes, dim, attributes)?;
-    let mut rows = file.columns()?;
-    rows.embeddings.reserve_exact(file.rows() * dim);
+    let Columns { ids, labels, split, source_part, source_row, image_digest } = file.columns()?;
+    let mut embeddings = Vec::with_capacity(file.rows() * dim);
     for group in 0..file.groups() {
-        file.embeddings(group, |_, values| {
-            rows.embeddings.extend(floats(values));
+        file.embeddings(group, |values| {
+            embeddings.extend(values.bytes.as_chunks::<VALUE_BYTES>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
             Ok(())
         })?;
     }
+    let item_ids = ids.iter().map(str::to_string).collect();
+    let rows = ShardRows { item_ids, embeddings, labels, split, source_part, source_row, image_digest };
     rows.check(dim, attributes).map_err(Error::in_file)?;
     Ok(rows)
 }
 
-/// The f32 values of little-endian bytes.
-fn floats(values: &[u8]) -> impl ExactSizeIterator<Item = f32> {
-    values.as_chunks::<VALUE_BYTES>().0.iter().map(|bytes| f32::from_le_bytes(*bytes))
+/// All columns but the embeddings.
+#[derive(Debug, Default)]
+pub(crate) struct Columns {
+    pub ids: Ids,
+    pub labels: Vec<i8>,
+    pub split: Vec<u8>,
+    pub source_part: Vec<u32>,
+    pub source_row: Vec<u32>,
+    pub image_digest: Vec<[u8; 32]>,
 }
 
 /// An opened file: footer and schema are checked, values are not yet read.
 pub(crate) struct ShardFile<R: ChunkReader + Clone + 'static> {
-    bytes: R,
     file: SerializedFileReader<R>,
+    sums: Option<Vec<[u32; COLUMNS]>>,
     rows: usize,
     dim: usize,
     attributes: usize,
@@ -126,9 +144,13 @@ impl<R: ChunkReader + Clone + 'static> ShardFile<R> {
         check_shape(dim, attributes, 0)?;
         let no_parquet = |source| Error::corrupt("no readable Parquet file (cut off or damaged)").caused_by(source);
         let file = SerializedFileReader::new(bytes.clone()).map_err(no_parquet)?;
+        let about = file.metadata().file_metadata();
+        let schema = parquet_to_arrow_schema(about.schema_descr(), about.key_value_metadata()).map_err(no_parquet)?;
+        check_schema(&schema, &shard_schema(dim, attributes))?;
         let rows = claimed_rows(&file, bytes.len() as usize, dim, attributes)?;
         check_plain(&file)?;
-        Ok(Self { bytes, file, rows, dim, attributes })
+        let sums = promised_sums(about.key_value_metadata(), file.num_row_groups())?;
+        Ok(Self { file, sums, rows, dim, attributes })
     }
 
     /// N.
@@ -146,48 +168,130 @@ impl<R: ChunkReader + Clone + 'static> ShardFile<R> {
         usize::try_from(self.file.metadata().row_group(group).num_rows()).expect("checked when the file was opened")
     }
 
-    /// Hands a group's embeddings to `put(position of the first value, little-endian values)`, in order.
-    pub fn embeddings(&self, group: usize, put: impl FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
-        let column = ListColumn { name: "embedding", leaf: 1, width: self.dim, physical: Type::FLOAT };
-        read_group(&self.file, column, group, put)
+    /// Hands a group's embeddings to `put`, in order.
+    pub fn embeddings(&self, group: usize, put: impl FnMut(Values) -> Result<()>) -> Result<()> {
+        self.read(1, Type::FLOAT, group, put)
     }
 
     /// All columns but the embeddings.
-    pub fn columns(&self) -> Result<ShardRows> {
-        let mut rows = self.flat_columns()?;
-        if rows.len() != self.rows {
-            return Err(Error::corrupt(format!("the footer says {} rows, the columns have {}", self.rows, rows.len())));
-        }
-        let column = ListColumn { name: "attributes", leaf: 2, width: self.attributes, physical: Type::INT32 };
-        rows.labels.reserve_exact(self.rows * self.attributes);
+    pub fn columns(&self) -> Result<Columns> {
+        let mut columns = Columns::default();
+        let Columns { ids, labels, split, source_part, source_row, image_digest } = &mut columns;
+        ids.reserve(self.rows);
+        labels.reserve_exact(self.rows * self.attributes);
+        split.reserve_exact(self.rows);
+        source_part.reserve_exact(self.rows);
+        source_row.reserve_exact(self.rows);
+        image_digest.reserve_exact(self.rows);
         for group in 0..self.groups() {
-            read_group(&self.file, column, group, |_, values| push_labels(&mut rows.labels, values))?;
+            self.read(0, Type::BYTE_ARRAY, group, |values| push_ids(ids, values))?;
+            self.read(2, Type::INT32, group, |values| push_small(labels, "attributes", "label", values.bytes))?;
+            self.read(3, Type::INT32, group, |values| push_small(split, "split", "code", values.bytes))?;
+            self.read(4, Type::INT32, group, |values| push_numbers(source_part, values))?;
+            self.read(5, Type::INT32, group, |values| push_numbers(source_row, values))?;
+            self.read(6, Type::FIXED_LEN_BYTE_ARRAY, group, |values| {
+                image_digest.extend_from_slice(values.bytes.as_chunks::<DIGEST_BYTES>().0);
+                Ok(())
+            })?;
         }
-        Ok(rows)
+        columns.ids.shrink();
+        Ok(columns)
     }
 
-    /// The columns of one value per row; these are few bytes, so that the general reader does.
-    fn flat_columns(&self) -> Result<ShardRows> {
-        let damaged = |source| Error::corrupt("damaged columns").caused_by(source);
-        let builder = ParquetRecordBatchReaderBuilder::try_new(self.bytes.clone()).map_err(damaged)?;
-        check_schema(builder.schema(), &shard_schema(self.dim, self.attributes))?;
-        let flat = ProjectionMask::roots(builder.parquet_schema(), [0, 3, 4, 5, 6]);
-        let reader = builder.with_projection(flat).with_batch_size(BATCH_ROWS).build().map_err(damaged)?;
-        let mut rows = ShardRows::default();
-        for batch in reader {
-            append(&mut rows, &batch.map_err(|source| Error::corrupt("damaged columns").caused_by(source))?)?;
+    /// Reads a column of a group and compares its checksum, if the file has them.
+    fn read(&self, leaf: usize, physical: Type, group: usize, put: impl FnMut(Values) -> Result<()>) -> Result<()> {
+        let name = NAMES[leaf];
+        let width = [1, self.dim, self.attributes, 1, 1, 1, 1][leaf];
+        let value_bytes = match physical {
+            Type::BYTE_ARRAY => None,
+            Type::FIXED_LEN_BYTE_ARRAY => Some(DIGEST_BYTES),
+            _ => Some(VALUE_BYTES),
+        };
+        let column = Column { name, leaf, width, physical, list: leaf == 1 || leaf == 2, value_bytes };
+        let found = read_group(&self.file, column, group, put)?;
+        match self.sums.as_ref().map(|sums| sums[group][leaf]) {
+            Some(promised) if promised != found => Err(Error::corrupt(format!(
+                "column `{name}` of row group {group} has the checksum {found:08x}, written was {promised:08x}"
+            ))),
+            _ => Ok(()),
         }
-        Ok(rows)
     }
 }
 
-fn push_labels(labels: &mut Vec<i8>, values: &[u8]) -> Result<()> {
+/// The checksums that the footer promises; files from before there were any have none.
+fn promised_sums(metadata: Option<&Vec<KeyValue>>, groups: usize) -> Result<Option<Vec<[u32; COLUMNS]>>> {
+    let Some(entry) = metadata.and_then(|entries| entries.iter().find(|entry| entry.key == SUMS_KEY)) else {
+        return Ok(None);
+    };
+    let column = |text: &str| if text.len() == 8 { u32::from_str_radix(text, 16).ok() } else { None };
+    let group = |text: &str| -> Option<[u32; COLUMNS]> {
+        text.split(' ').map(column).collect::<Option<Vec<u32>>>()?.try_into().ok()
+    };
+    let text = entry.value.as_deref().unwrap_or_default();
+    let sums: Option<Vec<_>> = if text.is_empty() { Some(Vec::new()) } else { text.split(',').map(group).collect() };
+    match sums.filter(|sums| sums.len() == groups) {
+        Some(sums) => Ok(Some(sums)),
+        None => Err(Error::corrupt(format!("`{SUMS_KEY}` are not the checksums of {groups} row groups"))),
+    }
+}
+
+fn sums_text(sums: &[[u32; COLUMNS]]) -> String {
+    let group = |sums: &[u32; COLUMNS]| sums.map(|sum| format!("{sum:08x}")).join(" ");
+    sums.iter().map(group).collect::<Vec<_>>().join(",")
+}
+
+/// CRC-32C of the plainly encoded values of every column, for every row group.
+fn sums_of(rows: &ShardRows, dim: usize, attributes: usize) -> Vec<[u32; COLUMNS]> {
+    let all = |values: &mut dyn Iterator<Item = [u8; 4]>| values.fold(0, |sum, bytes| crc32c_append(sum, &bytes));
+    let group = |group: usize| {
+        let (from, to) = (group * GROUP_ROWS, rows.len().min((group + 1) * GROUP_ROWS));
+        let ids = rows.item_ids[from..to]
+            .iter()
+            .fold(0, |sum, id| crc32c_append(crc32c_append(sum, &(id.len() as u32).to_le_bytes()), id.as_bytes()));
+        let embeddings = rows.embeddings[from * dim..to * dim].chunks(dim).fold(0, |sum, row| {
+            let bytes: Vec<u8> = row.iter().flat_map(|v| v.to_le_bytes()).collect();
+            crc32c_append(sum, &bytes)
+        });
+        let labels = &rows.labels[from * attributes..to * attributes];
+        [
+            ids,
+            embeddings,
+            all(&mut labels.iter().map(|v| i32::from(*v).to_le_bytes())),
+            all(&mut rows.split[from..to].iter().map(|v| u32::from(*v).to_le_bytes())),
+            all(&mut rows.source_part[from..to].iter().map(|v| v.to_le_bytes())),
+            all(&mut rows.source_row[from..to].iter().map(|v| v.to_le_bytes())),
+            rows.image_digest[from..to].iter().fold(0, |sum, digest| crc32c_append(sum, digest)),
+        ]
+    };
+    (0..rows.len().div_ceil(GROUP_ROWS)).into_par_iter().map(group).collect()
+}
+
+/// Ids, each after its length.
+fn push_ids(ids: &mut Ids, values: Values) -> Result<()> {
+    let damaged = || Error::corrupt("column `item_id` is damaged");
+    let mut rest = values.bytes;
+    for _ in 0..values.count {
+        let (length, after) = rest.split_first_chunk::<4>().ok_or_else(damaged)?;
+        let (id, after) = after.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or_else(damaged)?;
+        ids.push(std::str::from_utf8(id).map_err(|source| damaged().caused_by(source))?).map_err(Error::in_file)?;
+        rest = after;
+    }
+    if rest.is_empty() { Ok(()) } else { Err(damaged()) }
+}
+
+/// Numbers of 32 bits that are small ones.
+fn push_small<T: TryFrom<i32>>(all: &mut Vec<T>, column: &str, what: &str, values: &[u8]) -> Result<()> {
     for bytes in values.as_chunks::<VALUE_BYTES>().0 {
         let value = i32::from_le_bytes(*bytes);
-        labels.push(
-            i8::try_from(value).map_err(|_| Error::corrupt(format!("column `attributes` has the label {value}")))?,
-        );
+        let small =
+            T::try_from(value).map_err(|_| Error::corrupt(format!("column `{column}` has the {what} {value}")))?;
+        all.push(small);
     }
+    Ok(())
+}
+
+fn push_numbers(all: &mut Vec<u32>, values: Values) -> Result<()> {
+    all.extend(values.bytes.as_chunks::<VALUE_BYTES>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)));
     Ok(())
 }
 
@@ -257,21 +361,4 @@ fn check_type(found: &Field, wanted: &Field) -> Result<()> {
         Some(difference) => Err(Error::corrupt(format!("column `{}` {difference}", wanted.name()))),
         None => Ok(()),
     }
-}
-
-/// Appends a batch of the columns `item_id`, `split`, `source_part`, `source_row`, `image_digest`.
-fn append(rows: &mut ShardRows, batch: &RecordBatch) -> Result<()> {
-    let wrong = || Error::corrupt("columns are not of the type that their schema says");
-    let columns = batch.columns();
-    let [items, split, part, row, digest] = columns else { return Err(wrong()) };
-    let items = items.as_string_opt::<i32>().ok_or_else(wrong)?;
-    let digest = digest.as_fixed_size_binary_opt().ok_or_else(wrong)?;
-    rows.item_ids.extend((0..items.len()).map(|i| items.value(i).to_string()));
-    rows.split.extend(split.as_primitive_opt::<UInt8Type>().ok_or_else(wrong)?.values());
-    rows.source_part.extend(part.as_primitive_opt::<UInt32Type>().ok_or_else(wrong)?.values());
-    rows.source_row.extend(row.as_primitive_opt::<UInt32Type>().ok_or_else(wrong)?.values());
-    for i in 0..digest.len() {
-        rows.image_digest.push(digest.value(i).try_into().map_err(|_| wrong())?);
-    }
-    Ok(())
 }

@@ -12,23 +12,28 @@
 //! * Every distance that leaves is `contract::ranking::canonical_d2` and every order is `ranking::rank`: the
 //!   answer does not depend on the number of shards, threads or blocks, nor on whether there are codes.
 //!
-//! Deliberately absent: async, network, tensors, and approximate search.
+//! Deliberately absent: async, network and tensors.
 
+mod approximate;
 mod buffer;
 mod cancel;
 mod codes;
 mod disk;
 mod error;
 mod file;
+mod filter;
+mod ids;
 mod kernels;
 mod pages;
 mod rows;
 mod search;
 mod shard;
 
+pub use approximate::{Approximate, Approximation, top_k_approximate};
 pub use cancel::Cancel;
 pub use error::{Error, ErrorKind, Result};
 pub use file::{decode_shard, encode_shard};
+pub use filter::{Filter, Label, RowSet};
 pub use rows::ShardRows;
-pub use search::{top_k, top_k_batch};
-pub use shard::Shard;
+pub use search::{Query, Survivors, survivors, top_k, top_k_batch};
+pub use shard::{Memory, Shard};

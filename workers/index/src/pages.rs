@@ -1,9 +1,9 @@
-//! Reads a column of fixed-size lists page by page.
+//! Reads a column page by page, and hands its values on as they lie in the file.
 //!
-//! A general reader decodes a repetition and a definition level for every float, which takes ten times as
+//! A general reader decodes a repetition and a definition level for every float of a list, which takes ten times as
 //! long as reading the file. In a column of fixed-size lists without nulls the levels can only be one thing:
 //! repetition 0 at the start of every row and 1 inside, definition 1 everywhere. So they are compared run by
-//! run, and the values are handed on as they lie in the file.
+//! run. Required columns of one value per row have no levels at all.
 
 use parquet::basic::{Encoding, Type};
 use parquet::column::page::{Page, PageReader};
@@ -11,12 +11,12 @@ use parquet::file::reader::{ChunkReader, FileReader, SerializedFileReader};
 
 use crate::error::{Error, Result};
 
-/// Bytes of one value: both column types used here have four.
+/// Bytes of one value of a list.
 pub(crate) const VALUE_BYTES: usize = 4;
 
-/// A leaf column of lists of `width` values.
+/// A leaf column.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct ListColumn {
+pub(crate) struct Column {
     /// Its name, for errors.
     pub name: &'static str,
     /// Position among the file's leaf columns.
@@ -25,19 +25,33 @@ pub(crate) struct ListColumn {
     pub width: usize,
     /// Its physical type.
     pub physical: Type,
+    /// Whether a row is a list, and so has levels.
+    pub list: bool,
+    /// Bytes of a value; `None` where each tells its own length.
+    pub value_bytes: Option<usize>,
 }
 
-/// Hands all values of `column` in one row group to `put(position of the first value, little-endian values)`, in
-/// order; positions count from the group's start.
+/// Some values that follow each other.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Values<'a> {
+    /// Position of the first, counted from the group's start.
+    pub first: usize,
+    /// How many.
+    pub count: usize,
+    /// As they are encoded, plainly.
+    pub bytes: &'a [u8],
+}
+
+/// Hands all values of `column` in one row group to `put`, in order. Tells the CRC-32C of their bytes.
 ///
 /// Every page is checked: plain encoding, exactly the levels that fixed-size lists have, and `rows × width`
 /// values in all.
 pub(crate) fn read_group<R: ChunkReader + 'static>(
     file: &SerializedFileReader<R>,
-    column: ListColumn,
+    column: Column,
     group: usize,
-    put: impl FnMut(usize, &[u8]) -> Result<()>,
-) -> Result<()> {
+    put: impl FnMut(Values) -> Result<()>,
+) -> Result<u32> {
     check_leaf(file, column)?;
     let damaged = |source| column.damaged("can't be read").caused_by(source);
     let group = file.get_row_group(group).map_err(damaged)?;
@@ -48,46 +62,55 @@ pub(crate) fn read_group<R: ChunkReader + 'static>(
 
 /// The pages of one column chunk.
 fn read_chunk(
-    column: ListColumn,
+    column: Column,
     mut pages: Box<dyn PageReader>,
     rows: usize,
-    mut put: impl FnMut(usize, &[u8]) -> Result<()>,
-) -> Result<()> {
-    let mut done = 0;
+    mut put: impl FnMut(Values) -> Result<()>,
+) -> Result<u32> {
+    let (mut done, mut sum) = (0, 0);
     while let Some(page) = pages.get_next_page().map_err(|e| column.damaged("can't be read").caused_by(e))? {
         let count = page.num_values() as usize;
         if count > rows * column.width - done {
             return Err(column.damaged("has more values than rows"));
         }
-        let values = column.values(&page, done)?;
-        put(done, values)?;
+        let bytes = column.values(&page, done)?;
+        sum = crc32c::crc32c_append(sum, bytes);
+        put(Values { first: done, count, bytes })?;
         done += count;
     }
     if done < rows * column.width {
         return Err(column.damaged("has fewer values than rows"));
     }
-    Ok(())
+    Ok(sum)
 }
 
-fn check_leaf<R: ChunkReader + 'static>(file: &SerializedFileReader<R>, column: ListColumn) -> Result<()> {
+fn check_leaf<R: ChunkReader + 'static>(file: &SerializedFileReader<R>, column: Column) -> Result<()> {
     let schema = file.metadata().file_metadata().schema_descr();
     let leaf = schema.columns().get(column.leaf).ok_or_else(|| column.damaged("is missing"))?;
     let levels = (leaf.max_rep_level(), leaf.max_def_level());
-    if leaf.physical_type() != column.physical || levels != (1, 1) {
-        let message = format!("is no list of required {} values", column.physical);
-        return Err(column.damaged(&message));
+    let expected = if column.list { (1, 1) } else { (0, 0) };
+    if leaf.physical_type() != column.physical || levels != expected {
+        let kind = if column.list { "list" } else { "column" };
+        return Err(column.damaged(&format!("is no {kind} of required {} values", column.physical)));
     }
     Ok(())
 }
 
-impl ListColumn {
+impl Column {
     /// The values of a page after its levels, which must say that `done` values of complete lists lie before it.
     fn values<'a>(&self, page: &'a Page, done: usize) -> Result<&'a [u8]> {
         if page.encoding() != Encoding::PLAIN {
             return Err(self.damaged(&format!("is encoded as {}, expected PLAIN", page.encoding())));
         }
-        let (repetitions, definitions, values) = self.sections(page)?;
+        let (repetitions, definitions, values) =
+            if self.list { self.sections(page)? } else { (&[][..], &[][..], self.flat(page)?) };
         let count = page.num_values() as usize;
+        if self.value_bytes.is_some_and(|bytes| values.len() != count * bytes) {
+            return Err(self.damaged("has a page of the wrong size"));
+        }
+        if !self.list {
+            return Ok(values);
+        }
         let starts_row = |at: usize| (done + at).is_multiple_of(self.width);
         let repetitions_fit = levels_are(repetitions, count, |at, length, level| match level {
             // A run of zeros is a run of rows of one value each, or a single start of a row.
@@ -97,10 +120,17 @@ impl ListColumn {
         if !repetitions_fit || !levels_are(definitions, count, |_, _, level| level == 1) {
             return Err(self.damaged(&format!("is not made of lists of {} values", self.width)));
         }
-        if values.len() != count * VALUE_BYTES {
-            return Err(self.damaged("has a page of the wrong size"));
-        }
         Ok(values)
+    }
+
+    /// A page without levels.
+    fn flat<'a>(&self, page: &'a Page) -> Result<&'a [u8]> {
+        match page {
+            Page::DataPage { buf, .. } => Ok(buf),
+            Page::DataPageV2 { buf, rep_levels_byte_len: 0, def_levels_byte_len: 0, .. } => Ok(buf),
+            Page::DataPageV2 { .. } => Err(self.damaged("has levels, expected none")),
+            Page::DictionaryPage { .. } => Err(self.damaged("has a dictionary, expected plain values")),
+        }
     }
 
     /// Repetition levels, definition levels and values of a page.

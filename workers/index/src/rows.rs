@@ -1,8 +1,7 @@
 //! The rows of a shard as plain columns, and the rules that every row obeys.
 
-use rayon::prelude::*;
-
 use crate::error::{Error, Result};
+use crate::ids::Ids;
 
 /// Largest deviation of an embedding's norm from 1.
 const NORM_TOLERANCE: f64 = 1e-3;
@@ -57,25 +56,32 @@ impl ShardRows {
         for (row, embedding) in self.embeddings.chunks_exact(dim).enumerate() {
             check_embedding(&self.item_ids[row], row, embedding)?;
         }
-        self.check_codes(attributes)?;
-        order_of_ids(&self.item_ids).map(|_| ())
+        check_codes(&self.labels, &self.split, attributes, |row| &self.item_ids[row])?;
+        self.ids()?.order().map(|_| ())
     }
 
-    /// Labels and split codes are ones that exist.
-    pub(crate) fn check_codes(&self, attributes: usize) -> Result<()> {
-        if let Some(at) = self.labels.iter().position(|label| !(-1..=1).contains(label)) {
-            let (row, value) = (at / attributes, self.labels[at]);
-            let item = &self.item_ids[row];
-            return Err(Error::invalid(format!(
-                "item `{item}` (row {row}) has the label {value}, expected −1, 0 or 1"
-            )));
-        }
-        if let Some(row) = self.split.iter().position(|split| *split > 2) {
-            let (item, value) = (&self.item_ids[row], self.split[row]);
-            return Err(Error::invalid(format!("item `{item}` (row {row}) has the split {value}, expected 0, 1 or 2")));
-        }
-        Ok(())
+    pub(crate) fn ids(&self) -> Result<Ids> {
+        Ids::of(self.item_ids.iter().map(String::as_str))
     }
+}
+
+/// Labels and split codes are ones that exist.
+pub(crate) fn check_codes<'a>(
+    labels: &[i8],
+    split: &[u8],
+    attributes: usize,
+    item: impl Fn(usize) -> &'a str,
+) -> Result<()> {
+    if let Some(at) = labels.iter().position(|label| !(-1..=1).contains(label)) {
+        let (row, value) = (at / attributes, labels[at]);
+        let item = item(row);
+        return Err(Error::invalid(format!("item `{item}` (row {row}) has the label {value}, expected −1, 0 or 1")));
+    }
+    if let Some(row) = split.iter().position(|split| *split > 2) {
+        let (item, value) = (item(row), split[row]);
+        return Err(Error::invalid(format!("item `{item}` (row {row}) has the split {value}, expected 0, 1 or 2")));
+    }
+    Ok(())
 }
 
 /// D and A are at least 1 and N fits the row numbers.
@@ -108,8 +114,8 @@ pub(crate) fn check_embedding(item: &str, row: usize, embedding: &[f32]) -> Resu
 
 /// A quick test that says yes for nearly all unit vectors and for no others: the f32 sum of D ≤ 2¹⁶ squares in lanes
 /// is within 3·10⁻⁴ of the real one, relatively, so that the norm is well within the tolerance. It says no to NaN.
-#[inline]
-fn is_surely_unit(embedding: &[f32]) -> bool {
+#[inline(always)]
+pub(crate) fn is_surely_unit(embedding: &[f32]) -> bool {
     let mut lanes = [0f32; 16];
     let (whole, rest) = embedding.as_chunks::<16>();
     for values in whole {
@@ -122,21 +128,4 @@ fn is_surely_unit(embedding: &[f32]) -> bool {
     }
     let square: f32 = lanes.iter().sum();
     (square - 1.0).abs() < NORM_TOLERANCE as f32 / 2.0
-}
-
-/// Row numbers in the order of the ids' bytes; refuses empty ids and duplicates.
-pub(crate) fn order_of_ids(ids: &[String]) -> Result<Vec<u32>> {
-    let mut order: Vec<u32> = (0..ids.len() as u32).collect();
-    order.par_sort_unstable_by(|a, b| ids[*a as usize].as_bytes().cmp(ids[*b as usize].as_bytes()));
-    if let Some(first) = order.first().filter(|row| ids[**row as usize].is_empty()) {
-        return Err(Error::invalid(format!("row {first} has an empty item id")));
-    }
-    for pair in order.windows(2) {
-        let (a, b) = (pair[0] as usize, pair[1] as usize);
-        if ids[a] == ids[b] {
-            let (first, second) = (a.min(b), a.max(b));
-            return Err(Error::invalid(format!("item `{}` stands in rows {first} and {second}", ids[a])));
-        }
-    }
-    Ok(order)
 }

@@ -7,25 +7,66 @@ use bytes::Bytes;
 use parquet::file::reader::ChunkReader;
 use rayon::prelude::*;
 
+use crate::approximate::Approximate;
 use crate::buffer::{Embeddings, LINE, write_rows};
 use crate::codes::Codes;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
-use crate::file::ShardFile;
-use crate::kernels::Isa;
-use crate::rows::{ShardRows, check_embedding, order_of_ids};
+use crate::file::{Columns, ShardFile};
+use crate::filter::{Filter, LabelColumns, RowSet};
+use crate::ids::Order;
+use crate::kernels::{Dots, Isa, Work};
+use crate::pages::Values;
+use crate::rows::{ShardRows, check_codes, check_embedding, is_surely_unit};
+
+/// Bytes of memory of a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// f32 rows with their padding.
+    pub embeddings: usize,
+    /// Quantised copies of the rows.
+    pub codes: usize,
+    /// Labels, splits, sources and digests.
+    pub columns: usize,
+    /// Item ids and their order.
+    pub ids: usize,
+    /// The approximate index.
+    pub approximate: usize,
+}
+
+impl Memory {
+    /// What a shard will take, with its codes, before any of it is read: `rows` rows of dimension `dim` with
+    /// `attributes` labels, of whose ids `id_bytes` are in all.
+    ///
+    /// Ids in their own order take no order list; this counts one. So it is at least what [`Shard::memory`] tells later.
+    pub fn estimate(rows: usize, dim: usize, attributes: usize, id_bytes: usize) -> Self {
+        Self {
+            embeddings: rows * dim.next_multiple_of(LINE) * 4,
+            codes: Codes::bytes_for(rows, dim),
+            columns: rows * (attributes + 1 + 4 + 4 + 32) + LabelColumns::bytes_for(rows, attributes),
+            ids: id_bytes + 8 * rows,
+            approximate: 0,
+        }
+    }
+
+    /// All of them.
+    pub fn total(&self) -> usize {
+        let Self { embeddings, codes, columns, ids, approximate } = self;
+        embeddings + codes + columns + ids + approximate
+    }
+}
 
 /// N rows of one generation: aligned embeddings, columns, and an order of the ids for look-ups.
 pub struct Shard {
     number: u32,
     embeddings: Embeddings,
-    /// All columns but the embeddings, which are empty here.
-    columns: ShardRows,
+    columns: Columns,
     attributes: usize,
-    /// Rows in the order of their ids' bytes.
-    by_id: Vec<u32>,
+    by_id: Order,
+    label_columns: LabelColumns,
     /// What a fast search reads.
     codes: Option<Codes>,
+    approximate: Option<Approximate>,
 }
 
 impl Shard {
@@ -39,8 +80,11 @@ impl Shard {
         {
             padded[..dim].copy_from_slice(row);
         }
-        let by_id = order_of_ids(&rows.item_ids)?;
-        Ok(Self { number, embeddings, columns: rows, attributes, by_id, codes: None })
+        let ids = rows.ids()?;
+        let by_id = ids.order()?;
+        let ShardRows { labels, split, source_part, source_row, image_digest, .. } = rows;
+        let columns = Columns { ids, labels, split, source_part, source_row, image_digest };
+        Ok(Self::of(number, embeddings, columns, attributes, by_id))
     }
 
     /// Reads a file straight into aligned memory, its row groups in parallel on the current rayon pool; the same checks
@@ -60,17 +104,37 @@ impl Shard {
     {
         let file = ShardFile::open(file, dim, attributes)?;
         let (columns, embeddings) = rayon::join(|| file.columns(), || read_embeddings(&file, dim));
-        let (columns, embeddings) = (columns?, embeddings?);
-        check_rows(&columns, &embeddings)?;
-        columns.check_codes(attributes).map_err(Error::in_file)?;
-        let by_id = order_of_ids(&columns.item_ids).map_err(Error::in_file)?;
-        Ok(Self { number, embeddings, columns, attributes, by_id, codes: None })
+        let (columns, (embeddings, doubtful)) = (columns?, embeddings?);
+        for row in doubtful.map_or(0..0, |first| first..columns.ids.len()) {
+            check_embedding(columns.ids.get(row), row, embeddings.row(row)).map_err(Error::in_file)?;
+        }
+        let Columns { ids, labels, split, .. } = &columns;
+        check_codes(labels, split, attributes, |row| ids.get(row)).map_err(Error::in_file)?;
+        let by_id = ids.order().map_err(Error::in_file)?;
+        Ok(Self::of(number, embeddings, columns, attributes, by_id))
+    }
+
+    fn of(number: u32, embeddings: Embeddings, columns: Columns, attributes: usize, by_id: Order) -> Self {
+        let label_columns = LabelColumns::new(&columns.labels, attributes);
+        Self { number, embeddings, columns, attributes, by_id, label_columns, codes: None, approximate: None }
     }
 
     /// Quantises the rows for fast searches, on the current rayon pool; without that a search reads all rows.
     pub fn with_codes(mut self) -> Result<Self> {
         self.codes = Codes::build(&self.embeddings, self.rows(), Isa::best())?;
         Ok(self)
+    }
+
+    /// Takes its approximate index, for [`crate::top_k_approximate`]. Exact searches are as before.
+    #[must_use]
+    pub fn with_approximate(mut self, index: Approximate) -> Self {
+        self.approximate = Some(index);
+        self
+    }
+
+    /// The approximate index, if it was given one.
+    pub fn approximate(&self) -> Option<&Approximate> {
+        self.approximate.as_ref()
     }
 
     /// Its number in the generation.
@@ -80,7 +144,7 @@ impl Shard {
 
     /// N.
     pub fn rows(&self) -> usize {
-        self.columns.len()
+        self.columns.ids.len()
     }
 
     /// D.
@@ -102,7 +166,7 @@ impl Shard {
 
     /// A row's item id.
     pub fn item(&self, row: u32) -> &str {
-        &self.columns.item_ids[row as usize]
+        self.columns.ids.get(row as usize)
     }
 
     /// A row's known labels, (A).
@@ -127,20 +191,26 @@ impl Shard {
 
     /// The row of an item.
     pub fn find(&self, item: &str) -> Option<u32> {
-        let ids = &self.columns.item_ids;
-        let found = self.by_id.binary_search_by(|row| ids[*row as usize].as_bytes().cmp(item.as_bytes()));
-        found.ok().map(|at| self.by_id[at])
+        self.columns.ids.find(&self.by_id, item)
     }
 
-    /// Bytes of memory that the rows take with their codes, ids estimated by their lengths.
-    pub fn bytes(&self) -> usize {
-        let ids: usize = self.columns.item_ids.iter().map(|id| id.len() + size_of::<String>()).sum();
-        self.rows() * (self.embeddings.stride() * 4 + self.attributes + 45) + ids + self.code_bytes()
+    /// The rows whose known labels satisfy a filter; refuses an attribute that is not there.
+    pub fn matching(&self, filter: &Filter) -> Result<RowSet> {
+        self.label_columns.matching(filter)
     }
 
-    /// Bytes of memory that the codes take, of [`Self::bytes`]; 0 without codes.
-    pub fn code_bytes(&self) -> usize {
-        self.codes.as_ref().map_or(0, Codes::bytes)
+    /// Bytes of memory, by what they are for.
+    pub fn memory(&self) -> Memory {
+        let Columns { ids, labels, split, source_part, source_row, image_digest } = &self.columns;
+        let numbers = (source_part.capacity() + source_row.capacity()) * 4;
+        let columns = labels.capacity() + split.capacity() + numbers + image_digest.capacity() * 32;
+        Memory {
+            embeddings: self.embeddings.bytes(),
+            codes: self.codes.as_ref().map_or(0, Codes::bytes),
+            columns: columns + self.label_columns.bytes(),
+            ids: ids.bytes() + self.by_id.bytes(),
+            approximate: self.approximate.as_ref().map_or(0, Approximate::bytes),
+        }
     }
 
     pub(crate) fn codes(&self) -> Option<&Codes> {
@@ -152,35 +222,54 @@ impl Shard {
     }
 }
 
-/// The embeddings of a file.
-fn read_embeddings<R: ChunkReader + Clone + 'static>(file: &ShardFile<R>, dim: usize) -> Result<Embeddings> {
+/// The embeddings of a file, and the first row that is perhaps not of unit norm.
+fn read_embeddings<R: ChunkReader + Clone + 'static>(
+    file: &ShardFile<R>,
+    dim: usize,
+) -> Result<(Embeddings, Option<usize>)> {
     let mut embeddings = Embeddings::zeroed(file.rows(), dim)?;
-    let stride = embeddings.stride();
-    let mut left = embeddings.values_mut();
+    let (stride, isa) = (embeddings.stride(), Isa::best());
+    let (mut left, mut first) = (embeddings.values_mut(), 0);
     let mut groups = Vec::with_capacity(file.groups());
     for group in 0..file.groups() {
         let (rows, rest) = left.split_at_mut(file.group_rows(group) * stride);
-        groups.push((group, rows));
+        groups.push((group, first, rows));
+        first += file.group_rows(group);
         left = rest;
     }
-    let read = |(group, rows): (usize, &mut [f32])| {
-        file.embeddings(group, |at, values| {
-            write_rows(rows, dim, at, values);
+    let read = |(group, first, rows): (usize, usize, &mut [f32])| {
+        let mut doubtful = None;
+        file.embeddings(group, |values| {
+            let found = isa.run(Copy { rows: &mut *rows, dim, values });
+            doubtful = doubtful.or(found.map(|row| first + row));
             Ok(())
-        })
+        })?;
+        Ok(doubtful)
     };
-    groups.into_par_iter().with_max_len(1).map(read).collect::<Result<()>>()?;
-    Ok(embeddings)
+    let doubtful = groups.into_par_iter().with_max_len(1).map(read).collect::<Result<Vec<_>>>()?;
+    Ok((embeddings, doubtful.into_iter().flatten().next()))
 }
 
-/// Every embedding is finite and of norm 1; the error names the first item that is not.
-fn check_rows(columns: &ShardRows, embeddings: &Embeddings) -> Result<()> {
-    let bad = columns
-        .item_ids
-        .par_iter()
-        .enumerate()
-        .find_map_first(|(row, item)| check_embedding(item, row, embeddings.row(row)).err());
-    bad.map_or(Ok(()), |error| Err(error.in_file()))
+/// Copies some values into padded rows; tells the first row that is then complete and perhaps not of unit norm.
+struct Copy<'a> {
+    rows: &'a mut [f32],
+    dim: usize,
+    values: Values<'a>,
+}
+
+impl Work for Copy<'_> {
+    type Output = Option<usize>;
+
+    #[inline(always)]
+    fn call<D: Dots>(self, _: D) -> Option<usize> {
+        let mut doubtful = None;
+        write_rows(self.rows, self.dim, self.values.first, self.values.bytes, |row, embedding| {
+            if doubtful.is_none() && !is_surely_unit(embedding) {
+                doubtful = Some(row);
+            }
+        });
+        doubtful
+    }
 }
 
 impl fmt::Debug for Shard {

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
 use bytes::Bytes;
-use likeness_index::{ErrorKind, Shard, ShardRows, decode_shard, encode_shard};
+use likeness_index::{ErrorKind, Memory, Shard, ShardRows, decode_shard, encode_shard};
 use proptest::prelude::*;
 
 /// `n` valid rows that differ in every column.
@@ -107,15 +107,47 @@ fn another_shape_or_another_table_is_named() {
 }
 
 #[test]
+fn a_changed_value_does_not_have_the_checksum_that_was_written() {
+    let written = rows(20, 4, 2);
+    let bytes = encode_shard(&written, 4, 2).unwrap();
+    let id = written.item_ids[3].clone().into_bytes();
+    let embedding: Vec<u8> = written.embeddings[8..12].iter().flat_map(|v| v.to_le_bytes()).collect();
+    for (column, needle) in [("item_id", id), ("embedding", embedding), ("image_digest", vec![7; 32])] {
+        let mut bytes = bytes.clone();
+        let at =
+            bytes.windows(needle.len()).position(|window| window == needle).expect("values lie plainly in the file");
+        bytes[at] ^= 1;
+        let message = corrupt(bytes, 4, 2);
+        assert!(message.starts_with(&format!("column `{column}` of row group 0 has the checksum ")), "{message}");
+    }
+}
+
+/// Files from before there were checksums, or by other tools, are held to the same rules.
+#[test]
 fn values_that_break_a_rule_in_a_file_are_corruption() {
     let written = rows(20, 4, 2);
     let mut bytes = encode_shard(&written, 4, 2).unwrap();
+    let key = b"likeness.crc32c";
+    let at = bytes.windows(key.len()).position(|window| window == key).expect("a key in the footer");
+    bytes[at] = b'L';
     let needle: Vec<u8> = written.embeddings[8..12].iter().flat_map(|v| v.to_le_bytes()).collect();
     let at = bytes.windows(16).position(|window| window == needle).expect("embeddings lie plainly in the file");
     bytes[at..at + 4].copy_from_slice(&f32::INFINITY.to_le_bytes());
     assert!(corrupt(bytes.clone(), 4, 2).ends_with("(row 2) is not finite"));
     bytes[at..at + 4].copy_from_slice(&7f32.to_le_bytes());
     assert!(corrupt(bytes, 4, 2).contains("(row 2) has norm 7."));
+}
+
+#[test]
+fn memory_is_known_before_a_shard_is_read() {
+    for (n, dim, attributes) in [(1, 1, 1), (700, 300, 40), (1_000, 33, 3)] {
+        let written = rows(n, dim, attributes);
+        let id_bytes = written.item_ids.iter().map(String::len).sum();
+        let shard = Shard::new(0, written, dim, attributes).unwrap().with_codes().unwrap();
+        let (expected, found) = (Memory::estimate(n, dim, attributes, id_bytes), shard.memory());
+        assert_eq!((found.embeddings, found.columns), (expected.embeddings, expected.columns));
+        assert!(found.codes <= expected.codes && found.ids <= expected.ids, "{found:?} {expected:?}");
+    }
 }
 
 proptest! {

@@ -4,8 +4,8 @@
 //! halves are the first four dimensions, the high halves the next four. Then the rows' scales, residual norms and
 //! halved squared norms, 16 f32 of each. So a scan reads one stream and nothing else.
 
-use super::Stats;
 use super::query::{Shape, four_shape, lane_square};
+use super::{Stats, sum_of};
 use crate::buffer::Memory;
 use crate::error::Result;
 use crate::kernels::{BLOCK, FOUR_SEGMENT, FOUR_STEP};
@@ -16,6 +16,9 @@ const STEP_BYTES: usize = 4 * BLOCK;
 const TAIL_BYTES: usize = 3 * 4 * BLOCK;
 /// Largest values that are tried as the codes' end, as parts of the row's largest: the best one is taken.
 const CLIPS: [f32; 7] = [1.0, 0.92, 0.85, 0.78, 0.72, 0.66, 0.60];
+
+/// Sums that are added to in turn where a step's width is chosen.
+const FIT_LANES: usize = 16;
 
 /// See the module.
 #[derive(Debug)]
@@ -47,16 +50,16 @@ impl Block<'_> {
 }
 
 impl Four {
-    pub(super) fn block_bytes(dim: usize) -> usize {
+    pub(crate) fn block_bytes(dim: usize) -> usize {
         dim.div_ceil(FOUR_STEP) * STEP_BYTES + TAIL_BYTES
     }
 
     /// Memory for rows, not yet written.
-    pub(super) fn memory(rows: usize, dim: usize) -> Result<Memory> {
+    pub(crate) fn memory(rows: usize, dim: usize) -> Result<Memory> {
         Memory::zeroed(rows.div_ceil(BLOCK) * Self::block_bytes(dim))
     }
 
-    pub(super) fn new(dim: usize, memory: Memory, stats: Stats) -> Self {
+    pub(crate) fn new(dim: usize, memory: Memory, stats: Stats) -> Self {
         Self { dim, memory, stats }
     }
 
@@ -91,7 +94,7 @@ impl Four {
 
 /// A row's codes with their scale and residual norm.
 #[derive(Debug, Default)]
-pub(super) struct Fit {
+pub(crate) struct Fit {
     /// (D), from 0 to 15; they stand for (code − 7.5) · scale.
     pub codes: Vec<i32>,
     pub scale: f32,
@@ -107,15 +110,11 @@ impl Fit {
         let inverse = best_inverse(narrow, largest);
         self.codes.clear();
         self.codes.extend(narrow.iter().map(|v| code(*v, inverse) as i32));
-        let level = |code: i32| f64::from(code) - 7.5;
-        let (mut product, mut square) = (0.0, 0.0);
-        for (v, c) in row.iter().zip(&self.codes) {
-            product += v * level(*c);
-            square += level(*c) * level(*c);
-        }
+        let product = sum_of(row, &self.codes, |v, c| v * (c - 7.5));
+        let square = sum_of(row, &self.codes, |_, c| (c - 7.5) * (c - 7.5));
         self.scale = (product / square) as f32;
         let scale = f64::from(self.scale);
-        let left: f64 = row.iter().zip(&self.codes).map(|(v, c)| (v - scale * level(*c)).powi(2)).sum();
+        let left = sum_of(row, &self.codes, |v, c| (v - scale * (c - 7.5)) * (v - scale * (c - 7.5)));
         self.epsilon = super::rounded_up(left.sqrt());
         stats.hat = stats.hat.max(square.sqrt() * scale.abs());
         for code in &mut self.codes {
@@ -151,7 +150,10 @@ impl Fit {
 
 #[inline(always)]
 fn code(value: f32, inverse: f32) -> f32 {
-    (value * inverse + 8.0).floor().clamp(0.0, 15.0)
+    let code = (value * inverse + 8.0).floor();
+    // Two plain comparisons, which become one instruction each; values are finite.
+    let code = if code > 0.0 { code } else { 0.0 };
+    if code < 15.0 { code } else { 15.0 }
 }
 
 /// The reciprocal of a step's width that leaves the least over.
@@ -160,13 +162,18 @@ fn best_inverse(row: &[f32], largest: f32) -> f32 {
     let mut best = (f32::NEG_INFINITY, 0.0);
     for clip in CLIPS {
         let inverse = 7.5 / (largest * clip);
-        let (mut product, mut square) = ([0f32; 8], [0f32; 8]);
-        let (whole, rest) = row.as_chunks::<8>();
+        let (mut product, mut square) = ([0f32; FIT_LANES], [0f32; FIT_LANES]);
+        let (whole, rest) = row.as_chunks::<FIT_LANES>();
         for values in whole {
-            for i in 0..8 {
-                let level = code(values[i], inverse) - 7.5;
-                product[i] += values[i] * level;
-                square[i] += level * level;
+            let mut levels = [0f32; FIT_LANES];
+            for i in 0..FIT_LANES {
+                levels[i] = code(values[i], inverse) - 7.5;
+            }
+            for i in 0..FIT_LANES {
+                product[i] += values[i] * levels[i];
+            }
+            for i in 0..FIT_LANES {
+                square[i] += levels[i] * levels[i];
             }
         }
         for (i, value) in rest.iter().enumerate() {

@@ -49,6 +49,11 @@ impl Frame {
         }
     }
 
+    /// Bytes of memory, at most.
+    pub fn most_bytes(dim: usize) -> usize {
+        dim * 4 + MATRICES * dim * 8
+    }
+
     /// Bytes of memory.
     pub fn bytes(&self) -> usize {
         self.centre.as_ref().map_or(0, |c| c.len() * 4) + self.signs.as_ref().map_or(0, |s| s.len() * 8)

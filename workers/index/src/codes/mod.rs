@@ -17,6 +17,7 @@ use crate::kernels::{BLOCK, Dots, Isa, Work};
 use four::Four;
 use frame::Frame;
 use query::NORMS;
+pub(crate) use seven::Fit as SevenFit;
 use seven::Seven;
 
 /// Rows of which the mean is taken.
@@ -25,6 +26,8 @@ const MEAN_ROWS: usize = 4096;
 const TRIAL_ROWS: usize = 256;
 /// How much better a frame must be than a simpler one.
 const GAIN: f64 = 0.9;
+/// Sums that are added to in turn.
+const LANES: usize = 8;
 /// Blocks that a thread quantises at once.
 const TASK_BLOCKS: usize = 64;
 
@@ -47,11 +50,11 @@ pub(crate) struct Stats {
 }
 
 impl Stats {
-    fn lane_norm(&self) -> f64 {
+    pub fn lane_norm(&self) -> f64 {
         f64::from(self.lane_square).sqrt()
     }
 
-    fn and(self, other: Self) -> Self {
+    pub fn and(self, other: Self) -> Self {
         Self { hat: self.hat.max(other.hat), lane_square: self.lane_square.max(other.lane_square) }
     }
 }
@@ -95,6 +98,12 @@ impl Codes {
     /// Largest norm of a row in the frame.
     pub fn reach(&self) -> f64 {
         self.reach
+    }
+
+    /// Bytes of memory of the codes of `rows` rows; a frame takes a few more.
+    pub fn bytes_for(rows: usize, dim: usize) -> usize {
+        let four = rows.div_ceil(BLOCK) * Four::block_bytes(dim);
+        four + rows * Seven::row_bytes(dim) + Frame::most_bytes(dim)
     }
 
     /// Bytes of memory.
@@ -162,9 +171,47 @@ impl Work for Quantise<'_> {
     }
 }
 
+/// ‖x‖²/2 of a row as it is, rounded to f32.
+#[inline(always)]
+pub(crate) fn half_square(row: &[f32]) -> f32 {
+    let mut lanes = [0f64; LANES];
+    let (whole, rest) = row.as_chunks::<LANES>();
+    for values in whole {
+        for i in 0..LANES {
+            lanes[i] += f64::from(values[i]) * f64::from(values[i]);
+        }
+    }
+    lanes.iter_mut().zip(rest).for_each(|(lane, v)| *lane += f64::from(*v) * f64::from(*v));
+    (lanes.iter().sum::<f64>() / 2.0) as f32
+}
+
 #[inline(always)]
 fn squared(row: &[f64]) -> f64 {
-    row.iter().map(|v| v * v).sum()
+    let mut lanes = [0.0; LANES];
+    let (whole, rest) = row.as_chunks::<LANES>();
+    for values in whole {
+        for i in 0..LANES {
+            lanes[i] += values[i] * values[i];
+        }
+    }
+    lanes.iter_mut().zip(rest).for_each(|(lane, v)| *lane += v * v);
+    lanes.iter().sum()
+}
+
+/// The sum of `term(value, code)`, in lanes: one sum after the other would wait for each addition.
+#[inline(always)]
+fn sum_of(row: &[f64], codes: &[i32], term: impl Fn(f64, f64) -> f64) -> f64 {
+    let mut lanes = [0.0; LANES];
+    let ((rows, row_rest), (codes, code_rest)) = (row.as_chunks::<LANES>(), codes.as_chunks::<LANES>());
+    for (values, codes) in rows.iter().zip(codes) {
+        for i in 0..LANES {
+            lanes[i] += term(values[i], f64::from(codes[i]));
+        }
+    }
+    for (lane, (v, code)) in lanes.iter_mut().zip(row_rest.iter().zip(code_rest)) {
+        *lane += term(*v, f64::from(*code));
+    }
+    lanes.iter().sum()
 }
 
 /// The frame that leaves the smallest margins on a sample, with a preference for simple ones.

@@ -79,18 +79,22 @@ pub(crate) fn lane_square(codes: &[i32], segment_dims: usize) -> i32 {
 /// No 16-bit lane can leave its range: with Cauchy–Schwarz |Σ p·c| ≤ ‖p‖·‖c‖ over the lane's dimensions, and
 /// the unit is made larger until that is at most 2¹⁵ − 1 for every row. Pairs of products, which the
 /// instruction adds before, are at most 2·127·127 < 2¹⁵.
+#[inline(always)]
 pub(crate) fn query_codes(query: &[f64], shape: Shape) -> (QueryCodes, f32, f64) {
     let largest = query.iter().fold(0f64, |a, v| a.max(v.abs()));
     let mut unit = (largest / 127.0) as f32 * (1.0 + 1e-6);
     let mut codes: Vec<i8>;
     loop {
         let inverse = 1.0 / f64::from(unit);
-        codes = query.iter().map(|v| (v * inverse).round() as i8).collect();
+        codes = query.iter().map(|v| nearest(v * inverse) as i8).collect();
         let norms = shape.lanes(&codes, |p| p * p);
-        if norms.as_flattened().iter().all(|norm| f64::from(*norm).sqrt() * shape.lane_norm <= LANE) {
+        let largest = norms.as_flattened().iter().fold(0, |a: i32, v| a.max(*v));
+        let over = f64::from(largest).sqrt() * shape.lane_norm / LANE;
+        if over <= 1.0 {
             break;
         }
-        unit *= 1.02;
+        // Most of the way at once; rounding decides about the rest.
+        unit *= (over as f32 * 0.99).max(1.02);
     }
     let residual: f64 = query.iter().zip(&codes).map(|(v, p)| (v - f64::from(unit) * f64::from(*p)).powi(2)).sum();
     let sums = shape.lanes(&codes, |p| p);
@@ -102,6 +106,14 @@ pub(crate) fn query_codes(query: &[f64], shape: Shape) -> (QueryCodes, f32, f64)
     let offset = shape.zero * sums.as_flattened().iter().sum::<i32>();
     codes.resize(shape.dim.next_multiple_of(shape.step), 0);
     (QueryCodes { codes, start, offset }, unit, residual.sqrt())
+}
+
+/// The integer next to a small number, without a call of the library's rounding; ties go either way.
+#[inline(always)]
+fn nearest(value: f64) -> i32 {
+    /// 1.5·2⁵²: next to it, numbers have no fraction.
+    const WHOLE: f64 = 6_755_399_441_055_744.0;
+    ((value + WHOLE) - WHOLE) as i32
 }
 
 /// What turns an integer dot product into bounds.
@@ -216,7 +228,7 @@ fn wide_codes(query: &[f64], padded: usize) -> (Vec<i16>, f32, f64) {
     let limit = (i32::MAX / 63 / padded as i32).min(i32::from(i16::MAX));
     let largest = query.iter().fold(0f64, |a, v| a.max(v.abs()));
     let unit = (largest / f64::from(limit)) as f32 * (1.0 + 1e-6);
-    let mut codes: Vec<i16> = query.iter().map(|v| (v / f64::from(unit)).round() as i16).collect();
+    let mut codes: Vec<i16> = query.iter().map(|v| nearest(v / f64::from(unit)) as i16).collect();
     let residual: f64 = query.iter().zip(&codes).map(|(v, p)| (v - f64::from(unit) * f64::from(*p)).powi(2)).sum();
     codes.resize(padded, 0);
     (codes, unit, residual.sqrt())

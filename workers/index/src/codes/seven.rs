@@ -2,8 +2,8 @@
 //!
 //! Rows lie one after the other, each with its scale, residual norm and halved squared norm at its end.
 
-use super::Stats;
 use super::query::{Shape, lane_square, seven_shape};
+use super::{Stats, sum_of};
 use crate::buffer::Memory;
 use crate::error::Result;
 use crate::kernels::{GROUP, SEVEN_SEGMENT, SEVEN_STEP};
@@ -93,7 +93,7 @@ impl Seven {
 
 /// A row's codes with their scale and residual norm.
 #[derive(Debug, Default)]
-pub(super) struct Fit {
+pub(crate) struct Fit {
     /// (D), from −63 to 63.
     pub codes: Vec<i32>,
     pub scale: f32,
@@ -109,14 +109,11 @@ impl Fit {
         let inverse = LARGEST / largest;
         self.codes.clear();
         self.codes.extend(narrow.iter().map(|v| ((v * inverse + 64.5).floor().clamp(1.0, 127.0)) as i32 - 64));
-        let (mut product, mut square) = (0.0, 0.0);
-        for (v, c) in row.iter().zip(&self.codes) {
-            product += v * f64::from(*c);
-            square += f64::from(*c) * f64::from(*c);
-        }
+        let product = sum_of(row, &self.codes, |v, c| v * c);
+        let square = sum_of(row, &self.codes, |_, c| c * c);
         self.scale = if square > 0.0 { (product / square) as f32 } else { 0.0 };
         let scale = f64::from(self.scale);
-        let left: f64 = row.iter().zip(&self.codes).map(|(v, c)| (v - scale * f64::from(*c)).powi(2)).sum();
+        let left = sum_of(row, &self.codes, |v, c| (v - scale * c) * (v - scale * c));
         self.epsilon = super::rounded_up(left.sqrt());
         stats.hat = stats.hat.max(square.sqrt() * scale.abs());
         stats.lane_square = stats.lane_square.max(lane_square(&self.codes, SEVEN_SEGMENT * SEVEN_STEP));

@@ -275,9 +275,10 @@ pub(super) mod vnni {
     fn four<const Q: usize>(block: &[u8], queries: [&QueryCodes; Q]) -> [[i32; BLOCK]; Q] {
         let steps = check_four(block, &queries);
         let mask = _mm256_set1_epi8(15);
-        let mut sums = [[_mm256_setzero_si256(); HALVES]; Q];
+        // Sums of the low and of the high halves of bytes: one sum would wait for each addition.
+        let mut sums = [[[_mm256_setzero_si256(); HALVES]; 2]; Q];
         for (sums, query) in sums.iter_mut().zip(queries) {
-            *sums = [_mm256_set1_epi32(-query.offset); HALVES];
+            sums[0] = [_mm256_set1_epi32(-query.offset); HALVES];
         }
         for step in 0..steps {
             prefetch(block.as_ptr().wrapping_add(step * BYTES * HALVES + AHEAD).cast());
@@ -290,12 +291,18 @@ pub(super) mod vnni {
                     let at = step * FOUR_STEP;
                     // SAFETY: as above.
                     let (p, r) = unsafe { (broadcast(&query.codes, at), broadcast(&query.codes, at + 4)) };
-                    sums[half] = _mm256_dpbusd_epi32(sums[half], low, p);
-                    sums[half] = _mm256_dpbusd_epi32(sums[half], high, r);
+                    sums[0][half] = _mm256_dpbusd_epi32(sums[0][half], low, p);
+                    sums[1][half] = _mm256_dpbusd_epi32(sums[1][half], high, r);
                 }
             }
         }
-        blocks_of(sums)
+        let mut all = [[_mm256_setzero_si256(); HALVES]; Q];
+        for (all, sums) in all.iter_mut().zip(sums) {
+            for half in 0..HALVES {
+                all[half] = _mm256_add_epi32(sums[0][half], sums[1][half]);
+            }
+        }
+        blocks_of(all)
     }
 
     #[inline]

@@ -10,7 +10,7 @@ use crate::shard::Shard;
 
 /// A row with its distance, in ranking order.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Entry<'a> {
+pub(crate) struct Entry<'a> {
     pub d2: f64,
     pub item: &'a str,
     /// Position among the shards of the search.
@@ -38,7 +38,7 @@ impl Eq for Entry<'_> {}
 
 /// The best K entries that were offered; the worst is on top.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Best<'a>(BinaryHeap<Entry<'a>>);
+pub(crate) struct Best<'a>(BinaryHeap<Entry<'a>>);
 
 impl<'a> Best<'a> {
     /// Adds an entry to the best `k`, if it belongs there; tells the K-th d² when that changed.
@@ -63,7 +63,7 @@ impl<'a> Best<'a> {
 }
 
 /// The best `k` of what several workers found.
-pub(super) fn merge<'a>(shards: &[&'a Shard], workers: impl IntoIterator<Item = Best<'a>>, k: usize) -> Vec<Candidate> {
+pub(crate) fn merge<'a>(shards: &[&'a Shard], workers: impl IntoIterator<Item = Best<'a>>, k: usize) -> Vec<Candidate> {
     let mut entries: Vec<Entry> = workers.into_iter().flat_map(|best| best.0).collect();
     entries.sort_unstable();
     entries.truncate(k);

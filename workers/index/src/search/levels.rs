@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use rayon::prelude::*;
 
-use super::Outcome;
 use super::best::{Best, Found, Rerank, merge};
+use super::{Asked, Outcome, Survivors};
 use crate::cancel::Cancel;
 use crate::codes::Codes;
 use crate::codes::query::Narrow;
@@ -20,6 +20,8 @@ use crate::shard::Shard;
 const TASK_BLOCKS: usize = 64;
 /// Blocks beyond K from which the first bound comes.
 const SEED_BLOCKS: usize = 24;
+/// Rows that are looked at before anything bounds the rest.
+const FIRST_ROWS: usize = 1024;
 /// Rows that a thread refines at once.
 const TASK_ROWS: usize = 256;
 /// Blocks and rows that are asked for before they are read.
@@ -44,8 +46,7 @@ impl Task {
 pub(super) struct Levels<'a> {
     pub shards: &'a [&'a Shard],
     /// Codes of the shards.
-    pub codes: Vec<&'a Codes>,
-    pub k: usize,
+    pub codes: &'a [&'a Codes],
     /// Rows that may pass the first level before a query is left to the plain scan.
     pub guard: usize,
     pub isa: Isa,
@@ -53,18 +54,34 @@ pub(super) struct Levels<'a> {
 
 impl Levels<'_> {
     /// The answers to `queries`.
-    pub fn search(&self, queries: &[&[f32]], cancel: &Cancel) -> Result<Vec<Outcome>> {
+    pub fn search(&self, queries: &[&Asked], cancel: &Cancel) -> Result<Vec<Outcome>> {
         let tasks = self.tasks();
-        let prepared: Option<Vec<Vec<Narrow>>> = queries.iter().map(|query| self.prepare(query)).collect();
+        let prepared: Option<Vec<Vec<Narrow>>> = queries.iter().map(|asked| self.prepare(asked.values)).collect();
         let Some(prepared) = prepared else {
             return Ok(queries.iter().map(|_| Outcome::Plain(f64::INFINITY)).collect());
         };
-        let scores = self.sweep(&tasks, &prepared, cancel)?;
+        let scores = self.sweep(&tasks, queries, &prepared, cancel)?;
         let answer = |query: usize| {
             let sweep = Sweep { tasks: &tasks, scores: &scores, queries: queries.len(), query };
             self.answer(queries[query], &prepared[query], sweep, cancel)
         };
         (0..queries.len()).into_par_iter().map(answer).collect()
+    }
+
+    /// How many rows each level lets through for one query; `None` where the levels are not used.
+    pub fn survivors(&self, asked: &Asked, cancel: &Cancel) -> Result<Option<Survivors>> {
+        let Some(prepared) = self.prepare(asked.values) else { return Ok(None) };
+        let (tasks, every) = (self.tasks(), [prepared]);
+        let scores = self.sweep(&tasks, &[asked], &every, cancel)?;
+        let sweep = Sweep { tasks: &tasks, scores: &scores, queries: 1, query: 0 };
+        let bound = self.first_bound(asked, &every[0], sweep);
+        let Some(rows) = self.pass(asked, &every[0], &sweep.within(&every[0], bound), bound, cancel)? else {
+            return Ok(Some(Survivors { four: None, seven: asked.rows }));
+        };
+        let mut found = self.refine(&every[0], &rows, bound);
+        let bound = kth(&mut found, asked.k).min(bound);
+        let seven = found.iter().filter(|bounded| bounded.found.least_d2 <= bound).count();
+        Ok(Some(Survivors { four: Some(rows.len()), seven }))
     }
 
     fn tasks(&self) -> Vec<Task> {
@@ -84,44 +101,79 @@ impl Levels<'_> {
     }
 
     /// The best score of every block, (task × query × block).
-    fn sweep(&self, tasks: &[Task], prepared: &[Vec<Narrow>], cancel: &Cancel) -> Result<Vec<f32>> {
+    fn sweep(&self, tasks: &[Task], asked: &[&Asked], prepared: &[Vec<Narrow>], cancel: &Cancel) -> Result<Vec<f32>> {
         let mut scores = vec![f32::NEG_INFINITY; tasks.len() * prepared.len() * TASK_BLOCKS];
         let chunks = scores.par_chunks_mut(prepared.len() * TASK_BLOCKS);
         chunks.zip(tasks).try_for_each(|(scores, task)| {
             if cancel.is_cancelled() {
                 return Err(Error::cancelled());
             }
-            self.isa.run(BlockScores { codes: self.codes[task.shard], task: *task, prepared, scores });
+            self.isa.run(BlockScores { codes: self.codes[task.shard], task: *task, asked, prepared, scores });
             Ok(())
         })?;
         Ok(scores)
     }
 
     /// The rest of the way for one query.
-    fn answer(&self, query: &[f32], prepared: &[Narrow], sweep: Sweep, cancel: &Cancel) -> Result<Outcome> {
-        let bound = self.first_bound(prepared, sweep);
+    fn answer(&self, asked: &Asked, prepared: &[Narrow], sweep: Sweep, cancel: &Cancel) -> Result<Outcome> {
+        let bound = self.first_bound(asked, prepared, sweep);
         let blocks = sweep.within(prepared, bound);
-        let Some(rows) = self.pass(prepared, &blocks, bound, cancel)? else {
+        let Some(rows) = self.pass(asked, prepared, &blocks, bound, cancel)? else {
             return Ok(Outcome::Plain(bound.max(0.0)));
         };
         let refined = rows.par_chunks(TASK_ROWS).map(|rows| self.refine(prepared, rows, bound));
-        let mut found: Vec<Bounded> = refined.collect::<Vec<_>>().into_iter().flatten().collect();
-        let bound = kth(&mut found, self.k).min(bound);
+        let found: Vec<Bounded> = refined.collect::<Vec<_>>().into_iter().flatten().collect();
+        Ok(self.rerank(asked, found, bound))
+    }
+
+    /// A query about few rows: all of them go through the 7-bit level, the first ones to bound the rest.
+    pub fn few(&self, asked: &Asked, cancel: &Cancel) -> Result<Outcome> {
+        let Some(prepared) = self.prepare(asked.values) else { return Ok(Outcome::Plain(f64::INFINITY)) };
+        let sets = asked.within.iter().flatten().enumerate();
+        let rows: Vec<Spot> =
+            sets.flat_map(|(shard, set)| set.iter().map(move |at| Spot { shard: shard as u32, at })).collect();
+        let (mut found, mut bound, mut size) = (Vec::new(), f64::INFINITY, FIRST_ROWS.max(asked.k));
+        let mut left = rows.as_slice();
+        while !left.is_empty() {
+            if cancel.is_cancelled() {
+                return Err(Error::cancelled());
+            }
+            let (now, later) = left.split_at(size.min(left.len()));
+            let refined = now.par_chunks(TASK_ROWS).map(|rows| self.refine(&prepared, rows, bound));
+            found.extend(refined.collect::<Vec<_>>().into_iter().flatten());
+            bound = kth(&mut found, asked.k).min(bound);
+            found.retain(|bounded| bounded.found.least_d2 <= bound);
+            (left, size) = (later, 2 * size);
+        }
+        Ok(self.rerank(asked, found, bound))
+    }
+
+    /// The canonical end of every way.
+    fn rerank(&self, asked: &Asked, mut found: Vec<Bounded>, bound: f64) -> Outcome {
+        let Asked { values: query, k, .. } = *asked;
+        let bound = kth(&mut found, k).min(bound);
         let mut found: Vec<Found> = found.into_iter().map(|bounded| bounded.found).collect();
         let mut best = Best::default();
-        self.isa.run(Rerank { shards: self.shards, query, k: self.k, bound, found: &mut found, best: &mut best });
-        Ok(Outcome::Found(merge(self.shards, [best], self.k)))
+        self.isa.run(Rerank { shards: self.shards, query, k, bound, found: &mut found, best: &mut best });
+        Outcome::Found(merge(self.shards, [best], k))
     }
 
     /// A d² that the K-th is not above, from the rows that look best.
-    fn first_bound(&self, prepared: &[Narrow], sweep: Sweep) -> f64 {
-        let (blocks, least) = sweep.seeds(prepared, self.k + SEED_BLOCKS);
-        let rows = self.isa.run(Pass { levels: self, prepared, blocks: &blocks, bound: least });
-        kth(&mut self.refine(prepared, &rows, f64::INFINITY), self.k)
+    fn first_bound(&self, asked: &Asked, prepared: &[Narrow], sweep: Sweep) -> f64 {
+        let (blocks, least) = sweep.seeds(prepared, asked.k + SEED_BLOCKS);
+        let rows = self.isa.run(Pass { levels: self, asked, prepared, blocks: &blocks, bound: least });
+        kth(&mut self.refine(prepared, &rows, f64::INFINITY), asked.k)
     }
 
     /// The rows of blocks that may be within `bound`; `None` when these are too many.
-    fn pass(&self, prepared: &[Narrow], blocks: &[Spot], bound: f64, cancel: &Cancel) -> Result<Option<Vec<Spot>>> {
+    fn pass(
+        &self,
+        asked: &Asked,
+        prepared: &[Narrow],
+        blocks: &[Spot],
+        bound: f64,
+        cancel: &Cancel,
+    ) -> Result<Option<Vec<Spot>>> {
         let passed = AtomicUsize::new(0);
         let rows = blocks.par_chunks(TASK_BLOCKS).map(|blocks| {
             if cancel.is_cancelled() {
@@ -130,7 +182,7 @@ impl Levels<'_> {
             if passed.load(Relaxed) > self.guard {
                 return Ok(Vec::new());
             }
-            let rows = self.isa.run(Pass { levels: self, prepared, blocks, bound });
+            let rows = self.isa.run(Pass { levels: self, asked, prepared, blocks, bound });
             passed.fetch_add(rows.len(), Relaxed);
             Ok(rows)
         });
@@ -266,6 +318,7 @@ fn row_scores(sums: [i32; BLOCK], narrow: &Narrow, rows: &[[f32; BLOCK]; 3]) -> 
 struct BlockScores<'a> {
     codes: &'a Codes,
     task: Task,
+    asked: &'a [&'a Asked<'a>],
     prepared: &'a [Vec<Narrow>],
     scores: &'a mut [f32],
 }
@@ -277,8 +330,16 @@ impl BlockScores<'_> {
         for (query, prepared) in queries.iter_mut().zip(&self.prepared[first..]) {
             *query = &prepared[self.task.shard];
         }
-        let scores = block_scores(dots, self.codes, self.task.first + block, queries);
-        for (i, scores) in scores.iter().enumerate() {
+        let at = (self.task.first + block) * BLOCK;
+        let searched: [u16; Q] = std::array::from_fn(|i| self.asked[first + i].bits(self.task.shard, at) as u16);
+        if searched.iter().all(|bits| *bits == 0) {
+            return;
+        }
+        let mut scores = block_scores(dots, self.codes, self.task.first + block, queries);
+        for (i, (scores, searched)) in scores.iter_mut().zip(searched).enumerate() {
+            if searched != u16::MAX {
+                leave_out(scores, searched);
+            }
             self.scores[(first + i) * TASK_BLOCKS + block] = largest(scores);
         }
     }
@@ -305,6 +366,14 @@ impl Work for BlockScores<'_> {
     }
 }
 
+/// Takes away the scores of rows that are not searched.
+#[inline(always)]
+fn leave_out(scores: &mut [f32; BLOCK], searched: u16) {
+    for (row, score) in scores.iter_mut().enumerate() {
+        *score = if searched >> row & 1 == 1 { *score } else { f32::NEG_INFINITY };
+    }
+}
+
 #[inline(always)]
 fn largest(scores: &[f32; BLOCK]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; 8];
@@ -319,6 +388,7 @@ fn largest(scores: &[f32; BLOCK]) -> f32 {
 /// Rows of blocks whose score allows a d² of at most `bound`.
 struct Pass<'a> {
     levels: &'a Levels<'a>,
+    asked: &'a Asked<'a>,
     prepared: &'a [Narrow],
     blocks: &'a [Spot],
     bound: f64,
@@ -337,8 +407,9 @@ impl Work for Pass<'_> {
             let narrow = &self.prepared[shard as usize];
             let limit = narrow.place.least_score(self.bound);
             let [scores] = block_scores(dots, self.levels.codes[shard as usize], block as usize, [narrow]);
+            let searched = self.asked.bits(shard as usize, block as usize * BLOCK);
             for (row, score) in scores.iter().enumerate() {
-                if *score >= limit && *score > f32::NEG_INFINITY {
+                if *score >= limit && *score > f32::NEG_INFINITY && searched >> row & 1 == 1 {
                     rows.push(Spot { shard, at: block * BLOCK as u32 + row as u32 });
                 }
             }

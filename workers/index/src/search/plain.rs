@@ -11,7 +11,7 @@ use likeness_contract::ranking::{Candidate, canonical_d2};
 use rayon::prelude::*;
 
 use super::best::{Best, Entry, merge};
-use super::first_pass;
+use super::{Asked, first_pass};
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::shard::Shard;
@@ -20,24 +20,25 @@ use crate::shard::Shard;
 pub(super) const BLOCK_ROWS: usize = 1024;
 /// Rows of one call of the first pass; with all queries of a batch they stay in the cache.
 const STRIP_ROWS: usize = 64;
+/// Rows of a strip that are searched, from which on it goes through the first pass as a whole.
+const FIRST_PASS_ROWS: u32 = 16;
 
-/// The best `k` of each query. `bounds` are d² that the K-th ones are known not to be above.
+/// The best K of each query, which comes with a d² that its K-th is known not to be above.
 pub(super) fn scan(
     shards: &[&Shard],
-    queries: &[&[f32]],
-    k: usize,
-    bounds: &[f64],
+    queries: &[(&Asked, f64)],
     block: usize,
     cancel: &Cancel,
 ) -> Result<Vec<Vec<Candidate>>> {
-    let scan = Scan::new(shards, queries, k, bounds, block);
+    let scan = Scan::new(shards, queries, block);
     let workers = rayon::current_num_threads().min(scan.blocks.len());
     let best: Vec<Vec<Best>> = match workers {
         0 => Vec::new(),
         1 => vec![scan.work(cancel)?],
         _ => (0..workers).into_par_iter().with_max_len(1).map(|_| scan.work(cancel)).collect::<Result<_>>()?,
     };
-    Ok((0..queries.len()).map(|query| merge(shards, best.iter().map(|worker| worker[query].clone()), k)).collect())
+    let merged = |query: usize| merge(shards, best.iter().map(|worker| worker[query].clone()), queries[query].0.k);
+    Ok((0..queries.len()).map(merged).collect())
 }
 
 /// Rows of one shard that are taken at once.
@@ -49,7 +50,7 @@ struct Block {
 }
 
 struct Query<'a> {
-    values: &'a [f32],
+    asked: &'a Asked<'a>,
     /// The same, padded like the rows.
     padded: Vec<f32>,
     /// Bits of an upper bound of the K-th d². Distances are not negative, so bits are ordered like values.
@@ -59,13 +60,12 @@ struct Query<'a> {
 struct Scan<'a> {
     shards: &'a [&'a Shard],
     queries: Vec<Query<'a>>,
-    k: usize,
     blocks: Vec<Block>,
     next: AtomicUsize,
 }
 
 impl<'a> Scan<'a> {
-    fn new(shards: &'a [&'a Shard], queries: &[&'a [f32]], k: usize, bounds: &[f64], block: usize) -> Self {
+    fn new(shards: &'a [&'a Shard], queries: &[(&'a Asked<'a>, f64)], block: usize) -> Self {
         let blocks = shards.iter().enumerate().flat_map(|(shard, held)| {
             (0..held.rows()).step_by(block).map(move |first| Block {
                 shard,
@@ -73,12 +73,12 @@ impl<'a> Scan<'a> {
                 rows: block.min(held.rows() - first),
             })
         });
-        let queries = queries.iter().zip(bounds).map(|(values, bound)| {
-            let mut padded = values.to_vec();
+        let queries = queries.iter().map(|(asked, bound)| {
+            let mut padded = asked.values.to_vec();
             padded.resize(shards[0].padded().stride(), 0.0);
-            Query { values, padded, threshold: AtomicU64::new(bound.to_bits()) }
+            Query { asked, padded, threshold: AtomicU64::new(bound.to_bits()) }
         });
-        Self { shards, queries: queries.collect(), k, blocks: blocks.collect(), next: AtomicUsize::new(0) }
+        Self { shards, queries: queries.collect(), blocks: blocks.collect(), next: AtomicUsize::new(0) }
     }
 
     /// Takes blocks until none is left.
@@ -100,16 +100,20 @@ impl<'a> Scan<'a> {
 
     /// Offers the rows of one strip to the best of one query.
     fn strip(&self, strip: Block, query: &Query, best: &mut Best<'a>) {
+        let searched = query.asked.bits(strip.shard, strip.first);
         let mut bound = query.bound();
         let mut first = [0f32; STRIP_ROWS];
         let mut limit = f32::INFINITY;
-        if bound.is_finite() {
+        if searched == 0 {
+            return;
+        }
+        if bound.is_finite() && searched.count_ones() >= FIRST_PASS_ROWS {
             let rows = self.shards[strip.shard].padded().padded(strip.first, strip.rows);
             first_pass::distances(&query.padded, rows, &mut first[..strip.rows]);
             limit = first_pass::limit(bound, query.padded.len());
         }
         for (i, first) in first[..strip.rows].iter().enumerate() {
-            if *first > limit {
+            if *first > limit || searched >> i & 1 == 0 {
                 continue;
             }
             let row = (strip.first + i) as u32;
@@ -124,11 +128,11 @@ impl<'a> Scan<'a> {
     /// Adds a row to the best, if it belongs there; tells the K-th d² when that changed.
     fn offer(&self, shard: usize, row: u32, query: &Query, bound: f64, best: &mut Best<'a>) -> Option<f64> {
         let held = self.shards[shard];
-        let d2 = canonical_d2(query.values, held.embedding(row));
+        let d2 = canonical_d2(query.asked.values, held.embedding(row));
         if d2 > bound {
             return None;
         }
-        best.offer(Entry { d2, item: held.item(row), shard, row }, self.k)
+        best.offer(Entry { d2, item: held.item(row), shard, row }, query.asked.k)
     }
 }
 

@@ -157,6 +157,32 @@ fn queries(rows: &[Row], dim: usize, noise: &mut Noise) -> Vec<Vec<f32>> {
     ]
 }
 
+/// About `share` per cent of the rows of each shard.
+fn picked(shards: &[&Shard], share: usize, noise: &mut Noise) -> Vec<RowSet> {
+    let set = |shard: &&Shard| {
+        let mut set = RowSet::none(shard.rows());
+        (0..shard.rows()).filter(|_| noise.below(100) < share).for_each(|row| set.insert(row as u32));
+        set
+    };
+    shards.iter().map(set).collect()
+}
+
+/// All distances of the searched rows, sorted.
+fn oracle(shards: &[&Shard], query: &Query) -> Vec<(u64, String)> {
+    let mut all = Vec::new();
+    for (at, shard) in shards.iter().enumerate() {
+        let searched = |row: &u32| query.within.is_none_or(|sets| sets[at].contains(*row));
+        let rows = (0..shard.rows() as u32).filter(searched);
+        all.extend(rows.map(|row| (canonical_d2(query.vector, shard.embedding(row)), shard.item(row))));
+    }
+    all.sort_by(|a, b| rank(*a, *b));
+    all.into_iter().take(query.k).map(|(d2, id)| (d2.to_bits(), id.to_string())).collect()
+}
+
+fn all_of<'a>(vectors: impl IntoIterator<Item = &'a Vec<f32>>, k: usize) -> Vec<Query<'a>> {
+    vectors.into_iter().map(|vector| Query { vector, k, within: None }).collect()
+}
+
 /// Every way, set of instructions and guard, on several threads, against the oracle.
 fn check_all(kind: Data, n: usize, dim: usize, k: usize, shards: usize, threads: usize, seed: u64) {
     let mut noise = Noise(seed);
@@ -169,14 +195,28 @@ fn check_all(kind: Data, n: usize, dim: usize, k: usize, shards: usize, threads:
         parts.iter().enumerate().map(|(i, part)| shard(i as u32, dim, part).with_codes().unwrap()).collect();
     let shards: Vec<&Shard> = shards.iter().collect();
     let queries = queries(&rows, dim, &mut noise);
-    let queries: Vec<&[f32]> = queries.iter().map(Vec::as_slice).collect();
-    let expected: Vec<_> = queries.iter().map(|query| sorted(&rows, query, k)).collect();
+    // Every query has a K and a set of rows of its own: all, none, one, some, most.
+    let share = [100, 0, 50, 3, 97, 20, 100];
+    let sets: Vec<Vec<RowSet>> = share.iter().map(|share| picked(&shards, *share, &mut noise)).collect();
+    let sets: Vec<Vec<&RowSet>> = sets.iter().map(|sets| sets.iter().collect()).collect();
+    let ks: Vec<usize> = (0..queries.len()).map(|at| [k, k.max(3), 1][at % 3]).collect();
+    let queries: Vec<Query> = (0..queries.len())
+        .map(|at| Query { vector: &queries[at], k: ks[at], within: (at > 0).then_some(sets[at].as_slice()) })
+        .collect();
+    let expected: Vec<_> = queries.iter().map(|query| oracle(&shards, query)).collect();
     let pool = pool(threads);
     for isa in Isa::all() {
-        for way in [Way::Plain, Way::Levels, Way::Tiles] {
+        for way in [None, Some(Way::Plain), Some(Way::Few), Some(Way::Levels), Some(Way::Tiles)] {
             for guard in [0, GUARD, 100] {
-                let search = Search { shards: &shards, k, isa, guard };
-                let found = pool.install(|| search.by(way, &queries, &Cancel::new())).unwrap();
+                let search = Search::new(&shards, isa, guard);
+                let asked: Vec<Asked> = queries.iter().map(|query| search.asked(query)).collect();
+                // A way that goes through a list needs one.
+                let listed = asked.iter().all(|asked| asked.within.is_some());
+                let found = pool.install(|| {
+                    let way = way.filter(|way| *way != Way::Few || listed);
+                    search.answers(&asked, way, &Cancel::new())
+                });
+                let found = found.unwrap();
                 for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
                     let case =
                         format!("{kind:?} n={n} d={dim} k={k} {isa:?} {way:?} guard={guard} query {at} seed {seed}");
@@ -234,7 +274,7 @@ proptest! {
     #[test]
     fn the_plain_scan_equals_the_oracle_for_any_layout(
         dim in prop_oneof![1usize..4, 15usize..35, Just(128)],
-        picks in proptest::collection::vec((0u8..40, 0u16..3000), 0..400),
+        picks in proptest::collection::vec((0u8..40, 0u16..3000), 1..400),
         cuts in proptest::collection::vec(0usize..5, 400),
         k in prop_oneof![1usize..12, 350usize..500],
         block in prop_oneof![1usize..9, 60usize..200],
@@ -247,10 +287,12 @@ proptest! {
         }
         let shards: Vec<Shard> = parts.iter().enumerate().map(|(i, part)| shard(i as u32, dim, part)).collect();
         let shards: Vec<&Shard> = shards.iter().collect();
-        let queries = gallery(dim, &[(7, 0), (33, 1)]);
-        let queries: Vec<&[f32]> = queries.iter().map(|q| q.1.as_slice()).collect();
-        let bounds = vec![f64::INFINITY; queries.len()];
-        let found = pool(threads).install(|| plain::scan(&shards, &queries, k, &bounds, block, &Cancel::new())).unwrap();
+        let queries: Vec<Vec<f32>> = gallery(dim, &[(7, 0), (33, 1)]).into_iter().map(|row| row.1).collect();
+        let search = Search::new(&shards, Isa::best(), GUARD);
+        let asked: Vec<Asked> = all_of(&queries, k).iter().map(|query| search.asked(query)).collect();
+        let asked: Vec<(&Asked, f64)> = asked.iter().map(|asked| (asked, f64::INFINITY)).collect();
+        let filled = &search.shards;
+        let found = pool(threads).install(|| plain::scan(filled, &asked, block, &Cancel::new())).unwrap();
         for (query, found) in queries.iter().zip(&found) {
             prop_assert_eq!(answers(found), sorted(&rows, query, k));
             for candidate in found {
@@ -272,15 +314,15 @@ fn few_rows_pass_the_levels() {
     let shard = shard(0, dim, &rows.iter().collect::<Vec<_>>()).with_codes().unwrap();
     let query = near(&mut noise, &rows[77].1, 0.3);
     for (way, per_cent) in [(Way::Levels, 2), (Way::Tiles, 8)] {
-        let codes = vec![shard.codes().unwrap()];
-        let (shards, k, isa, guard) = (&[&shard][..], 10, Isa::best(), n * per_cent / 100);
-        let outcome = pool(1).install(|| match way {
-            Way::Tiles => Tiles { shards, codes, k, guard, isa }.search(&[&query], &Cancel::new()),
-            _ => Levels { shards, codes, k, guard, isa }.search(&[&query], &Cancel::new()),
-        });
+        let search = Search::new(&[&shard], Isa::best(), per_cent);
+        let asked = search.asked(&Query { vector: &query, k: 10, within: None });
+        let outcome = pool(1).install(|| search.by(way, &[&asked], &Cancel::new()));
         let [Outcome::Found(found)] = &outcome.unwrap()[..] else { panic!("{way:?} gave up") };
         assert_eq!(answers(found), sorted(&rows, &query, 10));
     }
+    let survivors = survivors(&[&shard], &Query { vector: &query, k: 10, within: None }, &Cancel::new()).unwrap();
+    let Survivors { four, seven } = survivors.unwrap();
+    assert!((10..=four.unwrap()).contains(&seven) && four.unwrap() <= n / 50, "{four:?} {seven}");
 }
 
 #[test]
@@ -290,8 +332,8 @@ fn more_queries_than_go_together_are_all_answered() {
     let shard = shard(0, 33, &rows.iter().collect::<Vec<_>>()).with_codes().unwrap();
     let queries: Vec<Vec<f32>> = (0..300).map(|_| noise.vector(33)).collect();
     for count in [1, 2, 3, 4, 5, 15, 16, 17, 255, 256, 257, 300] {
-        let queries: Vec<&[f32]> = queries[..count].iter().map(Vec::as_slice).collect();
-        let found = pool(2).install(|| top_k_batch(&[&shard], &queries, 7, &Cancel::new())).unwrap();
+        let queries = &queries[..count];
+        let found = pool(2).install(|| top_k_batch(&[&shard], &all_of(queries, 7), &Cancel::new())).unwrap();
         assert_eq!(found.len(), count);
         for (query, found) in queries.iter().zip(&found) {
             assert_eq!(answers(found), sorted(&rows, query, 7));
@@ -306,9 +348,12 @@ fn a_cancelled_search_ends_as_cancelled() {
     let shard = shard(0, 3, &rows.iter().collect::<Vec<_>>()).with_codes().unwrap();
     let cancel = Cancel::new();
     cancel.cancel();
-    for way in [Way::Plain, Way::Levels, Way::Tiles] {
-        let search = Search { shards: &[&shard], k: 1, isa: Isa::best(), guard: GUARD };
-        let error = search.by(way, &[&[1.0, 0.0, 0.0]], &cancel).unwrap_err();
+    let set = &RowSet::all(100);
+    for way in [Way::Plain, Way::Few, Way::Levels, Way::Tiles] {
+        let search = Search::new(&[&shard], Isa::best(), GUARD);
+        let vector: &[f32] = &[1.0, 0.0, 0.0];
+        let asked = Asked { values: vector, k: 1, within: Some(vec![set]), rows: 100 };
+        let error = search.answers(&[asked], Some(way), &cancel).unwrap_err();
         assert_eq!(error.kind, crate::ErrorKind::Cancelled);
     }
 }
@@ -321,6 +366,12 @@ fn wrong_queries_are_refused() {
     assert_eq!(message(&[&a], &[1.0]), "the query has dimension 1, shard 4 has 3");
     assert_eq!(message(&[&a], &[1.0, f32::NAN, 0.0]), "the query is not finite");
     assert_eq!(message(&[&a, &b], &[1.0, 0.0, 0.0]), "shard 4 is given twice");
+    for sets in [vec![], vec![RowSet::all(2)], vec![RowSet::all(1), RowSet::all(1)]] {
+        let sets: Vec<&RowSet> = sets.iter().collect();
+        let query = Query { vector: &[1.0, 0.0, 0.0], k: 1, within: Some(&sets) };
+        let error = top_k_batch(&[&a], &[query], &Cancel::new()).unwrap_err();
+        assert_eq!(error.to_string(), "the row sets of a query are not those of the shards");
+    }
 }
 
 #[test]

@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use rayon::prelude::*;
 
-use super::Outcome;
 use super::best::{Best, Found, Rerank, merge};
+use super::{Asked, Outcome};
 use crate::cancel::Cancel;
 use crate::codes::Codes;
 use crate::codes::query::Wide;
 use crate::error::{Error, Result};
+use crate::filter::RowSet;
 use crate::kernels::{Dots, GROUP, GROUPS, Isa, QueryCodes, SEVEN_STEP, WIDE, Work};
 use crate::shard::Shard;
 
@@ -30,8 +31,7 @@ const PIECES: (usize, usize) = (504, 8064);
 pub(super) struct Tiles<'a> {
     pub shards: &'a [&'a Shard],
     /// Codes of the shards.
-    pub codes: Vec<&'a Codes>,
-    pub k: usize,
+    pub codes: &'a [&'a Codes],
     /// Rows that may pass before a query is left to the plain scan.
     pub guard: usize,
     pub isa: Isa,
@@ -57,8 +57,8 @@ struct Shared {
 
 impl<'a> Tiles<'a> {
     /// The answers to `queries`.
-    pub fn search(&self, queries: &[&[f32]], cancel: &Cancel) -> Result<Vec<Outcome>> {
-        let prepare = |query: &&[f32]| self.codes.iter().map(|codes| Wide::new(codes, query)).collect();
+    pub fn search(&self, queries: &[&Asked], cancel: &Cancel) -> Result<Vec<Outcome>> {
+        let prepare = |asked: &&Asked| self.codes.iter().map(|codes| Wide::new(codes, asked.values)).collect();
         let prepared: Option<Vec<Vec<Wide>>> = queries.par_iter().map(prepare).collect();
         let Some(prepared) = prepared else {
             return Ok(queries.iter().map(|_| Outcome::Plain(f64::INFINITY)).collect());
@@ -79,7 +79,8 @@ impl<'a> Tiles<'a> {
             if shared.passed[query].load(Relaxed) > self.guard {
                 return Outcome::Plain(f64::from_bits(shared.bounds[query].load(Relaxed)));
             }
-            Outcome::Found(merge(self.shards, best.iter().map(|worker| worker[query].clone()), self.k))
+            let found = best.iter().map(|worker| worker[query].clone());
+            Outcome::Found(merge(self.shards, found, queries[query].k))
         };
         Ok((0..queries.len()).map(outcome).collect())
     }
@@ -102,7 +103,7 @@ impl<'a> Tiles<'a> {
     /// Takes pieces until none is left.
     fn work(
         &self,
-        queries: &[&[f32]],
+        queries: &[&Asked],
         prepared: &[Vec<Wide>],
         shared: &Shared,
         cancel: &Cancel,
@@ -113,8 +114,12 @@ impl<'a> Tiles<'a> {
             if cancel.is_cancelled() {
                 return Err(Error::cancelled());
             }
-            let lines: Vec<Line> =
-                (0..queries.len()).map(|q| self.line(&prepared[q][piece.shard], q, shared)).collect();
+            let lines: Vec<Line> = (0..queries.len())
+                .map(|q| Line {
+                    within: queries[q].within.as_ref().map(|sets| sets[piece.shard]),
+                    ..self.line(&prepared[q][piece.shard], q, shared)
+                })
+                .collect();
             self.isa.run(Product { codes: self.codes[piece.shard], piece: *piece, lines: &lines, found: &mut found });
             for (q, found) in found.iter_mut().enumerate().filter(|(_, found)| !found.is_empty()) {
                 let passed = shared.passed[q].fetch_add(found.len(), Relaxed) + found.len();
@@ -132,12 +137,13 @@ impl<'a> Tiles<'a> {
     fn line<'b>(&self, wide: &'b Wide, query: usize, shared: &Shared) -> Line<'b> {
         let bound = f64::from_bits(shared.bounds[query].load(Relaxed));
         let given_up = shared.passed[query].load(Relaxed) > self.guard;
-        Line { wide, limit: if given_up { f32::INFINITY } else { wide.place.least_score(bound) } }
+        Line { wide, limit: if given_up { f32::INFINITY } else { wide.place.least_score(bound) }, within: None }
     }
 
-    fn settle(&self, query: &[f32], found: &mut Vec<Found>, best: &mut Best<'a>, shared: &AtomicU64) {
-        let bound = f64::from_bits(shared.load(Relaxed)).min(best.bound(self.k));
-        let changed = self.isa.run(Rerank { shards: self.shards, query, k: self.k, bound, found, best });
+    fn settle(&self, asked: &Asked, found: &mut Vec<Found>, best: &mut Best<'a>, shared: &AtomicU64) {
+        let Asked { values: query, k, .. } = *asked;
+        let bound = f64::from_bits(shared.load(Relaxed)).min(best.bound(k));
+        let changed = self.isa.run(Rerank { shards: self.shards, query, k, bound, found, best });
         if let Some(worst) = changed {
             shared.fetch_min(worst.to_bits(), Relaxed);
         }
@@ -150,6 +156,8 @@ struct Line<'a> {
     wide: &'a Wide,
     /// Scores below it are of no interest.
     limit: f32,
+    /// The rows that are searched, if not all.
+    within: Option<&'a RowSet>,
 }
 
 /// All rows of a piece with all queries; adds those that can be in an answer.
@@ -234,7 +242,7 @@ impl Product<'_> {
     /// Whether a row of a group may be in a query's answer, by a looser and quicker bound.
     #[inline(always)]
     fn some_pass(&self, tile: &Tile, at: usize, query: usize, sums: &[i32; GROUP]) -> bool {
-        let Line { wide, limit } = self.lines[query];
+        let Line { wide, limit, .. } = self.lines[query];
         let (unit, norm, limit) = (wide.level.unit, wide.level.norm, limit - wide.level.eta());
         let part = |values: &[f32; TILE_ROWS]| -> [f32; GROUP] { values[at..at + GROUP].try_into().expect("a group") };
         let (scale, epsilon, half) = (part(&tile.scale), part(&tile.epsilon), part(&tile.half));
@@ -248,13 +256,16 @@ impl Product<'_> {
     /// Adds the rows of a group that may be in a query's answer.
     #[inline(always)]
     fn add(&mut self, tile: &Tile, at: usize, query: usize, sums: &[i32; GROUP], first: usize) {
-        let Line { wide, limit } = self.lines[query];
+        let Line { wide, limit, within } = self.lines[query];
         for (i, sum) in sums.iter().enumerate() {
             let row = at + i;
             let y = *sum as f32 * wide.level.unit * tile.scale[row];
             let score = y + wide.level.margin(y, tile.epsilon[row]) - tile.half[row];
             if score >= limit && score > f32::NEG_INFINITY {
                 let (shard, row) = (self.piece.shard as u32, (first + row) as u32);
+                if within.is_some_and(|set| !set.contains(row)) {
+                    continue;
+                }
                 self.found[query].push(Found { least_d2: wide.place.least_d2(score), shard, row });
             }
         }

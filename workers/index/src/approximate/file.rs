@@ -1,0 +1,151 @@
+//! The file form of an index, beside its shard's. Little-endian, in this order:
+//!
+//! | bytes | |
+//! |---|---|
+//! | 8 | `LKAPPROX` |
+//! | 4 | version, 1 |
+//! | 4 | D |
+//! | 8 | N |
+//! | 4 | L, the number of lists |
+//! | 4 | P, the number of points of the curve |
+//! | 32 | SHA-256 of the shard's file |
+//! | 4·L·D | centroids, f32 |
+//! | 4·N | the list of each row, u32 |
+//! | 24·P | points: K u32, cut f32, lists u32, rerank u32, recall f32, rows looked at f32 |
+//! | 4 | CRC-32C of everything before |
+
+use super::lists::Lists;
+use super::probe::Effort;
+use super::{Approximate, LARGEST_K, Point};
+use crate::buffer::Embeddings;
+use crate::error::{Error, Result};
+use crate::shard::Shard;
+
+const MAGIC: &[u8; 8] = b"LKAPPROX";
+const VERSION: u32 = 1;
+const HEADER_BYTES: usize = 64;
+const POINT_BYTES: usize = 24;
+const SUM_BYTES: usize = 4;
+/// Bytes of a digest.
+const DIGEST_BYTES: usize = 32;
+/// Points that a file may have.
+const MOST_POINTS: usize = 4096;
+/// Largest norm of a centroid, a mean of unit rows.
+const LARGEST_NORM: f64 = 1.01;
+/// Rows that an effort may rerank.
+const MOST_RERANK: u32 = 1 << 20;
+
+impl Approximate {
+    /// The bytes of its file; `digest` is the SHA-256 of the shard's.
+    pub fn encode(&self, shard: &Shard, digest: &[u8; DIGEST_BYTES]) -> Vec<u8> {
+        let centroids = self.lists.centroids();
+        let mut bytes = Vec::with_capacity(self.lists.len() * shard.dim() * 4 + shard.rows() * 4 + HEADER_BYTES);
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.extend_from_slice(&(shard.dim() as u32).to_le_bytes());
+        bytes.extend_from_slice(&(shard.rows() as u64).to_le_bytes());
+        bytes.extend_from_slice(&(self.lists.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(&(self.curve.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(digest);
+        for list in 0..self.lists.len() {
+            bytes.extend(centroids.row(list).iter().flat_map(|v| v.to_le_bytes()));
+        }
+        bytes.extend(self.lists.assigned(shard.rows()).iter().flat_map(|list| list.to_le_bytes()));
+        for Point { k, effort: Effort { cut, lists, rerank }, recall, scanned } in &self.curve {
+            for value in [
+                k.to_le_bytes(),
+                cut.to_le_bytes(),
+                lists.to_le_bytes(),
+                rerank.to_le_bytes(),
+                recall.to_le_bytes(),
+                scanned.to_le_bytes(),
+            ] {
+                bytes.extend_from_slice(&value);
+            }
+        }
+        let sum = crc32c::crc32c(&bytes);
+        bytes.extend_from_slice(&sum.to_le_bytes());
+        bytes
+    }
+
+    /// Reads a file for the shard whose file has `digest`; quantises the rows again, on the current rayon pool.
+    ///
+    /// Fails with `Corrupt`, saying what is wrong. Takes no more memory than the sizes of file and shard allow.
+    pub fn decode(bytes: &[u8], shard: &Shard, digest: &[u8; DIGEST_BYTES]) -> Result<Self> {
+        let Parts { centroids, assigned, points } = parts(bytes, shard, digest)?;
+        let dim = shard.dim();
+        let mut held = Embeddings::zeroed(centroids.len() / (4 * dim), dim)?;
+        for (list, values) in centroids.chunks_exact(4 * dim).enumerate() {
+            let values = values.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+            held.row_mut(list).iter_mut().zip(values).for_each(|(slot, v)| *slot = v);
+            let square: f64 = held.row(list).iter().map(|v| f64::from(*v) * f64::from(*v)).sum();
+            if square.is_nan() || square > LARGEST_NORM * LARGEST_NORM {
+                return Err(corrupt(&format!("has a centroid of norm {}", square.sqrt())));
+            }
+        }
+        let assigned: Vec<u32> = assigned.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+        if let Some(list) = assigned.iter().find(|list| **list as usize >= held.rows()) {
+            return Err(corrupt(&format!("has a row in list {list} of {}", held.rows())));
+        }
+        let curve = points.chunks_exact(POINT_BYTES).map(point).collect::<Result<_>>()?;
+        Ok(Self { lists: Lists::new(shard.padded(), held, assigned)?, curve })
+    }
+}
+
+fn corrupt(what: &str) -> Error {
+    Error::corrupt(format!("the approximate index {what}"))
+}
+
+/// The variable parts of a file, whose sizes fit the shard.
+struct Parts<'a> {
+    centroids: &'a [u8],
+    assigned: &'a [u8],
+    points: &'a [u8],
+}
+
+fn parts<'a>(bytes: &'a [u8], shard: &Shard, digest: &[u8; DIGEST_BYTES]) -> Result<Parts<'a>> {
+    let cut_off = || corrupt("is cut off");
+    let (bytes, sum) = bytes.split_last_chunk::<SUM_BYTES>().ok_or_else(cut_off)?;
+    let (header, rest) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or_else(cut_off)?;
+    let word = |at: usize| u32::from_le_bytes(header.as_chunks::<4>().0[at]);
+    if !header.starts_with(MAGIC) || word(2) != VERSION {
+        return Err(corrupt(&format!("is none of version {VERSION}")));
+    }
+    if crc32c::crc32c(bytes) != u32::from_le_bytes(*sum) {
+        return Err(corrupt("does not have the checksum that was written"));
+    }
+    if header[DIGEST_BYTES..] != digest[..] {
+        return Err(corrupt("is of another shard"));
+    }
+    let (dim, rows) = (word(3) as usize, u64::from(word(4)) | u64::from(word(5)) << 32);
+    if (dim, rows) != (shard.dim(), shard.rows() as u64) {
+        return Err(corrupt(&format!("is of {rows} rows of dimension {dim}, not of the shard's")));
+    }
+    let (lists, points) = (word(6) as usize, word(7) as usize);
+    if !(1..=shard.rows().max(1) * 2).contains(&lists) || points > MOST_POINTS {
+        return Err(corrupt(&format!("has {lists} lists and {points} points")));
+    }
+    let (centroids, rest) = rest.split_at_checked(lists * dim * 4).ok_or_else(cut_off)?;
+    let (assigned, points_bytes) = rest.split_at_checked(shard.rows() * 4).ok_or_else(cut_off)?;
+    if points_bytes.len() != points * POINT_BYTES {
+        return Err(corrupt("has another size than its header says"));
+    }
+    Ok(Parts { centroids, assigned, points: points_bytes })
+}
+
+fn point(bytes: &[u8]) -> Result<Point> {
+    let words = bytes.as_chunks::<4>().0;
+    let (number, float) = (|at: usize| u32::from_le_bytes(words[at]), |at: usize| f32::from_le_bytes(words[at]));
+    let point = Point {
+        k: number(0),
+        effort: Effort { cut: float(1), lists: number(2), rerank: number(3) },
+        recall: float(4),
+        scanned: float(5),
+    };
+    let sound = (1..=LARGEST_K as u32).contains(&point.k)
+        && (point.k..=MOST_RERANK).contains(&point.effort.rerank)
+        && point.effort.cut.is_finite()
+        && (0.0..=1.0).contains(&point.recall)
+        && point.scanned.is_finite();
+    if sound { Ok(point) } else { Err(corrupt(&format!("has the point {point:?}"))) }
+}

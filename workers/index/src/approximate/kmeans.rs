@@ -1,0 +1,231 @@
+//! The centroids: Lloyd's algorithm on a sample, on 7-bit codes.
+//!
+//! A row is compared with the centroids near it only: centroids are gathered in about √L groups, and the rows of which a
+//! group's middle is the nearest look at the centroids of the groups around it. A centroid that is missed this way is
+//! hardly nearer than the one that is found. All sums are taken in the order of rows, so that threads don't matter.
+
+use rayon::prelude::*;
+
+use crate::buffer::Embeddings;
+use crate::codes::query::{query_codes, seven_shape};
+use crate::codes::{SevenFit, Stats};
+use crate::error::Result;
+use crate::kernels::{Dots, GROUP, GROUPS, Isa, QueryCodes, SEVEN_STEP, WIDE, Work};
+
+/// Rows per centroid in the sample.
+const SAMPLE: usize = 20;
+/// Rounds on the sample.
+const ROUNDS: usize = 6;
+/// Rounds for the middles of groups.
+const GROUP_ROUNDS: usize = 4;
+/// Groups whose centroids a row is compared with: while learning, and in the end.
+const NEAR: (usize, usize) = (5, 10);
+/// Centroids up to which all are compared.
+const FEW: usize = 512;
+/// Rows that a thread takes at once.
+const TASK_ROWS: usize = 256;
+/// Rows of one call of the kernel.
+const SET: usize = GROUP * GROUPS;
+
+/// Centroids (L × D) of the rows, and the nearest of them for every row. `left_out` rows are not learned from.
+pub(super) fn cluster(rows: &Embeddings, count: usize, left_out: &[u32]) -> Result<(Embeddings, Vec<u32>)> {
+    let lists = lists_for(count);
+    let sample = sample(count, lists * SAMPLE, left_out);
+    let mut centroids = Embeddings::zeroed(lists, rows.dim())?;
+    for list in 0..lists {
+        centroids.row_mut(list).copy_from_slice(rows.row(sample[list * sample.len() / lists] as usize));
+    }
+    for _ in 0..ROUNDS {
+        let nearest = nearest(rows, &sample, &centroids, NEAR.0)?;
+        move_to_means(&mut centroids, rows, &sample, &nearest);
+    }
+    let all: Vec<u32> = (0..count as u32).collect();
+    let assigned = nearest(rows, &all, &centroids, NEAR.1)?;
+    Ok((centroids, assigned))
+}
+
+/// 8·√N, whole sets of the kernel.
+fn lists_for(count: usize) -> usize {
+    ((8.0 * (count as f64).sqrt()) as usize).next_multiple_of(SET)
+}
+
+/// About `wanted` rows, evenly spread, without `left_out` (sorted).
+fn sample(count: usize, wanted: usize, left_out: &[u32]) -> Vec<u32> {
+    let wanted = wanted.min(count);
+    let rows = (0..wanted).map(|i| (i as u64 * count as u64 / wanted as u64) as u32);
+    rows.filter(|row| left_out.binary_search(row).is_err()).collect()
+}
+
+/// Moves each centroid to the mean of the rows that are nearest to it; one without rows stays.
+fn move_to_means(centroids: &mut Embeddings, rows: &Embeddings, sample: &[u32], nearest: &[u32]) {
+    let dim = rows.dim();
+    let members = members(nearest, centroids.values_mut().len() / centroids.stride());
+    let stride = centroids.stride();
+    centroids.values_mut().par_chunks_mut(stride).zip(&members).filter(|(_, members)| !members.is_empty()).for_each(
+        |(centroid, members)| {
+            let mut sum = vec![0f64; dim];
+            for member in members {
+                let row = rows.row(sample[*member as usize] as usize);
+                sum.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(*v));
+            }
+            let share = 1.0 / members.len() as f64;
+            centroid.iter_mut().zip(&sum).for_each(|(c, sum)| *c = (sum * share) as f32);
+        },
+    );
+}
+
+/// Positions by what they were assigned to.
+pub(super) fn members(assigned: &[u32], lists: usize) -> Vec<Vec<u32>> {
+    let mut members = vec![Vec::new(); lists];
+    for (at, list) in assigned.iter().enumerate() {
+        members[*list as usize].push(at as u32);
+    }
+    members
+}
+
+/// The nearest centroid of each of the chosen rows, nearly.
+fn nearest(rows: &Embeddings, chosen: &[u32], centroids: &Embeddings, near: usize) -> Result<Vec<u32>> {
+    let count = centroids.rows();
+    let every: Vec<u32> = (0..count as u32).collect();
+    if count <= FEW {
+        return Ok(nearest_of_all(rows, chosen, &Table::new(centroids, &every)));
+    }
+    let (middles, groups) = gather(centroids, &every)?;
+    let middle_table = Table::new(&middles, &every[..middles.rows()]);
+    let by_middle = members(&nearest_of_all(rows, chosen, &middle_table), middles.rows());
+    let around = around(&middles, near);
+    let mut nearest = vec![0; chosen.len()];
+    for (rows_here, around) in by_middle.iter().zip(around) {
+        let candidates: Vec<u32> = around.iter().flat_map(|group| groups[*group as usize].iter().copied()).collect();
+        let here: Vec<u32> = rows_here.iter().map(|at| chosen[*at as usize]).collect();
+        let found = nearest_of_all(rows, &here, &Table::new(centroids, &candidates));
+        for (at, found) in rows_here.iter().zip(found) {
+            nearest[*at as usize] = candidates[found as usize];
+        }
+    }
+    Ok(nearest)
+}
+
+/// Groups of centroids: their middles and members.
+fn gather(centroids: &Embeddings, every: &[u32]) -> Result<(Embeddings, Vec<Vec<u32>>)> {
+    let count = ((every.len() as f64).sqrt() as usize).next_multiple_of(SET);
+    let mut middles = Embeddings::zeroed(count, centroids.dim())?;
+    for group in 0..count {
+        middles.row_mut(group).copy_from_slice(centroids.row(group * every.len() / count));
+    }
+    let numbers = &every[..count];
+    for _ in 0..GROUP_ROUNDS {
+        let nearest = nearest_of_all(centroids, every, &Table::new(&middles, numbers));
+        move_to_means(&mut middles, centroids, every, &nearest);
+    }
+    let nearest = nearest_of_all(centroids, every, &Table::new(&middles, numbers));
+    Ok((middles, members(&nearest, count)))
+}
+
+/// For each middle the nearest ones, itself first.
+fn around(middles: &Embeddings, near: usize) -> Vec<Vec<u32>> {
+    let square = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+    let one = |middle: usize| {
+        let mut others: Vec<(f64, u32)> =
+            (0..middles.rows()).map(|other| (square(middles.row(middle), middles.row(other)), other as u32)).collect();
+        others.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        others.into_iter().take(near).map(|(_, other)| other).collect()
+    };
+    (0..middles.rows()).into_par_iter().map(one).collect()
+}
+
+/// Some centroids as the kernel takes them: 7-bit codes in sets of rows.
+struct Table {
+    groups: Vec<u8>,
+    scale: Vec<f32>,
+    half: Vec<f32>,
+    steps: usize,
+    lane_norm: f64,
+}
+
+impl Table {
+    fn new(centroids: &Embeddings, chosen: &[u32]) -> Self {
+        let dim = centroids.dim();
+        let steps = dim.div_ceil(SEVEN_STEP);
+        let padded = chosen.len().next_multiple_of(SET);
+        let mut table = Self {
+            groups: vec![64; padded * steps * SEVEN_STEP],
+            scale: vec![0.0; padded],
+            half: vec![f32::INFINITY; padded],
+            steps,
+            lane_norm: 0.0,
+        };
+        let (mut fit, mut stats) = (SevenFit::default(), Stats::default());
+        for (at, number) in chosen.iter().enumerate() {
+            let narrow = centroids.row(*number as usize);
+            let row: Vec<f64> = narrow.iter().map(|v| f64::from(*v)).collect();
+            fit.fit(&row, narrow, &mut stats);
+            table.scale[at] = fit.scale;
+            table.half[at] = (row.iter().map(|v| v * v).sum::<f64>() / 2.0) as f32;
+            let group = at / GROUP * steps * SEVEN_STEP * GROUP;
+            for (i, code) in fit.codes.iter().enumerate() {
+                let place = group + i / SEVEN_STEP * SEVEN_STEP * GROUP + at % GROUP * SEVEN_STEP + i % SEVEN_STEP;
+                table.groups[place] = (code + 64) as u8;
+            }
+        }
+        table.lane_norm = stats.lane_norm();
+        table
+    }
+}
+
+/// The position in `table` of the nearest centroid of each of the chosen rows.
+fn nearest_of_all(rows: &Embeddings, chosen: &[u32], table: &Table) -> Vec<u32> {
+    let isa = Isa::best();
+    let some = |chosen: &[u32]| isa.run(Nearest { rows, chosen, table });
+    chosen.par_chunks(TASK_ROWS).flat_map_iter(some).collect()
+}
+
+/// The best centroids of a table for some rows.
+struct Nearest<'a> {
+    rows: &'a Embeddings,
+    chosen: &'a [u32],
+    table: &'a Table,
+}
+
+impl Work for Nearest<'_> {
+    type Output = Vec<u32>;
+
+    #[inline(always)]
+    fn call<D: Dots>(self, dots: D) -> Vec<u32> {
+        let Table { groups, scale, half, steps, lane_norm } = self.table;
+        let shape = seven_shape(self.rows.dim(), *lane_norm);
+        let mut row = vec![0.0; self.rows.dim()];
+        let queries = self.chosen.iter().map(|chosen| {
+            let values = self.rows.row(*chosen as usize);
+            row.iter_mut().zip(values).for_each(|(out, v)| *out = f64::from(*v));
+            let (codes, unit, _) = query_codes(&row, shape);
+            (codes, unit)
+        });
+        let all: Vec<(QueryCodes, f32)> = queries.collect();
+        let mut best = vec![(f32::NEG_INFINITY, 0u32); all.len()];
+        for (set, groups) in groups.chunks_exact(SET * steps * SEVEN_STEP).enumerate() {
+            let (scale, half) = (&scale[set * SET..][..SET], &half[set * SET..][..SET]);
+            for (quad, best) in best.chunks_mut(WIDE).enumerate() {
+                let queries = &all[quad * WIDE..];
+                let mut four = [&queries[0].0; WIDE];
+                four.iter_mut().zip(queries).for_each(|(four, query)| *four = &query.0);
+                let sums = dots.seven(groups, four);
+                for (group, sums) in sums.iter().enumerate() {
+                    let part = group * GROUP;
+                    for ((best, (_, unit)), sums) in best.iter_mut().zip(queries).zip(sums) {
+                        let mut scores = [0f32; GROUP];
+                        for i in 0..GROUP {
+                            scores[i] = sums[i] as f32 * unit * scale[part + i] - half[part + i];
+                        }
+                        let largest = scores.iter().fold(f32::NEG_INFINITY, |a, v| if *v > a { *v } else { a });
+                        if largest > best.0 {
+                            let at = scores.iter().position(|score| *score == largest).unwrap_or(0);
+                            *best = (largest, (set * SET + part + at) as u32);
+                        }
+                    }
+                }
+            }
+        }
+        best.into_iter().map(|(_, at)| at).collect()
+    }
+}

@@ -1,0 +1,176 @@
+use std::sync::OnceLock;
+
+use likeness_contract::ranking::canonical_d2;
+
+use super::*;
+use crate::ErrorKind;
+use crate::filter::RowSet;
+use crate::rows::ShardRows;
+use crate::search::top_k;
+
+const DIM: usize = 24;
+const ROWS: usize = 6_000;
+const DIGEST: [u8; 32] = [7; 32];
+
+/// Unit rows in clusters, and some that are held back as queries.
+fn rows(count: usize, first: u64) -> Vec<Vec<f32>> {
+    let mut state = 0u64;
+    let mut value = |seed: u64| {
+        state = (state ^ seed).wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    let centres: Vec<Vec<f32>> = (0..60).map(|_| (0..DIM).map(|_| value(1)).collect()).collect();
+    let mut row = |number: u64| {
+        let centre = &centres[(number.wrapping_mul(0x9e37_79b9) >> 7) as usize % centres.len()];
+        let raw: Vec<f32> = centre.iter().map(|c| c + 0.5 * value(number)).collect();
+        let norm = raw.iter().map(|v| v * v).sum::<f32>().sqrt();
+        raw.into_iter().map(|v| v / norm).collect()
+    };
+    (first..first + count as u64).map(&mut row).collect()
+}
+
+fn shard(vectors: &[Vec<f32>]) -> Shard {
+    let n = vectors.len();
+    let rows = ShardRows {
+        item_ids: (0..n).map(|row| format!("{row:05}")).collect(),
+        embeddings: vectors.concat(),
+        labels: vec![1; n],
+        split: vec![0; n],
+        source_part: vec![0; n],
+        source_row: vec![0; n],
+        image_digest: vec![[0; 32]; n],
+    };
+    Shard::new(0, rows, DIM, 1).unwrap().with_codes().unwrap()
+}
+
+fn indexed() -> &'static Shard {
+    static SHARD: OnceLock<Shard> = OnceLock::new();
+    SHARD.get_or_init(|| {
+        let shard = shard(&rows(ROWS, 0));
+        let index = Approximate::build(&shard).unwrap().unwrap();
+        shard.with_approximate(index)
+    })
+}
+
+fn query(vector: &[f32], k: usize) -> Query<'_> {
+    Query { vector, k, within: None }
+}
+
+#[test]
+fn the_recall_is_about_what_the_answer_says() {
+    let shard = indexed();
+    let queries = rows(200, 1 << 40);
+    for (k, target) in [(10, 0.8), (10, 0.95), (10, 0.99), (7, 0.95), (100, 0.95)] {
+        let (mut hits, mut said) = (0, 0.0);
+        for vector in &queries {
+            let answer = top_k_approximate(&[shard], &query(vector, k), target, &Cancel::new()).unwrap();
+            let exact = top_k(&[shard], vector, k, &Cancel::new()).unwrap();
+            hits += exact.iter().filter(|candidate| answer.candidates.contains(candidate)).count();
+            said += answer.recall / queries.len() as f64;
+        }
+        let recall = hits as f64 / (k * queries.len()) as f64;
+        assert!(said >= target && recall > target - 0.05, "{k} {target}: said {said}, found {recall}");
+    }
+}
+
+#[test]
+fn an_approximate_search_looks_at_few_rows() {
+    let shard = indexed();
+    let point = shard.approximate().unwrap().effort(10, 0.9).unwrap();
+    assert!((point.scanned as usize) < ROWS / 4, "{point:?}");
+}
+
+#[test]
+fn what_is_found_has_canonical_distances_in_ranking_order() {
+    let shard = indexed();
+    for vector in &rows(20, 1 << 41) {
+        let Approximation { candidates, .. } =
+            top_k_approximate(&[shard], &query(vector, 10), 0.9, &Cancel::new()).unwrap();
+        assert_eq!(candidates.len(), 10);
+        assert!(candidates.is_sorted_by(|a, b| a.rank(b).is_lt()));
+        for candidate in candidates {
+            assert_eq!(candidate.d2.to_bits(), canonical_d2(vector, shard.embedding(candidate.row)).to_bits());
+            assert_eq!(shard.item(candidate.row), candidate.item);
+        }
+    }
+}
+
+#[test]
+fn what_no_curve_speaks_of_is_answered_exactly() {
+    let shard = indexed();
+    let vector = &rows(1, 1 << 42)[0];
+    let set = RowSet::all(ROWS);
+    let sets = [&set];
+    let few = self::shard(&rows(10, 3));
+    assert!(Approximate::build(&few).unwrap().is_none());
+    for (shard, query, target) in [
+        (shard, Query { within: Some(&sets), ..query(vector, 10) }, 0.5),
+        (shard, query(vector, LARGEST_K + 1), 0.5),
+        (&few, query(vector, 3), 0.5),
+    ] {
+        let answer = top_k_approximate(&[shard], &query, target, &Cancel::new()).unwrap();
+        let exact = top_k(&[shard], vector, query.k, &Cancel::new()).unwrap();
+        assert_eq!((answer.candidates, answer.recall), (exact, 1.0));
+    }
+    let error = top_k_approximate(&[shard], &query(vector, 1), 1.5, &Cancel::new()).unwrap_err();
+    assert_eq!(error.to_string(), "the target recall 1.5 is not within 0–1");
+    let error = top_k_approximate(&[shard], &query(&[1.0], 1), 0.5, &Cancel::new()).unwrap_err();
+    assert_eq!(error.to_string(), "the query has dimension 1, shard 0 has 24");
+}
+
+#[test]
+fn an_index_does_not_depend_on_threads_and_comes_back_from_its_file() {
+    let shard = indexed();
+    let bytes = shard.approximate().unwrap().encode(shard, &DIGEST);
+    for threads in [1, 3] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let again = pool.install(|| Approximate::build(shard)).unwrap().unwrap();
+        assert!(again.encode(shard, &DIGEST) == bytes, "{threads} threads");
+    }
+    let read = Approximate::decode(&bytes, shard, &DIGEST).unwrap();
+    assert!(read.encode(shard, &DIGEST) == bytes);
+    let read = self::shard(&rows(ROWS, 0)).with_approximate(read);
+    for vector in &rows(20, 1 << 43) {
+        let answer = |shard| top_k_approximate(&[shard], &query(vector, 10), 0.95, &Cancel::new()).unwrap();
+        assert_eq!(answer(&read), answer(shard));
+    }
+}
+
+#[test]
+fn damaged_files_and_those_of_other_shards_are_refused() {
+    let shard = indexed();
+    let bytes = shard.approximate().unwrap().encode(shard, &DIGEST);
+    let refusal = |bytes: &[u8], digest| {
+        let error = Approximate::decode(bytes, shard, digest).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Corrupt);
+        error.to_string()
+    };
+    assert_eq!(refusal(&bytes, &[8; 32]), "the approximate index is of another shard");
+    for at in [20, 100, bytes.len() / 2, bytes.len() - 1] {
+        let mut bytes = bytes.clone();
+        bytes[at] ^= 1;
+        assert_eq!(refusal(&bytes, &DIGEST), "the approximate index does not have the checksum that was written");
+    }
+    // With a checksum that fits, as a hostile writer would make it.
+    let resealed = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = bytes.clone();
+        bytes.truncate(bytes.len() - 4);
+        change(&mut bytes);
+        let sum = crc32c::crc32c(&bytes);
+        bytes.extend_from_slice(&sum.to_le_bytes());
+        refusal(&bytes, &DIGEST)
+    };
+    assert!(resealed(&|bytes| bytes[8] = 9).ends_with("is none of version 1"));
+    assert!(resealed(&|bytes| bytes[27] = 255).contains(" lists and "));
+    assert!(resealed(&|bytes| bytes[24] -= 1).ends_with("has another size than its header says"));
+    assert!(
+        resealed(&|bytes| bytes[64..68].copy_from_slice(&f32::NAN.to_le_bytes())).contains("a centroid of norm NaN")
+    );
+    let lists = shard.approximate().unwrap().lists();
+    let assigned = 64 + lists * DIM * 4;
+    assert!(resealed(&|bytes| bytes[assigned + 3] = 1).contains("has a row in list 16777"));
+    assert!(resealed(&|bytes| bytes[assigned + ROWS * 4] = 0).contains("has the point"));
+    for length in [0, 3, 60, 70, 5_000] {
+        assert!(Approximate::decode(&bytes[..length], shard, &DIGEST).is_err());
+    }
+}
