@@ -90,7 +90,7 @@ impl Bench {
             store: self.folder.path().join("store").to_str().unwrap().into(),
             nats: self.nats.clone(),
             host: "test".into(),
-            search: SearchSettings::new(replicas, Duration::from_secs(600), 1),
+            search: SearchSettings::new(replicas, Duration::from_secs(600)),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let shutdown = Shutdown::default();

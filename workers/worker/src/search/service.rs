@@ -102,7 +102,7 @@ impl Answering {
         let reply = match codec::decode::<SearchRequest>(&message.payload, encoding) {
             Err(error) => SearchReply::Error(invalid(error.to_string())),
             Ok(_) if busy => SearchReply::Error(SearchError {
-                kind: SearchErrorKind::Unavailable,
+                kind: SearchErrorKind::Overloaded,
                 message: "this searcher is busy: too many searches at once".into(),
                 nearest: Vec::new(),
             }),
