@@ -140,11 +140,11 @@ impl Leaves<'_> {
         loop {
             let requests = gather.next_requests();
             if std::mem::take(&mut extra) {
-                self.peers.on_extra(requests.len());
+                self.peers.hedge.on_extra(requests.len());
             }
             for asked in requests {
                 let sent = Sent { number: asked.number, worker: asked.worker.clone(), at: Instant::now() };
-                let (until, how) = first_patience(self.peers.patience(), deadline);
+                let (until, how) = first_patience(self.peers.hedge.patience(), deadline);
                 patience.push(sent.late(until, how));
                 let ask = question(&asked.shards);
                 answers.push(async move { (self.ask(&asked.worker, ask, deadline).await, asked) });
@@ -167,7 +167,7 @@ impl Leaves<'_> {
                         continue;
                     }
                     let stuck = how == Late::Silent && self.peers.is_silent_since(&sent.worker, sent.at.into_std());
-                    if stuck || self.peers.may_ask_more() {
+                    if stuck || self.peers.hedge.may_ask_more() {
                         extra = !stuck;
                         gather.on_late(sent.number);
                     } else {

@@ -1,8 +1,8 @@
 //! What a root has learned of the leaves: how much each has in hand, how long its answers take, who is gone.
 //!
 //! From that follow whom to ask first (of two replicas drawn by lot the one with less to do), when a leaf counts as slow
-//! (the 95th percentile of the last answers of all), and whether another replica may be asked as well: such extra requests
-//! stay within 5 % of all. A leaf that is known to be gone loses all its requests at once, not each at its deadline.
+//! and whether another replica may be asked as well ([`Hedge`]). A leaf that is known to be gone loses all its requests at
+//! once, not each at its deadline.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
@@ -10,21 +10,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use likeness_contract::ids::WorkerId;
+use likeness_link::hedge::Hedge;
 use tokio_util::sync::CancellationToken;
 
 use super::rendezvous::mixed;
 
-/// Extra requests per request.
-const EXTRA: f64 = 0.05;
-/// Extra requests that may come together: at the start, and when a leaf falls silent with many requests in hand.
-const MOST_EXTRA: f64 = 20.0;
-/// Answers of which the percentile is taken.
-const REMEMBERED: usize = 256;
-/// Answers after which the percentile is taken again.
-const RENEWED: usize = 16;
-/// Patience as long as there were few answers.
+/// Patience with a leaf as long as there were few answers.
 const FIRST_PATIENCE: Duration = Duration::from_millis(50);
-/// Least patience: below it, what a processor does meanwhile decides who is slow.
+/// Least patience with a leaf.
 const LEAST_PATIENCE: Duration = Duration::from_millis(10);
 /// How much the newest answer counts in a leaf's average.
 const NEWEST: f64 = 0.2;
@@ -36,18 +29,14 @@ const SHUNNED: Duration = Duration::from_secs(5);
 /// See the module.
 #[derive(Debug)]
 pub struct Peers {
+    /// Says when a leaf counts as slow and whether another may be asked as well.
+    pub hedge: Hedge,
     state: Mutex<State>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
     leaves: HashMap<WorkerId, Leaf>,
-    took: Vec<Duration>,
-    /// Answers so far.
-    answers: usize,
-    patience: Duration,
-    /// Extra requests that may be sent.
-    extra: f64,
     lot: u64,
 }
 
@@ -112,21 +101,15 @@ impl InHand<'_> {
 impl Drop for InHand<'_> {
     fn drop(&mut self) {
         let now = Instant::now();
-        self.peers.state().on_end(&self.worker, now.saturating_duration_since(self.sent), self.answered, now);
+        let took = now.saturating_duration_since(self.sent);
+        self.peers.hedge.on_end(took);
+        self.peers.state().on_end(&self.worker, took, self.answered, now);
     }
 }
 
 impl Default for Peers {
     fn default() -> Self {
-        let state = State {
-            leaves: HashMap::new(),
-            took: Vec::new(),
-            answers: 0,
-            patience: FIRST_PATIENCE,
-            extra: MOST_EXTRA,
-            lot: 0,
-        };
-        Self { state: Mutex::new(state) }
+        Self { hedge: Hedge::new(FIRST_PATIENCE, LEAST_PATIENCE), state: Mutex::default() }
     }
 }
 
@@ -134,26 +117,11 @@ impl Peers {
     /// A request goes out.
     pub fn send(&self, worker: &WorkerId) -> InHand<'_> {
         let now = Instant::now();
+        self.hedge.on_request();
         let mut state = self.state();
-        state.extra = (state.extra + EXTRA).min(MOST_EXTRA);
         let leaf = state.leaf(worker, now);
         leaf.in_hand += 1;
         InHand { peers: self, worker: worker.clone(), sent: now, answered: false, gone: leaf.gone.clone() }
-    }
-
-    /// After how long a leaf counts as slow.
-    pub fn patience(&self) -> Duration {
-        self.state().patience
-    }
-
-    /// Whether another replica may be asked beside one that has not answered yet.
-    pub fn may_ask_more(&self) -> bool {
-        self.state().extra >= 1.0
-    }
-
-    /// So many extra requests were sent.
-    pub fn on_extra(&self, requests: usize) {
-        self.state().extra -= requests as f64;
     }
 
     /// Whether a leaf has answered nobody since then: it is not slow but stuck.
@@ -198,21 +166,6 @@ impl State {
         if answered {
             leaf.answered = Some(now);
             leaf.shunned_until = None;
-        }
-        self.remember(took);
-    }
-
-    fn remember(&mut self, took: Duration) {
-        if self.took.len() < REMEMBERED {
-            self.took.push(took)
-        } else {
-            self.took[self.answers % REMEMBERED] = took
-        }
-        self.answers += 1;
-        if self.answers.is_multiple_of(RENEWED) {
-            let mut sorted = self.took.clone();
-            sorted.sort_unstable();
-            self.patience = sorted[sorted.len() * 95 / 100].max(LEAST_PATIENCE);
         }
     }
 
@@ -296,34 +249,6 @@ mod tests {
         assert_eq!(firsts(&peers, &["a", "b"], 20).keys().collect::<Vec<_>>(), ["b"]);
         peers.send(&worker("a")).on_answer();
         assert!(peers.state().leaves[&worker("a")].shunned_until.is_none());
-    }
-
-    #[test]
-    fn slow_is_what_is_above_the_95th_percentile() {
-        let peers = Peers::default();
-        assert_eq!(peers.patience(), FIRST_PATIENCE);
-        let now = Instant::now();
-        for i in 0..320u64 {
-            let took = Duration::from_millis(if i.is_multiple_of(32) { 500 } else { 15 + i % 10 });
-            peers.state().on_end(&worker("a"), took, true, now);
-        }
-        assert_eq!(peers.patience(), Duration::from_millis(24));
-        (0..REMEMBERED).for_each(|_| peers.state().on_end(&worker("a"), Duration::from_millis(1), true, now));
-        assert_eq!(peers.patience(), LEAST_PATIENCE);
-    }
-
-    #[test]
-    fn extra_requests_stay_within_five_per_cent() {
-        let peers = Peers::default();
-        let mut extra = 0;
-        for _ in 0..1000 {
-            peers.send(&worker("a")).on_answer();
-            if peers.may_ask_more() {
-                peers.on_extra(1);
-                extra += 1;
-            }
-        }
-        assert!((60..=71).contains(&extra), "{extra}: 20 in advance and 50 of 1,000");
     }
 
     #[test]
