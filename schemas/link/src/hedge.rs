@@ -50,7 +50,11 @@ impl Hedge {
     pub fn on_end(&self, took: Duration) {
         let mut state = self.state();
         let at = state.answers % REMEMBERED;
-        if at < state.took.len() { state.took[at] = took } else { state.took.push(took) }
+        if at < state.took.len() {
+            state.took[at] = took
+        } else {
+            state.took.push(took)
+        }
         state.answers += 1;
         if state.answers.is_multiple_of(RENEWED) {
             let mut sorted = state.took.clone();
