@@ -11,6 +11,8 @@ use crate::command::output::Table;
 
 /// Share of the requests that must be answered within the time in which they came.
 const KEEPS_UP: f64 = 0.95;
+/// Longest time that is told apart from longer ones: an hour, in microseconds.
+const LONGEST_US: u64 = 3_600_000_000;
 /// The generator is the limit when every hundredth request left later than this, milliseconds.
 const GENERATOR_LATE_MS: f64 = 5.0;
 
@@ -27,7 +29,7 @@ pub struct Latency {
 impl Latency {
     /// To a thousandth of their value, in microseconds.
     fn of(times: impl Iterator<Item = Duration>) -> Self {
-        let mut histogram = Histogram::<u64>::new(3).expect("three digits are possible");
+        let mut histogram = Histogram::<u64>::new_with_bounds(1, LONGEST_US, 3).expect("bounds in order");
         for time in times {
             histogram.saturating_record(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
         }
