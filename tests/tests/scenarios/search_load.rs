@@ -141,9 +141,15 @@ async fn figure_beyond_the_slowest_leaf() {
 #[ignore = "a figure, for a machine that does nothing else"]
 async fn figure_one_of_four_killed_at_sixty_per_cent_of_the_capacity() {
     let mut four = Four::start().await;
-    let swept = four.bench(&["--sweep", "--rate", "80", "--duration", "4"]).await;
+    let swept = four.bench(&["--sweep", "--rate", "150", "--duration", "2.5", "--warmup", "0.5"]).await;
     let capacity = swept["capacity"].as_f64().expect("a capacity");
-    assert!(capacity > 0.0, "{swept}");
+    for step in swept["steps"].as_array().expect("steps") {
+        println!(
+            "  {} a second: {} answered, errors {}, {}",
+            step["rate"], step["achieved"], step["errors"], step["latency"]
+        );
+    }
+    assert!(capacity > 0.0, "no rate was borne");
     let rate = (capacity * 0.6).to_string();
     println!("capacity {capacity:.0} a second, asked {rate}");
     let victim = four.searchers.pop().expect("four searchers");
@@ -153,7 +159,7 @@ async fn figure_one_of_four_killed_at_sixty_per_cent_of_the_capacity() {
     });
     let figures = four.bench(&["--rate", &rate, "--duration", "20"]).await;
     kill.await.expect("it is killed");
-    println!("killed about second 8: {} failed, errors {}", figures["due"], figures["errors"]);
+    println!("killed about second 8; {} requests, errors {}", figures["due"], figures["errors"]);
     for second in figures["seconds"].as_array().expect("seconds") {
         println!("  {second}");
     }

@@ -98,7 +98,7 @@ pub async fn serve(cx: SearchContext) -> Result<(), TaskError> {
     let shutdown = cx.shutdown.clone();
     let searcher = Arc::new(Searcher::new(cx)?);
     let placement = tokio::select! {
-        placement = placement::start(&searcher) => placement,
+        placement = placement::start(&searcher) => placement?,
         () = shutdown.cancelled() => return Ok(()),
     };
     let answering = Arc::clone(&searcher);

@@ -23,10 +23,9 @@ pub struct SearchSettings {
     pub replicas: usize,
     /// How long a generation stays that no alias names any more.
     pub keep_generation: Duration,
-    /// Requests that may wait for a scan; more are refused at once.
+    /// Requests that may wait for a scan; more are refused at once. The roots share it: each takes its part of so many
+    /// queries, so that a query that can't be finished is refused before any leaf has worked for it.
     pub waiting: usize,
-    /// Queries that a root works on at once; more are refused at once.
-    pub queries: usize,
     /// First pause after something could not be loaded; doubles up to a minute.
     pub retry_first: Duration,
 }
@@ -42,6 +41,6 @@ impl SearchSettings {
     /// The usual settings.
     pub fn new(replicas: usize, keep_generation: Duration) -> Self {
         let retry_first = Duration::from_secs(1);
-        Self { replicas, keep_generation, waiting: 256, queries: 256, retry_first }
+        Self { replicas, keep_generation, waiting: 512, retry_first }
     }
 }
