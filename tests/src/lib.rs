@@ -8,6 +8,7 @@
 pub mod broker;
 pub mod cluster;
 pub mod faces;
+pub mod galleries;
 pub mod jobs;
 pub mod process;
 pub mod s3;

@@ -128,7 +128,7 @@ impl From<SearchError> for Failure {
         let exit = match error.kind {
             SearchErrorKind::Invalid | SearchErrorKind::NotFound => Exit::Usage,
             SearchErrorKind::Coverage | SearchErrorKind::Deadline => Exit::Failed,
-            SearchErrorKind::Unavailable => Exit::Unavailable,
+            SearchErrorKind::Unavailable | SearchErrorKind::Overloaded => Exit::Unavailable,
         };
         Self { exit, error: anyhow::anyhow!("{}", with_hint(&error.message, &error.nearest)) }
     }

@@ -3,6 +3,7 @@
 //! Data goes to stdout, talk and progress to stderr; `--json` prints data as JSON. A command ends in one of
 //! the exit codes of [`exit`]. Nothing here decides about jobs: that is the coordinator's core.
 
+mod bench;
 mod config;
 mod connect;
 mod coordinator;
@@ -112,6 +113,9 @@ enum Command {
     Datasets(datasets::DatasetsCommand),
     /// Workers, queues and shard placement.
     Status,
+    /// Put load on the searchers and measure how they bear it.
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// Compare store and broker now and mend what is missing (it also happens by itself).
     Reconcile,
     /// The whole pipeline on the demo or on CelebA, then serving.
@@ -198,6 +202,7 @@ async fn dispatch(cli: Cli) -> Outcome {
         Command::Releases(command) => releases::run(&global, command).await,
         Command::Report(command) => report::run(&global, command).await,
         Command::Datasets(command) => datasets::run(&global, command).await,
+        Command::Bench(command) => bench::run(&global, command).await,
         Command::Status => status::run(&global).await,
         Command::Reconcile => reconcile::run(&global).await,
         Command::Quickstart(args) => {

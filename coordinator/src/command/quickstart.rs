@@ -356,8 +356,13 @@ fn question(vocabulary: &Vocabulary) -> SearchArgs {
     SearchArgs {
         with: with.into_iter().collect(),
         without: without.into_iter().collect(),
+        attributes_weight: 1.0,
         image: None,
+        image_weight: 1.0,
         like: None,
+        like_weight: 1.0,
+        vector: None,
+        vector_weight: 1.0,
         k: SHOWN,
         sheet: None,
         min_coverage: 1.0,

@@ -1,6 +1,6 @@
 //! `likeness search`: asks the searchers, prints what they found, draws it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use futures::{StreamExt, TryStreamExt};
@@ -28,12 +28,18 @@ const MAX_SHEET: usize = 200;
 /// Flags of `likeness search`.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
-Attributes, an image and an item may be asked for together: the answer is near to all of them.
+Attributes, images, items and a vector may be asked for together: the answer is near to their sum. A weight says how \
+much one of them counts; a negative one asks for its opposite.
 
 Examples:
   likeness search --with Smiling,Eyeglasses --without Male
   likeness search --image me.jpg --with Eyeglasses --sheet out.png
-  likeness search --like 000123.jpg -k 5 --json")]
+  likeness search --like 000123.jpg -k 5 --json
+  likeness search --like 000123.jpg --with Eyeglasses --attributes-weight 0.5    this face, but with glasses
+  likeness search --like 000123.jpg --without Beard --min-coverage 1             all of the gallery, or an error
+  likeness search --vector query.json                                            [0.12, -0.3, …]: D numbers
+
+When the searchers have too much to do (`overloaded`), try again after a pause; the exit code is 69.")]
 pub struct SearchArgs {
     /// Attributes that results should have, separated by commas; repeat the flag for names with commas.
     #[arg(long, value_name = "NAMES")]
@@ -41,12 +47,27 @@ pub struct SearchArgs {
     /// Attributes that results should not have.
     #[arg(long, value_name = "NAMES")]
     pub without: Vec<String>,
+    /// How much the attributes count.
+    #[arg(long, value_name = "W", default_value_t = 1.0)]
+    pub attributes_weight: f32,
     /// An image (JPEG, PNG or WebP) that results should be like; it is shrunk before it is sent.
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
-    /// An item of the gallery that results should be like.
+    /// How much the image counts.
+    #[arg(long, value_name = "W", default_value_t = 1.0)]
+    pub image_weight: f32,
+    /// An item of the gallery that results should be like; it is left out of the answer.
     #[arg(long, value_name = "ITEM")]
     pub like: Option<String>,
+    /// How much the item counts.
+    #[arg(long, value_name = "W", default_value_t = 1.0)]
+    pub like_weight: f32,
+    /// A file with a vector that results should be near to: a JSON list of as many numbers as the model has dimensions.
+    #[arg(long, value_name = "FILE")]
+    pub vector: Option<PathBuf>,
+    /// How much the vector counts.
+    #[arg(long, value_name = "W", default_value_t = 1.0)]
+    pub vector_weight: f32,
     /// Results wanted, at most 10000.
     #[arg(short, long, default_value_t = 20)]
     pub k: u32,
@@ -92,35 +113,51 @@ pub fn request(args: &SearchArgs) -> Outcome<SearchRequest> {
     let terms = terms(args)?;
     if terms.is_empty() {
         return Err(Failure::usage(
-            "nothing is asked: give --with, --without, --image or --like (`likeness search --help` has examples)",
+            "nothing is asked: give --with, --without, --image, --like or --vector (`likeness search --help` has examples)",
         ));
     }
-    let weighted = terms.into_iter().map(|term| WeightedTerm { weight: 1.0, term }).collect();
     Ok(SearchRequest {
         alias: args.alias.clone(),
-        terms: weighted,
+        terms,
         k: args.k,
         min_coverage: args.min_coverage,
         deadline_ms: args.deadline_ms,
     })
 }
 
-fn terms(args: &SearchArgs) -> Outcome<Vec<Term>> {
+fn terms(args: &SearchArgs) -> Outcome<Vec<WeightedTerm>> {
     let (with, without) = (lists(&args.with), lists(&args.without));
     if let Some(both) = with.iter().find(|name| without.contains(name)) {
         return Err(Failure::usage(format!("`{both}` is asked both with and without")));
     }
     let mut terms = Vec::new();
     if !with.is_empty() || !without.is_empty() {
-        terms.push(Term::Attributes { with, without });
+        terms.push(weighted("attributes", args.attributes_weight, Term::Attributes { with, without })?);
     }
     if let Some(file) = &args.image {
-        terms.push(Term::Image { bytes: shrink::read(file)? });
+        terms.push(weighted("image", args.image_weight, Term::Image { bytes: shrink::read(file)? })?);
     }
     if let Some(item) = &args.like {
-        terms.push(Term::Item { item: item.clone() });
+        terms.push(weighted("like", args.like_weight, Term::Item { item: item.clone() })?);
+    }
+    if let Some(file) = &args.vector {
+        terms.push(weighted("vector", args.vector_weight, Term::Vector { values: read_vector(file)? })?);
     }
     Ok(terms)
+}
+
+fn weighted(what: &str, weight: f32, term: Term) -> Outcome<WeightedTerm> {
+    if weight == 0.0 || !weight.is_finite() {
+        return Err(Failure::usage(format!("`{what}-weight` is {weight}: it must be a number other than 0")));
+    }
+    Ok(WeightedTerm { weight, term })
+}
+
+fn read_vector(file: &Path) -> Outcome<Vec<f32>> {
+    let name = file.display();
+    let text = std::fs::read_to_string(file).map_err(|e| Failure::usage(format!("can't read `{name}`: {e}")))?;
+    let wrong = |e| Failure::usage(format!("`{name}` is no vector, such as [0.1, -0.2, 0.3]: {e}"));
+    serde_json::from_str(&text).map_err(wrong)
 }
 
 /// Those that name anything. Searchers take them apart: they know which names have commas.
@@ -231,6 +268,7 @@ fn title(args: &SearchArgs, asked: &[Asked]) -> String {
     parts.extend(args.like.as_ref().map(|item| format!("like {item}")));
     let file = args.image.as_ref().and_then(|file| file.file_name());
     parts.extend(file.map(|name| format!("like {}", name.to_string_lossy())));
+    parts.extend(args.vector.as_ref().map(|_| "near a vector".to_string()));
     parts.join(", ")
 }
 
@@ -288,6 +326,9 @@ mod tests {
             "--with Male -k 0",
             "--with Male -k 10001",
             "--with Male --min-coverage 2",
+            "--with Male --attributes-weight 0",
+            "--like a.jpg --like-weight NaN",
+            "--vector /nowhere.json",
         ] {
             assert_eq!(request(&parse(line)).unwrap_err().exit as u8, 64, "{line}");
         }
@@ -295,9 +336,16 @@ mod tests {
 
     #[test]
     fn terms_of_all_kinds_are_asked_together() {
-        let request = request(&parse("--with Male --like a.jpg")).unwrap();
-        assert_eq!(request.terms.len(), 2);
-        assert!(matches!(&request.terms[1].term, Term::Item { item } if item == "a.jpg"));
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("v.json");
+        std::fs::write(&file, "[0.5, -1]").unwrap();
+        let line = format!("--with Male --like a.jpg --like-weight=-0.5 --vector {} --vector-weight 2", file.display());
+        let terms = request(&parse(&line)).unwrap().terms;
+        assert_eq!(terms.iter().map(|term| term.weight).collect::<Vec<_>>(), [1.0, -0.5, 2.0]);
+        assert!(matches!(&terms[1].term, Term::Item { item } if item == "a.jpg"));
+        assert_eq!(terms[2].term, Term::Vector { values: vec![0.5, -1.0] });
+        std::fs::write(&file, "{}").unwrap();
+        assert!(request(&parse(&line)).unwrap_err().to_string().contains("is no vector"));
     }
 
     #[test]

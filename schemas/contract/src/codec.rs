@@ -40,6 +40,17 @@ pub enum OldBody<'a> {
     Json(serde_json::Value),
 }
 
+impl OldBody<'_> {
+    /// The body as the type that it had. `message` names it in errors.
+    pub fn read<T: DeserializeOwned>(self, message: &'static str) -> Result<T, CodecError> {
+        let malformed = |detail: String| CodecError::Malformed { message, detail };
+        match self {
+            Self::Bincode(bytes) => body_of(bytes).map_err(malformed),
+            Self::Json(value) => serde_json::from_value(value).map_err(|e| malformed(e.to_string())),
+        }
+    }
+}
+
 /// One of the two forms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
@@ -202,10 +213,14 @@ fn decode_bincode<M: Message>(bytes: &[u8]) -> Result<M, CodecError> {
     if header.version < M::VERSION {
         return M::upgrade(header.version, OldBody::Bincode(body));
     }
-    let (message, used): (M, usize) =
-        bincode::serde::decode_from_slice(body, bincode_config()).map_err(|e| malformed(e.to_string()))?;
+    body_of(body).map_err(malformed)
+}
+
+fn body_of<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    let (message, used): (T, usize) =
+        bincode::serde::decode_from_slice(body, bincode_config()).map_err(|e| e.to_string())?;
     if used != body.len() {
-        return Err(malformed(format!("{} bytes after its end", body.len() - used)));
+        return Err(format!("{} bytes after its end", body.len() - used));
     }
     Ok(message)
 }

@@ -1,8 +1,10 @@
 //! Search: the public request and reply, and what root and leaf say to each other.
 
+mod past;
+
 use serde::{Deserialize, Serialize};
 
-use crate::codec::{Message, raw_bytes};
+use crate::codec::{CodecError, Message, OldBody, raw_bytes};
 use crate::ids::{Name, WorkerId};
 use crate::jobs::GenerationRef;
 use crate::ranking::Candidate;
@@ -82,7 +84,12 @@ pub enum SearchReply {
 
 impl Message for SearchReply {
     const NAME: &'static str = "search-reply";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
+
+    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        // Version 2 has one more kind of error.
+        body.read(Self::NAME)
+    }
 }
 
 /// Results of a search.
@@ -98,7 +105,8 @@ pub struct SearchResults {
     pub coverage: Coverage,
     /// Names of the hits' labels.
     pub vocabulary: Vec<String>,
-    /// Milliseconds by stage: `embed`, `fan_out`, `details`, `total`.
+    /// Milliseconds by stage: `embed`, `fan_out`, `leaf` (the slowest leaf's own time, part of `fan_out`), `merge`,
+    /// `details`, `total`.
     pub timings_ms: Vec<(String, f64)>,
 }
 
@@ -172,6 +180,8 @@ pub enum SearchErrorKind {
     Deadline,
     /// Try again later.
     Unavailable,
+    /// Too many searches at once: try again after a pause (HTTP's 429).
+    Overloaded,
 }
 
 /// Root → leaf.
@@ -181,13 +191,19 @@ pub struct LeafRequest {
     pub generation: GenerationRef,
     /// Time left.
     pub deadline_ms: u32,
+    /// Names the request in a [`LeafCancel`]: unlike any other's at the same time.
+    pub number: u64,
     /// What is asked.
     pub ask: LeafAsk,
 }
 
 impl Message for LeafRequest {
     const NAME: &'static str = "leaf-request";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
+
+    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        body.read::<past::LeafRequestV1>(Self::NAME).map(Self::from)
+    }
 }
 
 /// What a root asks of a leaf.
@@ -202,6 +218,8 @@ pub enum LeafAsk {
         query: Vec<f32>,
         /// K.
         k: u32,
+        /// Whether labels and image references are to come with the candidates: it saves another request.
+        details: bool,
     },
     /// Labels and image references of rows.
     Details {
@@ -217,18 +235,36 @@ pub enum LeafAsk {
     },
 }
 
+/// Root → leaf, without an answer: nobody waits for this request any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeafCancel {
+    /// [`LeafRequest::number`].
+    pub number: u64,
+}
+
+impl Message for LeafCancel {
+    const NAME: &'static str = "leaf-cancel";
+    const VERSION: u16 = 1;
+}
+
 /// Leaf → root.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LeafReply {
     /// Who answers.
     pub worker: WorkerId,
+    /// Microseconds between request and answer in the leaf: waiting and computing.
+    pub took_us: u32,
     /// The answer.
     pub answer: LeafAnswer,
 }
 
 impl Message for LeafReply {
     const NAME: &'static str = "leaf-reply";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
+
+    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        body.read::<past::LeafReplyV1>(Self::NAME).map(Self::from)
+    }
 }
 
 /// What a leaf answers.
@@ -239,6 +275,8 @@ pub enum LeafAnswer {
     TopK {
         /// Best K over the shards that were searched, in ranking order.
         candidates: Vec<Candidate>,
+        /// Of every candidate, in their order; empty when they were not asked for.
+        details: Vec<Detail>,
         /// The shards that were searched, with their rows.
         searched: Vec<(u32, u64)>,
         /// The shards that were not, with the reason.
@@ -250,6 +288,8 @@ pub enum LeafAnswer {
     Embedding(Option<Vec<f32>>),
     /// The leaf can't answer.
     Refused(String),
+    /// The leaf has too much to do at the moment; said at once.
+    Overloaded,
 }
 
 /// What a leaf knows of a row.

@@ -79,3 +79,8 @@ pub const SEARCH_GROUP: &str = "roots";
 pub fn leaf(worker: &WorkerId) -> String {
     format!("likeness.v1.leaf.{worker}")
 }
+
+/// Subject on which one searcher's leaf hears that nobody waits for an answer any more.
+pub fn leaf_cancel(worker: &WorkerId) -> String {
+    format!("likeness.v1.leaf.{worker}.cancel")
+}

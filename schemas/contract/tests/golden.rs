@@ -504,21 +504,25 @@ fn searches() {
     check("found", &SearchReply::Found(Box::new(results)));
     let error = SearchError { kind: SearchErrorKind::Coverage, message: "half is missing".into(), nearest: vec![] };
     check("error", &SearchReply::Error(error));
+    let error = SearchError { kind: SearchErrorKind::Overloaded, message: "too many".into(), nearest: vec![] };
+    check("overloaded", &SearchReply::Error(error));
 
     let asks = [
-        ("top-k", LeafAsk::TopK { shards: vec![0, 2], query: vec![0.6, 0.8], k: 20 }),
+        ("top-k", LeafAsk::TopK { shards: vec![0, 2], query: vec![0.6, 0.8], k: 20, details: true }),
         ("details", LeafAsk::Details { rows: vec![(0, 17)] }),
         ("embedding", LeafAsk::Embedding { shards: vec![0], item: "000001.jpg".into() }),
     ];
     for (case, ask) in asks {
-        check(case, &LeafRequest { generation: generation(), deadline_ms: 900, ask });
+        check(case, &LeafRequest { generation: generation(), deadline_ms: 900, number: 77, ask });
     }
+    check("cancel", &LeafCancel { number: 77 });
     let candidate = Candidate { d2: 0.3, item: "000001.jpg".into(), shard: 0, row: 17 };
     let answers = [
         (
             "top-k",
             LeafAnswer::TopK {
                 candidates: vec![candidate],
+                details: vec![Detail { labels: vec![1, 0], source_part: 0, source_row: 5 }],
                 searched: vec![(0, 2_048)],
                 missing: vec![(2, "not held".into())],
             },
@@ -526,9 +530,10 @@ fn searches() {
         ("details", LeafAnswer::Details(vec![Detail { labels: vec![1, 0], source_part: 0, source_row: 5 }])),
         ("embedding", LeafAnswer::Embedding(Some(vec![0.6, 0.8]))),
         ("refused", LeafAnswer::Refused("generation `x` is not loaded".into())),
+        ("overloaded", LeafAnswer::Overloaded),
     ];
     for (case, answer) in answers {
-        check(case, &LeafReply { worker: worker(), answer });
+        check(case, &LeafReply { worker: worker(), took_us: 850, answer });
     }
 }
 

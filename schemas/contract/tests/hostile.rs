@@ -67,7 +67,7 @@ fn a_message_over_the_limit_is_refused_in_both_directions() {
     let item = "x".repeat(MAX_MESSAGE_BYTES);
     let ask = LeafAsk::Embedding { shards: vec![], item };
     let generation = GenerationRef { gallery: Name::new("g").unwrap(), generation: JobId::new("n").unwrap() };
-    let request = LeafRequest { generation, deadline_ms: 1, ask };
+    let request = LeafRequest { generation, deadline_ms: 1, number: 1, ask };
     assert!(matches!(encode(&request, Encoding::Bincode), Err(CodecError::TooLarge { .. })));
     let bytes = vec![b'{'; MAX_MESSAGE_BYTES + 1];
     assert!(matches!(decode::<LeafRequest>(&bytes, Encoding::Json), Err(CodecError::TooLarge { .. })));
@@ -76,9 +76,9 @@ fn a_message_over_the_limit_is_refused_in_both_directions() {
 #[test]
 fn what_fits_when_it_is_written_is_read_back() {
     let shards = vec![7; MAX_MESSAGE_BYTES - 100];
-    let ask = LeafAsk::TopK { shards, query: vec![1.0], k: 1 };
+    let ask = LeafAsk::TopK { shards, query: vec![1.0], k: 1, details: false };
     let generation = GenerationRef { gallery: Name::new("g").unwrap(), generation: JobId::new("n").unwrap() };
-    let request = LeafRequest { generation, deadline_ms: 1, ask };
+    let request = LeafRequest { generation, deadline_ms: 1, number: 1, ask };
     let bytes = encode(&request, Encoding::Bincode).unwrap();
     assert!(bytes.len() > MAX_MESSAGE_BYTES - 100, "one byte a shard");
     assert_eq!(decode::<LeafRequest>(&bytes, Encoding::Bincode).unwrap(), request);

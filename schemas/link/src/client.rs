@@ -3,6 +3,8 @@
 mod watch;
 
 use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use likeness_contract::documents::{DatasetManifest, Release};
@@ -14,6 +16,7 @@ use likeness_contract::subjects;
 
 use crate::bus::Bus;
 use crate::error::{Error, ErrorKind};
+use crate::hedge::Hedge;
 use crate::settings::NatsSettings;
 use crate::store::Store;
 
@@ -28,11 +31,15 @@ const SEARCH_SLACK: Duration = Duration::from_secs(1);
 /// How long it may last that nobody takes searches.
 const NOBODY_THERE: Duration = Duration::from_secs(1);
 
+/// How long a searcher gets before another one is asked as well: as long as there were few answers, and at least.
+const SEARCH_PATIENCE: [Duration; 2] = [Duration::from_millis(250), Duration::from_millis(50)];
+
 /// A connection to the coordinator, the searchers and the store.
 #[derive(Debug, Clone)]
 pub struct Client {
     bus: Bus,
     store: Store,
+    searches: Arc<Hedge>,
 }
 
 /// Why a call had no success.
@@ -78,12 +85,13 @@ impl Client {
     /// Connects to NATS and opens the store.
     pub async fn connect(nats: &NatsSettings, store: &str) -> ClientResult<Self> {
         let (bus, store) = tokio::join!(Bus::connect(nats, "likeness-client"), Store::open(store));
-        Ok(Self { bus: bus?, store: store? })
+        Ok(Self::over(bus?, store?))
     }
 
     /// A client over connections that exist already.
     pub fn over(bus: Bus, store: Store) -> Self {
-        Self { bus, store }
+        let [first, least] = SEARCH_PATIENCE;
+        Self { bus, store, searches: Arc::new(Hedge::new(first, least)) }
     }
 
     /// The connection to NATS.
@@ -206,12 +214,13 @@ impl Client {
         }
     }
 
-    /// Asks the searchers. For a moment in which none is there, because one leaves as another comes, it waits.
+    /// Asks the searchers. For a moment in which none is there, because one leaves as another comes, it waits. One whose
+    /// answer is later than most, perhaps because it died, is joined by another.
     pub async fn search(&self, request: &SearchRequest) -> ClientResult<SearchResults> {
         let timeout = Duration::from_millis(request.deadline_ms.into()) + SEARCH_SLACK;
         let asked = Instant::now();
         loop {
-            match self.bus.request(subjects::SEARCH.into(), request, timeout).await {
+            match self.ask_searchers(request, timeout).await {
                 Ok(SearchReply::Found(results)) => return Ok(*results),
                 Ok(SearchReply::Error(error)) => return Err(ClientError::Search(error)),
                 Err(error) if error.kind == ErrorKind::Unreachable && self.bus.is_connected() => {
@@ -225,10 +234,64 @@ impl Client {
             }
         }
     }
+
+    async fn ask_searchers(&self, request: &SearchRequest, timeout: Duration) -> crate::error::Result<SearchReply> {
+        let (hedge, asked) = (&self.searches, Instant::now());
+        hedge.on_request();
+        let first = self.bus.request(subjects::SEARCH.into(), request, timeout);
+        let late = hedge.patience().min(timeout / 3);
+        let second = async {
+            tokio::time::sleep(late).await;
+            if !hedge.may_ask_more() {
+                return None;
+            }
+            hedge.on_extra(1);
+            Some(self.bus.request(subjects::SEARCH.into(), request, timeout.saturating_sub(late)).await)
+        };
+        let answer = first_answer(first, second).await;
+        hedge.on_end(asked.elapsed());
+        answer
+    }
+}
+
+/// The answer that comes first; an error only when there is no other, or the second is not asked.
+async fn first_answer<T, E>(
+    first: impl Future<Output = Result<T, E>>,
+    second: impl Future<Output = Option<Result<T, E>>>,
+) -> Result<T, E> {
+    let (mut first, mut second) = (std::pin::pin!(first), std::pin::pin!(second));
+    tokio::select! {
+        biased;
+        answer = &mut first => answer,
+        another = &mut second => match another {
+            Some(Ok(answer)) => Ok(answer),
+            Some(Err(_)) | None => first.await,
+        },
+    }
 }
 
 fn unexpected(reply: &ApiReply) -> ClientError {
     let name = format!("{reply:?}");
     let name = name.split(['(', ' ']).next().unwrap_or_default();
     Error::new(ErrorKind::Corrupt, format!("the coordinator answered something else: `{name}`")).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_searcher_that_died_with_the_request_is_not_waited_for() {
+        let dead = pending::<Result<u8, &str>>();
+        assert_eq!(first_answer(dead, ready(Some(Ok(2)))).await, Ok(2));
+        assert_eq!(first_answer(ready(Ok::<u8, &str>(1)), pending()).await, Ok(1));
+        let slow = async {
+            tokio::task::yield_now().await;
+            Ok::<u8, &str>(1)
+        };
+        assert_eq!(first_answer(slow, ready(Some(Err("gone")))).await, Ok(1));
+        assert_eq!(first_answer(async { ready(Err::<u8, _>("refused")).await }, ready(None)).await, Err("refused"));
+    }
 }

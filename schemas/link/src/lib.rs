@@ -7,6 +7,7 @@
 pub mod bus;
 pub mod client;
 pub mod error;
+pub mod hedge;
 pub mod images;
 pub mod kv;
 pub mod pull;

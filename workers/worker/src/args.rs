@@ -121,7 +121,7 @@ impl Args {
             worker: self.id.unwrap_or_else(|| fresh_id(&host, now)),
             kinds: self.roles.kinds(),
             searches: self.roles.0.contains(&Role::Search),
-            search: self.search.resolve(threads),
+            search: self.search.resolve(),
             device: self.device,
             threads,
             winograd: self.winograd,

@@ -90,7 +90,7 @@ impl Bench {
             store: self.folder.path().join("store").to_str().unwrap().into(),
             nats: self.nats.clone(),
             host: "test".into(),
-            search: SearchSettings::new(replicas, Duration::from_secs(600), 1),
+            search: SearchSettings::new(replicas, Duration::from_secs(600)),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let shutdown = Shutdown::default();
@@ -140,19 +140,22 @@ impl Bench {
 
     /// Stores a generation of random rows and the model that embeds its queries.
     async fn generation(&self, name: &str, seed: u64) -> Generation {
+        self.generation_of(name, seed, (0..SHARDS).map(|number| shard_rows(number, seed)).collect()).await
+    }
+
+    async fn generation_of(&self, name: &str, seed: u64, slices: Vec<ShardRows>) -> Generation {
         let job = JobId::new(name).unwrap();
         let gallery = Name::new("faces").unwrap();
         let dataset = self.dataset().await;
         let (model, model_manifest) = self.model(&job, &dataset, seed).await;
         let (mut shards, mut rows) = (Vec::new(), Vec::new());
-        for number in 0..SHARDS {
-            let shard = shard_rows(number, seed);
+        for (number, shard) in (0..).zip(slices) {
             rows.extend(shard.item_ids.iter().cloned().zip(shard.embeddings.chunks(DIM).map(<[f32]>::to_vec)));
             let bytes = Bytes::from(encode_shard(&shard, DIM, vocabulary().len()).unwrap());
             let digest = Digest::of(&bytes);
             let key = keys::shard(&gallery, &job, number, &digest);
             let object = self.store.create_object(key, bytes, digest).await.unwrap();
-            shards.push(ShardEntry { shard: number, object, rows: SHARD_ROWS as u64 });
+            shards.push(ShardEntry { shard: number, object, rows: shard.len() as u64 });
         }
         let key = keys::generation_manifest(&gallery, &job);
         let manifest = GenerationManifest {
@@ -296,6 +299,27 @@ fn shard_rows(number: u32, seed: u64) -> ShardRows {
         source_row: rows.map(|row| row as u32).collect(),
         image_digest: vec![[0; 32]; SHARD_ROWS],
     }
+}
+
+/// All rows of [`shard_rows`], cut into so many shards.
+fn cut(seed: u64, shards: usize) -> Vec<ShardRows> {
+    let all: Vec<ShardRows> = (0..SHARDS).map(|number| shard_rows(number, seed)).collect();
+    let rows = SHARDS as usize * SHARD_ROWS;
+    let slice = |shard: usize| {
+        let mut slice = ShardRows::default();
+        for row in shard * rows / shards..(shard + 1) * rows / shards {
+            let (from, row) = (&all[row / SHARD_ROWS], row % SHARD_ROWS);
+            slice.item_ids.push(from.item_ids[row].clone());
+            slice.embeddings.extend(&from.embeddings[row * DIM..][..DIM]);
+            slice.labels.extend(&from.labels[row * 3..][..3]);
+            slice.split.push(from.split[row]);
+            slice.source_part.push(from.source_part[row]);
+            slice.source_row.push(from.source_row[row]);
+            slice.image_digest.push(from.image_digest[row]);
+        }
+        slice
+    };
+    (0..shards).map(slice).collect()
 }
 
 /// As a root normalises the sum of one term.
@@ -547,4 +571,74 @@ async fn many_searches_at_once_are_all_answered_alike() {
     for asked in asks.collect::<Vec<_>>() {
         assert_eq!(asked.await.unwrap().unwrap(), expected);
     }
+}
+
+/// Ids, order and the bits of the distances.
+fn digest(hits: &[Hit]) -> Digest {
+    let bytes = |hit: &Hit| [hit.item.as_bytes(), b" ", &hit.distance.to_bits().to_le_bytes()].concat();
+    Digest::of(&hits.iter().flat_map(bytes).collect::<Vec<u8>>())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_number_of_shards_and_replicas_gives_the_same_answer() {
+    let bench = Bench::start().await;
+    let mut layouts = Vec::new();
+    for shards in [1, 3, 16, 64] {
+        layouts.push(bench.generation_of(&format!("in-{shards}"), 7, cut(7, shards)).await);
+    }
+    let stored = layouts[0].embedding("000033.jpg").to_vec();
+    let questions = [
+        (SearchRequest { k: 10, ..strict(request(vec![vector(&layouts[0].rows[77].1)])) }, ""),
+        (SearchRequest { k: 1500, ..strict(request(vec![vector(&layouts[0].rows[500].1)])) }, ""),
+        (SearchRequest { k: 100, ..strict(request(vec![Term::Item { item: "000033.jpg".into() }])) }, "000033.jpg"),
+    ];
+    let mut expected: Vec<Digest> = Vec::new();
+    let mut release = 0;
+    for replicas in 1..=3 {
+        let names = ["a", "b", "c"].map(|name| format!("{name}{replicas}"));
+        let searchers: Vec<_> = names.iter().map(|name| bench.searcher(name, replicas)).collect();
+        for layout in &layouts {
+            release += 1;
+            bench.alias(Some(layout.served(release)), None).await;
+            held_by(&bench, layout, replicas).await;
+            for (number, (question, left_out)) in questions.iter().enumerate() {
+                let results = until(async || {
+                    let results = bench.ask(question).await.ok()?;
+                    (results.release == release).then_some(results)
+                })
+                .await;
+                let query = if left_out.is_empty() { vector_of(question) } else { stored.clone() };
+                let nearest = layout.nearest(&unit(&query), question.k as usize, left_out);
+                assert_eq!(
+                    found(&results.hits),
+                    nearest,
+                    "{} shards, {replicas} replicas",
+                    layout.manifest.shards.len()
+                );
+                let found = digest(&results.hits);
+                assert_eq!(*expected.get(number).unwrap_or(&found), found);
+                expected.extend((expected.len() == number).then_some(found));
+            }
+        }
+        for searcher in searchers {
+            searcher.leave().await;
+        }
+    }
+}
+
+fn vector_of(question: &SearchRequest) -> Vec<f32> {
+    let Term::Vector { values } = &question.terms[0].term else { panic!("a vector") };
+    values.clone()
+}
+
+/// Waits until every shard is announced by so many searchers, whichever they are.
+async fn held_by(bench: &Bench, layout: &Generation, replicas: usize) {
+    until(async || {
+        let placements = bench.placements().await;
+        let held = placements.iter().flat_map(|placement| &placement.held);
+        let held: Vec<_> = held.filter(|held| held.generation == layout.reference).collect();
+        let holders = |shard: u32| held.iter().filter(|held| held.shards.contains(&shard)).count();
+        (0..layout.manifest.shards.len() as u32).all(|shard| holders(shard) >= replicas).then_some(())
+    })
+    .await;
 }

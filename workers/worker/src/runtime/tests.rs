@@ -351,6 +351,6 @@ fn settings(bench: &Bench) -> Settings {
         store: bench.folder.path().join("store").to_str().unwrap().into(),
         nats: bench.settings.clone(),
         host: "test".into(),
-        search: SearchSettings::new(2, Duration::from_secs(600), 1),
+        search: SearchSettings::new(2, Duration::from_secs(600)),
     }
 }

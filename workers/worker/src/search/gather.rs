@@ -49,6 +49,8 @@ struct Wanted {
     reason: String,
     /// Why a live searcher does not hold it: says more than that those who held it are gone.
     trouble: Option<String>,
+    /// Whether a leaf was asked that has too much to do.
+    overloaded: bool,
 }
 
 /// One fan-out.
@@ -61,23 +63,18 @@ pub struct Gather {
 }
 
 impl Gather {
-    /// `shards` are (number, rows) of the whole generation, `holders` the replicas by shard. `turn` differs
-    /// from query to query, so that replicas share the work.
+    /// `shards` are (number, rows) of the whole generation, `holders` the replicas by shard in the order in which they
+    /// are to be asked.
     pub fn new(
         generation: &GenerationRef,
         shards: impl IntoIterator<Item = (u32, u64)>,
         holders: &BTreeMap<u32, Vec<WorkerId>>,
-        turn: usize,
     ) -> Self {
         let wanted = |(shard, rows)| {
-            let mut untried = holders.get(&shard).cloned().unwrap_or_default();
-            untried.sort_unstable();
-            if !untried.is_empty() {
-                let by = turn % untried.len();
-                untried.rotate_left(by);
-            }
+            let untried = holders.get(&shard).into_iter().flatten().rev().cloned().collect();
             let reason = format!("no searcher holds it in generation `{}`", generation.generation);
-            (shard, Wanted { rows, untried, patient: 0, in_flight: 0, by: None, reason, trouble: None })
+            let (by, trouble, overloaded) = (None, None, false);
+            (shard, Wanted { rows, untried, patient: 0, in_flight: 0, by, reason, trouble, overloaded })
         };
         let shards = shards.into_iter().map(wanted).collect();
         Self { shards, asked: Vec::new(), late: BTreeSet::new(), partials: Vec::new() }
@@ -149,6 +146,26 @@ impl Gather {
     pub fn on_failure(&mut self, number: usize, reason: &str) {
         let asked = self.settle(number);
         self.give_reason(&asked, reason);
+    }
+
+    /// A leaf has too much to do.
+    pub fn on_overload(&mut self, number: usize) {
+        for shard in &self.asked[number].shards {
+            if let Some(wanted) = self.shards.get_mut(shard) {
+                wanted.overloaded = true;
+            }
+        }
+        self.on_failure(number, "is busy: too many searches wait");
+    }
+
+    /// Whether a shard is missing because there is too much to do.
+    pub fn is_overloaded(&self) -> bool {
+        self.shards.values().any(|wanted| wanted.by.is_none() && wanted.overloaded)
+    }
+
+    /// Whether an answer to this request would still bring something.
+    pub fn is_open(&self, number: usize) -> bool {
+        self.asked[number].shards.iter().any(|shard| self.shards.get(shard).is_some_and(|wanted| wanted.by.is_none()))
     }
 
     /// A leaf has had its time: the next replica may be asked as well. Its answer still counts.
@@ -263,8 +280,7 @@ mod tests {
         let generation = GenerationRef { gallery: Name::new("g").unwrap(), generation: JobId::new("j").unwrap() };
         let both = vec![worker("a"), worker("b")];
         let holders = BTreeMap::from([(0, both.clone()), (1, both), (2, vec![worker("b")])]);
-        // The last of the rotated list is asked first: `a` where both hold a shard.
-        Gather::new(&generation, [(0, 10), (1, 10), (2, 10)], &holders, 1)
+        Gather::new(&generation, [(0, 10), (1, 10), (2, 10)], &holders)
     }
 
     fn row(shard: u32, d2: f64) -> Candidate {
@@ -310,6 +326,20 @@ mod tests {
         assert_eq!(hits, [row(0, 0.4)]);
         assert_eq!((coverage.rows, coverage.total_rows, coverage.shards, coverage.total_shards), (20, 30, 2, 3));
         assert_eq!(coverage.reasons, ["shard 2: `b`: busy"]);
+    }
+
+    #[test]
+    fn a_busy_leaf_is_followed_by_the_other_and_told_apart() {
+        let mut gather = gather();
+        gather.next_requests();
+        gather.on_overload(0);
+        let second = gather.next_requests();
+        assert_eq!(asked(&second), [("b", vec![0, 1])]);
+        assert!(gather.is_overloaded() && gather.is_open(second[0].number));
+        gather.on_partial(second[0].number, partial(vec![], &[0, 1]));
+        gather.on_failure(1, "is gone");
+        assert!(!gather.is_overloaded(), "what is missing is so for another reason");
+        assert!(!gather.is_open(second[0].number));
     }
 
     #[test]
@@ -410,7 +440,7 @@ mod tests {
     #[test]
     fn no_replica_is_said_as_such() {
         let generation = GenerationRef { gallery: Name::new("g").unwrap(), generation: JobId::new("j").unwrap() };
-        let mut gather = Gather::new(&generation, [(0, 5)], &BTreeMap::new(), 0);
+        let mut gather = Gather::new(&generation, [(0, 5)], &BTreeMap::new());
         assert!(gather.next_requests().is_empty() && gather.is_complete());
         assert_eq!(gather.finish(1).1.reasons, ["shard 0: no searcher holds it in generation `j`"]);
     }

@@ -1,23 +1,25 @@
 //! The leaf: answers for the shards that it holds.
 //!
-//! Scans run on a rayon pool of their own, beside the tasks; a bounded number of requests waits for them and
-//! further ones are refused at once, so that the root can ask another replica. A scan stops at its deadline.
+//! Scans run on a rayon pool of their own, beside the tasks ([`Scans`]); a bounded number of requests waits for them and
+//! further ones are refused at once, so that the root can ask another replica. A request ends with its answer, at its
+//! deadline, or when the root says that nobody waits for it.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use likeness_contract::ids::WorkerId;
 use likeness_contract::ranking::MAX_K;
 use likeness_contract::search::{Detail, LeafAnswer, LeafAsk, LeafReply, LeafRequest};
-use likeness_index::{Cancel, Shard, top_k};
+use likeness_index::Shard;
 use likeness_link::error::{Error as LinkError, chain};
 use rayon::ThreadPool;
-use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::holdings::Holdings;
 use super::query::MAX_TERMS;
+use super::scans::{NoScan, Scan, Scans};
 use super::settings::SearchSettings;
 
 /// Candidates that a root may ask for: one more for each item that it leaves out.
@@ -28,122 +30,177 @@ const MAX_LEAF_K: usize = MAX_K + MAX_TERMS;
 pub struct Leaf {
     worker: WorkerId,
     holdings: Arc<Holdings>,
-    pool: Arc<ThreadPool>,
-    scans: Arc<Semaphore>,
-    waiting: Arc<Semaphore>,
+    scans: Arc<Scans>,
+    /// Requests by number, to be cancelled.
+    under_way: Mutex<HashMap<u64, CancellationToken>>,
 }
 
-/// Why a leaf can't answer, in words for the root.
-type Refusal = String;
+/// Why a leaf can't answer.
+#[derive(Debug)]
+enum Refusal {
+    /// In words for the root.
+    Because(String),
+    Overloaded,
+}
+
+impl From<String> for Refusal {
+    fn from(words: String) -> Self {
+        Self::Because(words)
+    }
+}
+
+impl From<NoScan> for Refusal {
+    fn from(why: NoScan) -> Self {
+        match why {
+            NoScan::Overloaded => Self::Overloaded,
+            NoScan::TooLate => Self::Because("the deadline came first".into()),
+            NoScan::Failed(why) => Self::Because(why),
+        }
+    }
+}
+
+impl From<Refusal> for LeafAnswer {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Because(words) => Self::Refused(words),
+            Refusal::Overloaded => Self::Overloaded,
+        }
+    }
+}
 
 impl Leaf {
     /// A leaf over `holdings` that scans on `pool`.
     pub fn new(worker: WorkerId, holdings: Arc<Holdings>, pool: ThreadPool, settings: &SearchSettings) -> Self {
-        let scans = Arc::new(Semaphore::new(settings.scans));
-        let waiting = Arc::new(Semaphore::new(settings.scans + settings.waiting));
-        Self { worker, holdings, pool: Arc::new(pool), scans, waiting }
+        Self { worker, holdings, scans: Scans::new(pool, settings.waiting), under_way: Mutex::default() }
     }
 
     /// Answers a request, at the latest at its deadline.
     pub async fn answer(&self, request: LeafRequest) -> LeafReply {
-        let answer = self.try_answer(request).await.unwrap_or_else(LeafAnswer::Refused);
-        LeafReply { worker: self.worker.clone(), answer }
+        let received = Instant::now();
+        let entered = Entered::new(self, request.number);
+        let answer = tokio::select! {
+            answer = self.try_answer(request, received) => answer.unwrap_or_else(LeafAnswer::from),
+            () = entered.cancelled.cancelled() => LeafAnswer::Refused("was cancelled".into()),
+        };
+        let took_us = u32::try_from(received.elapsed().as_micros()).unwrap_or(u32::MAX);
+        LeafReply { worker: self.worker.clone(), took_us, answer }
+    }
+
+    /// Nobody waits for a request any more; one that is not known has been answered.
+    pub fn cancel(&self, number: u64) {
+        if let Some(request) = self.under_way().get(&number) {
+            request.cancel();
+        }
+    }
+
+    fn under_way(&self) -> MutexGuard<'_, HashMap<u64, CancellationToken>> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The answer to what is no request, or whose answer is too large.
     pub fn refuse(error: &LinkError) -> LeafReply {
         let worker = WorkerId::new("leaf").expect("a well-formed id");
-        LeafReply { worker, answer: LeafAnswer::Refused(chain(error)) }
+        LeafReply { worker, took_us: 0, answer: LeafAnswer::Refused(chain(error)) }
     }
 
-    async fn try_answer(&self, request: LeafRequest) -> Result<LeafAnswer, Refusal> {
-        let LeafRequest { generation, deadline_ms, ask } = request;
-        let deadline = Instant::now() + Duration::from_millis(deadline_ms.into());
+    async fn try_answer(&self, request: LeafRequest, received: Instant) -> Result<LeafAnswer, Refusal> {
+        let LeafRequest { generation, deadline_ms, number: _, ask } = request;
+        let deadline = received + Duration::from_millis(deadline_ms.into());
         let held = self.holdings.shards(&generation);
         let held = held.ok_or_else(|| format!("does not hold generation `{}`", generation.generation))?;
         match ask {
-            LeafAsk::TopK { shards, query, k } => self.top_k(held, shards, query, k as usize, deadline).await,
-            LeafAsk::Details { rows } => details(&held, &rows),
-            LeafAsk::Embedding { shards, item } => embedding(&held, &shards, &item),
+            LeafAsk::TopK { shards: asked, query, k, details } => {
+                let k = k as usize;
+                let (shards, missing) = found(&held, asked);
+                check(&shards, &query, k)?;
+                let scan = Scan { generation, shards, query, k, deadline };
+                self.top_k(&held, scan, missing, details).await
+            }
+            LeafAsk::Details { rows } => Ok(LeafAnswer::Details(details(&held, &rows)?)),
+            LeafAsk::Embedding { shards, item } => Ok(LeafAnswer::Embedding(embedding(&held, &shards, &item)?)),
         }
     }
 
     async fn top_k(
         &self,
-        held: BTreeMap<u32, Arc<Shard>>,
-        mut asked: Vec<u32>,
-        query: Vec<f32>,
-        k: usize,
-        deadline: Instant,
+        held: &BTreeMap<u32, Arc<Shard>>,
+        scan: Scan,
+        missing: Vec<u32>,
+        with_details: bool,
     ) -> Result<LeafAnswer, Refusal> {
-        if !(1..=MAX_LEAF_K).contains(&k) {
-            return Err(format!("K = {k} is not within 1–{MAX_LEAF_K}"));
-        }
-        asked.sort_unstable();
-        asked.dedup();
-        let (found, missing): (Vec<u32>, Vec<u32>) = asked.into_iter().partition(|shard| held.contains_key(shard));
-        let shards: Vec<Arc<Shard>> = found.iter().map(|shard| Arc::clone(&held[shard])).collect();
-        let searched = shards.iter().map(|shard| (shard.number(), shard.rows() as u64)).collect();
+        let searched = scan.shards.iter().map(|shard| (shard.number(), shard.rows() as u64)).collect();
         let missing = missing.into_iter().map(|shard| (shard, "is not held here".to_string())).collect();
-        let candidates = self.scan(shards, query, k, deadline).await?;
-        Ok(LeafAnswer::TopK { candidates, searched, missing })
-    }
-
-    async fn scan(
-        &self,
-        shards: Vec<Arc<Shard>>,
-        query: Vec<f32>,
-        k: usize,
-        deadline: Instant,
-    ) -> Result<Vec<likeness_contract::ranking::Candidate>, Refusal> {
-        let too_late = |_| "the deadline came first".to_string();
-        let _place = self.waiting.try_acquire().map_err(|_| "is busy: too many searches wait".to_string())?;
-        let permit = timeout_at(deadline, Arc::clone(&self.scans).acquire_owned()).await.map_err(too_late)?;
-        let permit = permit.map_err(|_| "is stopping".to_string())?;
-        let (cancel, pool) = (CancelOnDrop::default(), Arc::clone(&self.pool));
-        let flag = cancel.0.clone();
-        let work = tokio::task::spawn_blocking(move || {
-            let shards: Vec<&Shard> = shards.iter().map(Arc::as_ref).collect();
-            let found = pool.install(|| top_k(&shards, &query, k, &flag));
-            drop(permit);
-            found
-        });
-        let found = timeout_at(deadline, work).await.map_err(too_late)?;
-        found.map_err(|panic| format!("failed: {panic}"))?.map_err(|error| error.to_string())
+        let candidates = self.scans.scan(scan).await?;
+        let rows: Vec<_> = candidates.iter().map(|candidate| (candidate.shard, candidate.row)).collect();
+        let details = if with_details { details(held, &rows)? } else { Vec::new() };
+        Ok(LeafAnswer::TopK { candidates, details, searched, missing })
     }
 }
 
-/// Stops a scan whose answer nobody waits for.
-#[derive(Debug, Default)]
-struct CancelOnDrop(Cancel);
+/// A request's entry among those under way.
+struct Entered<'a> {
+    leaf: &'a Leaf,
+    number: u64,
+    cancelled: CancellationToken,
+}
 
-impl Drop for CancelOnDrop {
+impl<'a> Entered<'a> {
+    fn new(leaf: &'a Leaf, number: u64) -> Self {
+        let cancelled = CancellationToken::new();
+        leaf.under_way().insert(number, cancelled.clone());
+        Self { leaf, number, cancelled }
+    }
+}
+
+impl Drop for Entered<'_> {
     fn drop(&mut self) {
-        self.0.cancel();
+        self.leaf.under_way().remove(&self.number);
     }
 }
 
-fn details(held: &BTreeMap<u32, Arc<Shard>>, rows: &[(u32, u32)]) -> Result<LeafAnswer, Refusal> {
+/// The shards that are held of those asked for, and the numbers of those that are not.
+fn found(held: &BTreeMap<u32, Arc<Shard>>, mut asked: Vec<u32>) -> (Vec<Arc<Shard>>, Vec<u32>) {
+    asked.sort_unstable();
+    asked.dedup();
+    let (found, missing): (Vec<u32>, Vec<u32>) = asked.into_iter().partition(|shard| held.contains_key(shard));
+    (found.iter().map(|shard| Arc::clone(&held[shard])).collect(), missing)
+}
+
+/// One query must not spoil a batch.
+fn check(shards: &[Arc<Shard>], query: &[f32], k: usize) -> Result<(), Refusal> {
+    if !(1..=MAX_LEAF_K).contains(&k) {
+        return Err(format!("K = {k} is not within 1–{MAX_LEAF_K}").into());
+    }
+    if let Some(shard) = shards.iter().find(|shard| shard.dim() != query.len()) {
+        return Err(format!("the query has dimension {}, the shards have {}", query.len(), shard.dim()).into());
+    }
+    if !query.iter().all(|value| value.is_finite()) {
+        return Err("the query is not finite".to_string().into());
+    }
+    Ok(())
+}
+
+fn details(held: &BTreeMap<u32, Arc<Shard>>, rows: &[(u32, u32)]) -> Result<Vec<Detail>, Refusal> {
     if rows.len() > MAX_LEAF_K {
-        return Err(format!("{} rows are over the limit of {MAX_LEAF_K}", rows.len()));
+        return Err(format!("{} rows are over the limit of {MAX_LEAF_K}", rows.len()).into());
     }
     let detail = |(number, row): &(u32, u32)| {
         let shard = held.get(number).ok_or_else(|| format!("does not hold shard {number}"))?;
         if *row as usize >= shard.rows() {
-            return Err(format!("shard {number} has no row {row}"));
+            return Err(format!("shard {number} has no row {row}").into());
         }
         let (source_part, source_row) = shard.source(*row);
         Ok(Detail { labels: shard.labels(*row).to_vec(), source_part, source_row })
     };
-    rows.iter().map(detail).collect::<Result<_, _>>().map(LeafAnswer::Details)
+    rows.iter().map(detail).collect()
 }
 
-fn embedding(held: &BTreeMap<u32, Arc<Shard>>, shards: &[u32], item: &str) -> Result<LeafAnswer, Refusal> {
+fn embedding(held: &BTreeMap<u32, Arc<Shard>>, shards: &[u32], item: &str) -> Result<Option<Vec<f32>>, Refusal> {
     for number in shards {
         let shard = held.get(number).ok_or_else(|| format!("does not hold shard {number}"))?;
         if let Some(row) = shard.find(item) {
-            return Ok(LeafAnswer::Embedding(Some(shard.embedding(row).to_vec())));
+            return Ok(Some(shard.embedding(row).to_vec()));
         }
     }
-    Ok(LeafAnswer::Embedding(None))
+    Ok(None)
 }

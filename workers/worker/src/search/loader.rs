@@ -3,10 +3,15 @@
 use likeness_contract::documents::{GenerationManifest, ModelManifest, ShardEntry};
 use likeness_contract::messages::Served;
 use likeness_index::Shard;
+use rayon::ThreadPool;
 
 use super::holdings::Kit;
 use crate::error::TaskError;
 use crate::runtime::context::SearchContext;
+
+/// How far loading steps back behind searches, as `nice` counts.
+#[cfg(target_os = "linux")]
+const NICE: i32 = 15;
 
 /// The only distance that shards are ranked by.
 const DISTANCE: &str = "euclidean";
@@ -20,13 +25,40 @@ pub async fn load_kit(cx: &SearchContext, served: &Served) -> Result<Kit, TaskEr
     Ok(Kit { generation, dataset, model })
 }
 
-/// One shard of a generation, straight into memory and ready for fast searches.
-pub async fn load_shard(cx: &SearchContext, kit: &Kit, entry: &ShardEntry) -> Result<Shard, TaskError> {
+/// Threads that load shards. They give way to whatever answers queries: after the loss of a searcher the others load its
+/// shards just when they have more to do.
+pub fn pool(threads: usize) -> Result<ThreadPool, TaskError> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("load-{i}"));
+    // Whoever waits for the shard hears of a panic by the end of its channel.
+    let pool = pool.panic_handler(|_| tracing::error!("the loading of a shard panicked"));
+    pool.start_handler(|_| give_way()).build().map_err(TaskError::transient)
+}
+
+fn give_way() {
+    // On Linux this concerns the calling thread alone.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        tracing::debug!(%error, "loading shards can't give way to searches");
+    }
+}
+
+/// One shard of a generation, straight into memory and ready for fast searches; decoded on `pool`.
+pub async fn load_shard(
+    cx: &SearchContext,
+    pool: &ThreadPool,
+    kit: &Kit,
+    entry: &ShardEntry,
+) -> Result<Shard, TaskError> {
     let ShardEntry { shard: number, object, rows } = entry.clone();
     let bytes = cx.store.read(&object).await?;
     let (dim, attributes) = (kit.generation.embedding_dim as usize, kit.generation.vocabulary.len());
-    let decode = move || Shard::decode(number, bytes, dim, attributes)?.with_codes();
-    let shard = tokio::task::spawn_blocking(decode).await.map_err(TaskError::transient)??;
+    let (done, decoded) = tokio::sync::oneshot::channel();
+    pool.spawn(move || {
+        let shard = Shard::decode(number, bytes, dim, attributes).and_then(Shard::with_codes);
+        // Nobody waits when the searcher leaves.
+        let _ = done.send(shard);
+    });
+    let shard = decoded.await.map_err(TaskError::transient)??;
     if shard.rows() as u64 != rows {
         let found = shard.rows();
         return Err(TaskError::invalid(format!("`{}` has {found} rows, the manifest says {rows}", object.key)));

@@ -7,30 +7,38 @@
 //! Invariants. An announced shard is in memory and was checked against its digest. A query sticks to the
 //! generation it started with. What was not searched is said.
 
+mod embedded;
 mod fan_out;
 mod gather;
 mod holdings;
 mod keeper;
 mod leaf;
 mod loader;
+mod peers;
 mod placement;
 mod query;
 mod rendezvous;
 mod root;
+mod scans;
 mod service;
 pub mod settings;
 mod view;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use likeness_contract::search::LeafRequest;
+use futures::StreamExt;
+use likeness_contract::codec::{self, Encoding};
+use likeness_contract::search::{LeafCancel, LeafRequest};
 use likeness_contract::subjects;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
+use self::embedded::Embedded;
+use self::fan_out::Numbers;
 use self::holdings::Holdings;
 use self::leaf::Leaf;
+use self::peers::Peers;
 use self::settings::SearchSettings;
 use self::view::View;
 use crate::error::TaskError;
@@ -52,7 +60,9 @@ struct Searcher {
     view: Mutex<View>,
     /// Sees every change of view or holdings.
     changed: watch::Sender<()>,
-    turn: AtomicUsize,
+    peers: Peers,
+    numbers: Numbers,
+    embedded: Embedded,
 }
 
 impl Searcher {
@@ -64,7 +74,9 @@ impl Searcher {
         let leaf = Leaf::new(cx.worker.clone(), Arc::clone(&holdings), pool, &settings);
         let view = Mutex::new(View::new(cx.bus.timings().presence_ttl));
         let (changed, _) = watch::channel(());
-        Ok(Self { cx, settings, holdings, leaf, view, changed, turn: AtomicUsize::new(0) })
+        let numbers = Numbers::of(cx.worker.as_str());
+        let (peers, embedded) = (Peers::default(), Embedded::default());
+        Ok(Self { cx, settings, holdings, leaf, view, changed, peers, numbers, embedded })
     }
 
     fn view(&self) -> MutexGuard<'_, View> {
@@ -78,11 +90,6 @@ impl Searcher {
     fn tell_change(&self) {
         self.changed.send_replace(());
     }
-
-    /// Another number for every query.
-    fn turn(&self) -> usize {
-        self.turn.fetch_add(1, Ordering::Relaxed)
-    }
 }
 
 /// Serves searches until `cx.shutdown` is cancelled, then withdraws the announcement and answers what is
@@ -91,7 +98,7 @@ pub async fn serve(cx: SearchContext) -> Result<(), TaskError> {
     let shutdown = cx.shutdown.clone();
     let searcher = Arc::new(Searcher::new(cx)?);
     let placement = tokio::select! {
-        placement = placement::start(&searcher) => placement,
+        placement = placement::start(&searcher) => placement?,
         () = shutdown.cancelled() => return Ok(()),
     };
     let answering = Arc::clone(&searcher);
@@ -101,10 +108,27 @@ pub async fn serve(cx: SearchContext) -> Result<(), TaskError> {
     };
     let subject = subjects::leaf(&searcher.cx.worker);
     let leaf = searcher.cx.bus.serve(subject, None, LEAF_REQUESTS, Leaf::refuse, answer).await?;
+    let _hears_of_cancelled = hear_of_cancelled(&searcher).await?;
     placement.settled().await;
     let served = service::serve(Arc::clone(&searcher)).await;
     placement.withdrawn().await;
     tokio::time::sleep(LINGER).await;
     leaf.stop().await;
     served
+}
+
+/// Requests that nobody waits for any more are taken back, until the returned set is dropped.
+async fn hear_of_cancelled(searcher: &Arc<Searcher>) -> Result<JoinSet<()>, TaskError> {
+    let subject = subjects::leaf_cancel(&searcher.cx.worker);
+    let mut messages = searcher.cx.bus.client().subscribe(subject).await.map_err(TaskError::transient)?;
+    let (mut tasks, searcher) = (JoinSet::new(), Arc::clone(searcher));
+    tasks.spawn(async move {
+        while let Some(message) = messages.next().await {
+            match codec::decode::<LeafCancel>(&message.payload, Encoding::Bincode) {
+                Ok(LeafCancel { number }) => searcher.leaf.cancel(number),
+                Err(error) => tracing::debug!(%error, "no cancelled request"),
+            }
+        }
+    });
+    Ok(tasks)
 }

@@ -13,6 +13,7 @@ use likeness_contract::messages::{AliasState, Placement, Presence, Served};
 use likeness_contract::subjects::{ALIASES_BUCKET, PLACEMENT_BUCKET, PRESENCE_BUCKET};
 use likeness_link::error::chain;
 use likeness_link::kv::{Change, Entry, Kv};
+use rayon::ThreadPool;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -38,7 +39,7 @@ pub struct Running {
 
 /// Starts the watchers and the keeper, once the buckets are there. At shutdown the keeper withdraws the
 /// announcement, while root and leaf still answer.
-pub async fn start(searcher: &Arc<Searcher>) -> Running {
+pub async fn start(searcher: &Arc<Searcher>) -> Result<Running, TaskError> {
     let [aliases, presence, placement] = [ALIASES_BUCKET, PRESENCE_BUCKET, PLACEMENT_BUCKET];
     let (aliases, presence) = (bucket(searcher, aliases).await, bucket(searcher, presence).await);
     let placement = bucket(searcher, placement).await;
@@ -49,9 +50,10 @@ pub async fn start(searcher: &Arc<Searcher>) -> Running {
     watchers.spawn(follow(Arc::clone(searcher), placement.clone(), on_placement));
     let (settled, settled_seen) = watch::channel(false);
     let stop = searcher.cx.shutdown.child_token();
-    let keeper = Keep { searcher: Arc::clone(searcher), bucket: placement, announced: None, settled };
+    let pool = loader::pool(searcher.cx.settings.threads)?;
+    let keeper = Keep { searcher: Arc::clone(searcher), bucket: placement, pool, announced: None, settled };
     let keeper = tokio::spawn(keeper.run(stop.clone()));
-    Running { settled: settled_seen, stop, keeper, watchers }
+    Ok(Running { settled: settled_seen, stop, keeper, watchers })
 }
 
 impl Running {
@@ -155,6 +157,8 @@ fn on_placement(searcher: &Searcher, event: Event<Placement>) {
 struct Keep {
     searcher: Arc<Searcher>,
     bucket: Kv,
+    /// Decodes shards.
+    pool: ThreadPool,
     /// The last announcement that the bucket took, and when.
     announced: Option<(Placement, Instant)>,
     settled: watch::Sender<bool>,
@@ -228,7 +232,7 @@ impl Keep {
         let cx = &self.searcher.cx;
         let Some(kit) = self.searcher.holdings.kit(&generation) else { return };
         let entries = kit.generation.shards.iter().filter(|entry| shards.contains(&entry.shard));
-        let loads = entries.map(|entry| async { (entry.shard, loader::load_shard(cx, &kit, entry).await) });
+        let loads = entries.map(|entry| async { (entry.shard, loader::load_shard(cx, &self.pool, &kit, entry).await) });
         for (number, loaded) in join_all(loads).await {
             match loaded {
                 Ok(shard) => {

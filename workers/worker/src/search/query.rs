@@ -166,11 +166,11 @@ fn vector(values: &[f32], dim: usize) -> Result<Input, SearchError> {
 }
 
 /// Weighted sum of unit vectors (each D), normalised.
-pub fn combine(terms: &[(f32, Vec<f32>)]) -> Result<Vec<f32>, SearchError> {
+pub fn combine(terms: &[(f32, Arc<[f32]>)]) -> Result<Vec<f32>, SearchError> {
     let dim = terms.first().map_or(0, |(_, vector)| vector.len());
     let mut sum = vec![0f64; dim];
     for (weight, vector) in terms {
-        for (sum, value) in sum.iter_mut().zip(vector) {
+        for (sum, value) in sum.iter_mut().zip(vector.iter()) {
             *sum += f64::from(*weight) * f64::from(*value);
         }
     }
@@ -304,7 +304,7 @@ mod tests {
 
     #[test]
     fn terms_are_summed_by_weight_and_normalised() {
-        let (x, y) = (vec![1.0, 0.0], vec![0.0, 1.0]);
+        let (x, y): (Arc<[f32]>, Arc<[f32]>) = ([1.0, 0.0].into(), [0.0, 1.0].into());
         assert_eq!(combine(&[(3.0, x.clone()), (4.0, y.clone())]).unwrap(), [0.6, 0.8]);
         assert_eq!(combine(&[(2.0, x.clone())]).unwrap(), [1.0, 0.0]);
         assert_eq!(combine(&[(1.0, x.clone()), (-1.0, y)]).unwrap(), [0.5f32.sqrt(), -0.5f32.sqrt()]);

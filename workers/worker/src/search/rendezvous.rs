@@ -40,7 +40,7 @@ fn seed(text: &str) -> u64 {
 }
 
 /// The finaliser of splitmix64: every bit of the result depends on every bit of the seed.
-fn mixed(seed: u64) -> u64 {
+pub fn mixed(seed: u64) -> u64 {
     let seed = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let seed = (seed ^ (seed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     seed ^ (seed >> 31)

@@ -3,7 +3,7 @@
 //! A query is answered from the generation that its alias served when it came, to the end. Replies are honest
 //! about what was searched (`coverage`); they never wait past the deadline.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use likeness_contract::search::{
 use tokio::time::{Instant, timeout_at};
 
 use super::Searcher;
+use super::embedded::Key;
 use super::fan_out::{Leaves, Taken, patience_until};
 use super::gather::{Asked, Gather, Partial};
 use super::holdings::Kit;
@@ -27,6 +28,11 @@ use crate::error::TaskError;
 
 /// Longest time that a request may take, whatever it asks.
 const LONGEST_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Bytes of details, about, up to which every leaf sends those of its candidates with them.
+const DETAILS_BYTES: usize = 64 << 10;
+/// Bytes of a detail beside its labels, about.
+const DETAIL_BYTES: usize = 16;
 
 /// Longest time that the fan-out leaves for the details of the hits.
 const LONGEST_RESERVE: Duration = Duration::from_millis(500);
@@ -53,6 +59,26 @@ fn too_late() -> SearchError {
     error(SearchErrorKind::Deadline, "the deadline came before the answer")
 }
 
+/// Details by shard and row.
+type Details = HashMap<(u32, u32), Detail>;
+
+/// When what was done, and the slowest leaf's own time.
+struct Times {
+    gathered: Instant,
+    leaf: Duration,
+    merged: Instant,
+}
+
+/// What the leaves found.
+struct Found {
+    candidates: Vec<Candidate>,
+    coverage: Coverage,
+    gather: Gather,
+    /// Details that came with the candidates.
+    known: Details,
+    times: Times,
+}
+
 /// One request on its way.
 struct Query<'a> {
     searcher: &'a Searcher,
@@ -69,7 +95,8 @@ impl Query<'_> {
         let question = query::check(self.request, &model.vocabulary, &model.settings)?;
         let vector = self.embed(&kit, &question).await?;
         let embedded = Instant::now();
-        let (found, coverage, merged) = self.search(&kit, &question, vector).await?;
+        let (found, coverage, times) = self.search(&kit, &question, vector).await?;
+        let Times { gathered, leaf, merged } = times;
         let finished = Instant::now();
         let between = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64() * 1e3;
         Ok(SearchResults {
@@ -83,7 +110,9 @@ impl Query<'_> {
             vocabulary: kit.generation.vocabulary.names.clone(),
             timings_ms: vec![
                 ("embed".into(), between(self.received, embedded)),
-                ("fan_out".into(), between(embedded, merged)),
+                ("fan_out".into(), between(embedded, gathered)),
+                ("leaf".into(), leaf.as_secs_f64() * 1e3),
+                ("merge".into(), between(gathered, merged)),
                 ("details".into(), between(merged, finished)),
                 ("total".into(), between(self.received, finished)),
             ],
@@ -131,7 +160,19 @@ impl Query<'_> {
         query::combine(&terms)
     }
 
-    async fn embed_term(&self, kit: &Arc<Kit>, input: &Input) -> Result<Vec<f32>, SearchError> {
+    /// From memory, if it was embedded before.
+    async fn embed_term(&self, kit: &Arc<Kit>, input: &Input) -> Result<Arc<[f32]>, SearchError> {
+        let Some(key) = Key::of(kit, input) else { return self.embed_anew(kit, input).await.map(Arc::from) };
+        let remembered = &self.searcher.embedded;
+        if let Some(vector) = remembered.get(&key) {
+            return Ok(vector);
+        }
+        let vector: Arc<[f32]> = self.embed_anew(kit, input).await?.into();
+        remembered.put(key, Arc::clone(&vector));
+        Ok(vector)
+    }
+
+    async fn embed_anew(&self, kit: &Arc<Kit>, input: &Input) -> Result<Vec<f32>, SearchError> {
         let device = &self.searcher.cx.device;
         let failed = |e: TaskError| unavailable(format!("the query can't be embedded: {}", e.chain()));
         let model = Arc::clone(&kit.model);
@@ -155,7 +196,7 @@ impl Query<'_> {
         let mut found = None;
         let question = |shards: &[u32]| LeafAsk::Embedding { shards: shards.to_vec(), item: item.to_string() };
         let dim = kit.generation.embedding_dim as usize;
-        let take = |asked: &Asked, answer| match answer {
+        let take = |asked: &Asked, answer, _| match answer {
             LeafAnswer::Embedding(Some(embedding)) if embedding.len() == dim => {
                 found = Some(embedding);
                 Taken::Enough
@@ -187,13 +228,13 @@ impl Query<'_> {
         kit: &Kit,
         question: &Question,
         vector: Vec<f32>,
-    ) -> Result<(Vec<(Candidate, Detail)>, Coverage, Instant), SearchError> {
+    ) -> Result<(Vec<(Candidate, Detail)>, Coverage, Times), SearchError> {
         let mut lost = BTreeSet::new();
         loop {
-            let (candidates, coverage, gather) = self.candidates(kit, question, &vector, &lost).await?;
-            let merged = Instant::now();
-            match self.details(kit, candidates, &gather).await {
-                Ok(found) => return Ok((found, coverage, merged)),
+            let Found { candidates, coverage, gather, known, times } =
+                self.candidates(kit, question, &vector, &lost).await?;
+            match self.details(kit, candidates, known, &gather).await {
+                Ok(found) => return Ok((found, coverage, times)),
                 Err(_) if Instant::now() >= self.deadline => return Err(too_late()),
                 Err(worker) => lost.insert(worker),
             };
@@ -206,23 +247,31 @@ impl Query<'_> {
         question: &Question,
         vector: &[f32],
         lost: &BTreeSet<WorkerId>,
-    ) -> Result<(Vec<Candidate>, Coverage, Gather), SearchError> {
+    ) -> Result<Found, SearchError> {
         let left_out = question.items();
         let k = question.k + left_out.len();
+        let details = k * (kit.generation.vocabulary.len() + DETAIL_BYTES) <= DETAILS_BYTES;
         let mut gather = self.gather(kit, lost);
-        let ask = |shards: &[u32]| LeafAsk::TopK { shards: shards.to_vec(), query: vector.to_vec(), k: k as u32 };
-        let take = |_: &Asked, answer| match answer {
-            LeafAnswer::TopK { candidates, searched, missing } => {
+        let ask =
+            |shards: &[u32]| LeafAsk::TopK { shards: shards.to_vec(), query: vector.to_vec(), k: k as u32, details };
+        let (mut known, mut leaf) = (Details::new(), Duration::ZERO);
+        let take = |_: &Asked, answer, took| match answer {
+            LeafAnswer::TopK { candidates, details, searched, missing } => {
+                leaf = leaf.max(took);
+                let rows = candidates.iter().map(|candidate| (candidate.shard, candidate.row));
+                known.extend(rows.zip(details));
                 Taken::Partial(Partial { candidates, searched, missing })
             }
             _ => Taken::Nonsense,
         };
         self.leaves(kit).gather(&mut gather, self.fan_out_until(), ask, take).await;
+        let gathered = Instant::now();
         let (mut candidates, coverage) = gather.finish(k);
-        self.enough(&coverage)?;
+        self.enough(&coverage, gather.is_overloaded())?;
         candidates.retain(|candidate| !left_out.contains(candidate.item.as_str()));
         candidates.truncate(question.k);
-        Ok((candidates, coverage, gather))
+        let times = Times { gathered, leaf, merged: Instant::now() };
+        Ok(Found { candidates, coverage, gather, known, times })
     }
 
     /// When the fan-out must end, so that what was found can still be given its details.
@@ -232,31 +281,38 @@ impl Query<'_> {
     }
 
     /// Whether what was searched is an answer.
-    fn enough(&self, coverage: &Coverage) -> Result<(), SearchError> {
+    fn enough(&self, coverage: &Coverage, overloaded: bool) -> Result<(), SearchError> {
         let reasons = coverage.reasons.join("; ");
         if coverage.shards == 0 && coverage.total_rows > 0 {
-            let late = Instant::now() >= self.fan_out_until();
-            let kind = if late { SearchErrorKind::Deadline } else { SearchErrorKind::Unavailable };
+            let kind = match Instant::now() >= self.fan_out_until() {
+                _ if overloaded => SearchErrorKind::Overloaded,
+                true => SearchErrorKind::Deadline,
+                false => SearchErrorKind::Unavailable,
+            };
             return Err(error(kind, format!("no shard could be searched: {reasons}")));
         }
         let (share, least) = (coverage.share(), self.request.min_coverage);
         if share < least {
             let (share, least) = (share * 100.0, least * 100.0);
             let message = format!("{share:.1} % of the rows could be searched, {least:.1} % are asked for: {reasons}");
-            return Err(error(SearchErrorKind::Coverage, message));
+            let kind = if overloaded { SearchErrorKind::Overloaded } else { SearchErrorKind::Coverage };
+            return Err(error(kind, message));
         }
         Ok(())
     }
 
-    /// Labels and image references, each from the leaf that found the row; an error names a leaf that failed.
+    /// Labels and image references, each from the leaf that found the row, unless they are `known`; an error names a
+    /// leaf that failed.
     async fn details(
         &self,
         kit: &Kit,
         candidates: Vec<Candidate>,
+        mut known: Details,
         gather: &Gather,
     ) -> Result<Vec<(Candidate, Detail)>, WorkerId> {
         let mut by_leaf: BTreeMap<&WorkerId, Vec<(u32, u32)>> = BTreeMap::new();
-        for candidate in &candidates {
+        let unknown = candidates.iter().filter(|candidate| !known.contains_key(&(candidate.shard, candidate.row)));
+        for candidate in unknown {
             let worker = gather.answered_by(candidate.shard).expect("candidates come from answered shards");
             by_leaf.entry(worker).or_default().push((candidate.shard, candidate.row));
         }
@@ -266,14 +322,13 @@ impl Query<'_> {
             let ask = leaves.ask(worker, LeafAsk::Details { rows: rows.clone() }, until);
             async move {
                 match timeout_at(until, ask).await {
-                    Ok(Ok(LeafAnswer::Details(details))) if details.len() == rows.len() => {
+                    Ok(Ok((LeafAnswer::Details(details), _))) if details.len() == rows.len() => {
                         Ok(rows.into_iter().zip(details))
                     }
                     _ => Err(worker.clone()),
                 }
             }
         });
-        let mut known = BTreeMap::new();
         for details in join_all(asks).await {
             known.extend(details?);
         }
@@ -296,8 +351,9 @@ impl Query<'_> {
                 workers.push(cx.worker.clone());
             }
         }
+        self.searcher.peers.order(&mut holders);
         let shards = kit.generation.shards.iter().map(|entry| (entry.shard, entry.rows));
-        let mut gather = Gather::new(generation, shards, &holders, self.searcher.turn());
+        let mut gather = Gather::new(generation, shards, &holders);
         let numbers = kit.generation.shards.iter().map(|entry| entry.shard);
         for (shard, trouble) in self.searcher.view().troubles(generation, numbers, now) {
             gather.note_trouble(shard, trouble);
@@ -309,8 +365,9 @@ impl Query<'_> {
     }
 
     fn leaves<'a>(&'a self, kit: &'a Kit) -> Leaves<'a> {
-        let Searcher { cx, leaf, .. } = self.searcher;
-        Leaves { own: leaf, me: &cx.worker, bus: &cx.bus, generation: &kit.generation.generation }
+        let Searcher { cx, leaf, peers, numbers, .. } = self.searcher;
+        let generation = &kit.generation.generation;
+        Leaves { own: leaf, me: &cx.worker, bus: &cx.bus, peers, numbers, generation }
     }
 }
 

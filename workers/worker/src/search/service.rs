@@ -16,7 +16,6 @@ use likeness_contract::search::{SearchError, SearchErrorKind, SearchReply, Searc
 use likeness_contract::subjects;
 use likeness_link::Bus;
 
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -30,6 +29,8 @@ const SERVICE: &str = "likeness-search";
 const CONTENT_TYPE: &str = "content-type";
 /// Longest wait for the requests that were on their way when the service closed.
 const DRAIN_WAIT: Duration = Duration::from_secs(2);
+/// Queries at once that a root takes in any case.
+const LEAST_QUERIES: usize = 16;
 /// Bytes that a reply's headers may take of the broker's payload limit.
 const HEADER_BYTES: usize = 512;
 
@@ -74,7 +75,6 @@ pub async fn serve(searcher: Arc<Searcher>) -> Result<(), TaskError> {
 #[derive(Clone)]
 struct Answering {
     searcher: Arc<Searcher>,
-    places: Arc<Semaphore>,
     under_way: TaskTracker,
     /// Whether the service's own connection is about to close: answers go by the process's other one.
     draining: Arc<AtomicBool>,
@@ -82,17 +82,19 @@ struct Answering {
 
 impl Answering {
     fn new(searcher: Arc<Searcher>) -> Self {
-        let places = Arc::new(Semaphore::new(searcher.settings.queries));
-        Self { searcher, places, under_way: TaskTracker::new(), draining: Arc::default() }
+        Self { searcher, under_way: TaskTracker::new(), draining: Arc::default() }
     }
 
     fn take(&self, request: Request) {
         let (this, received) = (self.clone(), Instant::now());
-        let place = Arc::clone(&self.places).try_acquire_owned();
-        self.under_way.spawn(async move {
-            this.respond(request, received, place.is_err()).await;
-            drop(place);
-        });
+        let busy = self.under_way.len() >= self.most();
+        self.under_way.spawn(async move { this.respond(request, received, busy).await });
+    }
+
+    /// Queries at once: this root's part of what the leaves bear.
+    fn most(&self) -> usize {
+        let roots = self.searcher.view().live(std::time::Instant::now()).max(1);
+        (self.searcher.settings.waiting / roots).max(LEAST_QUERIES)
     }
 
     async fn respond(&self, request: Request, received: Instant, busy: bool) {
@@ -102,7 +104,7 @@ impl Answering {
         let reply = match codec::decode::<SearchRequest>(&message.payload, encoding) {
             Err(error) => SearchReply::Error(invalid(error.to_string())),
             Ok(_) if busy => SearchReply::Error(SearchError {
-                kind: SearchErrorKind::Unavailable,
+                kind: SearchErrorKind::Overloaded,
                 message: "this searcher is busy: too many searches at once".into(),
                 nearest: Vec::new(),
             }),

@@ -23,27 +23,24 @@ pub struct SearchSettings {
     pub replicas: usize,
     /// How long a generation stays that no alias names any more.
     pub keep_generation: Duration,
-    /// Scans that run at once; each uses all threads.
-    pub scans: usize,
-    /// Requests that may wait for a scan; more are refused at once.
+    /// Requests that may wait for a scan; more are refused at once. The roots share it: each takes its part of so many
+    /// queries, so that a query that can't be finished is refused before any leaf has worked for it.
     pub waiting: usize,
-    /// Queries that a root works on at once; more are refused at once.
-    pub queries: usize,
     /// First pause after something could not be loaded; doubles up to a minute.
     pub retry_first: Duration,
 }
 
 impl SearchArgs {
-    /// The settings of a process with so many threads.
-    pub fn resolve(&self, threads: usize) -> SearchSettings {
-        SearchSettings::new(self.replicas.get(), Duration::from_secs(self.keep_generation), threads)
+    /// The settings that they mean.
+    pub fn resolve(&self) -> SearchSettings {
+        SearchSettings::new(self.replicas.get(), Duration::from_secs(self.keep_generation))
     }
 }
 
 impl SearchSettings {
-    /// The settings of a process with so many threads.
-    pub fn new(replicas: usize, keep_generation: Duration, threads: usize) -> Self {
+    /// The usual settings.
+    pub fn new(replicas: usize, keep_generation: Duration) -> Self {
         let retry_first = Duration::from_secs(1);
-        Self { replicas, keep_generation, scans: threads.max(2), waiting: 256, queries: 256, retry_first }
+        Self { replicas, keep_generation, waiting: 512, retry_first }
     }
 }

@@ -107,6 +107,11 @@ impl View {
         takers.map(|(worker, _)| worker).chain([me]).collect()
     }
 
+    /// How many searchers live.
+    pub fn live(&self, now: Instant) -> usize {
+        self.searchers.values().filter(|seen| self.is_fresh(seen, now)).count()
+    }
+
     /// Who announces each shard of a generation; only of live searchers.
     pub fn holders(&self, generation: &GenerationRef, now: Instant) -> BTreeMap<u32, Vec<WorkerId>> {
         let mut holders: BTreeMap<u32, Vec<WorkerId>> = BTreeMap::new();
@@ -219,6 +224,7 @@ mod tests {
         let (me, later) = (worker("me"), start + TTL + Duration::from_secs(1));
         assert_eq!((view.next_expiry(start), view.next_expiry(later)), (Some(start + TTL), None));
         assert_eq!(view.takers(&me, start).len(), 2);
+        assert_eq!((view.live(start), view.live(later)), (1, 0));
         assert_eq!(view.holders(&generation("g1"), start)[&1], [worker("a")]);
         assert_eq!(view.takers(&me, later).len(), 1);
         assert!(view.holders(&generation("g1"), later).is_empty());

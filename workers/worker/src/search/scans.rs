@@ -1,0 +1,339 @@
+//! Scans that wait for their turn, and how those that wait together are done together.
+//!
+//! One batch is scanned at a time, by all threads of the pool: a query that comes alone starts at once, those that come
+//! while a scan runs are taken together after it, and share the reading of the rows. The queue is bounded. Who does not
+//! wait any more (deadline, cancelled, gone) leaves it, and a scan that nobody waits for stops between two blocks.
+//! What is answered never depends on who was in the batch.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use likeness_contract::jobs::GenerationRef;
+use likeness_contract::ranking::{Candidate, merge_top_k};
+use likeness_index::{Cancel, Shard, top_k_batch};
+use rayon::ThreadPool;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+/// Most queries of a batch: more would make the first of them wait longer than they save together.
+const MAX_BATCH: usize = 64;
+
+/// What one query asks of some shards.
+#[derive(Debug)]
+pub struct Scan {
+    /// Of what all shards are.
+    pub generation: GenerationRef,
+    /// The shards, each once.
+    pub shards: Vec<Arc<Shard>>,
+    /// Finite, of the shards' dimension.
+    pub query: Vec<f32>,
+    /// K, at least 1.
+    pub k: usize,
+    /// When nobody waits any more.
+    pub deadline: Instant,
+}
+
+/// Why a scan brought nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoScan {
+    /// Too many wait already.
+    Overloaded,
+    /// The deadline came first.
+    TooLate,
+    /// In words.
+    Failed(String),
+}
+
+type Answer = Result<Vec<Candidate>, NoScan>;
+
+#[derive(Debug)]
+struct Waiting {
+    scan: Scan,
+    /// Set when nobody waits any more.
+    gone: CancellationToken,
+    answer: oneshot::Sender<Answer>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<Waiting>,
+    /// Whether a thread of the pool takes batches.
+    working: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Scans {
+    pool: ThreadPool,
+    runtime: Handle,
+    most_waiting: usize,
+    queue: Mutex<Queue>,
+}
+
+impl Scans {
+    /// Scans on `pool`, of which at most `most_waiting` wait. Must be called on a tokio runtime.
+    pub fn new(pool: ThreadPool, most_waiting: usize) -> Arc<Self> {
+        Arc::new(Self { pool, runtime: Handle::current(), most_waiting, queue: Mutex::default() })
+    }
+
+    /// The best K rows in ranking order, at the latest at the deadline. Dropping the future stops the scan.
+    pub async fn scan(self: &Arc<Self>, scan: Scan) -> Answer {
+        let (deadline, gone) = (scan.deadline, CancellationToken::new());
+        let _leaves_when_dropped = gone.clone().drop_guard();
+        let (answer, answered) = oneshot::channel();
+        self.enter(Waiting { scan, gone, answer })?;
+        match timeout_at(deadline, answered).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(NoScan::Failed("the scan broke off".into())),
+            Err(_) => Err(NoScan::TooLate),
+        }
+    }
+
+    fn enter(self: &Arc<Self>, waiting: Waiting) -> Result<(), NoScan> {
+        let mut queue = self.queue();
+        if queue.waiting.len() >= self.most_waiting {
+            queue.waiting.retain(|waiting| !waiting.gone.is_cancelled());
+        }
+        if queue.waiting.len() >= self.most_waiting {
+            return Err(NoScan::Overloaded);
+        }
+        queue.waiting.push_back(waiting);
+        if !queue.working {
+            queue.working = true;
+            let this = Arc::clone(self);
+            self.pool.spawn(move || this.work());
+        }
+        Ok(())
+    }
+
+    /// Takes batches until nobody waits. Runs on a thread of the pool.
+    fn work(&self) {
+        while let Some(batch) = self.next_batch() {
+            // Those who wait hear of a panic by the end of their channels.
+            if catch_unwind(AssertUnwindSafe(|| self.scan_batch(batch))).is_err() {
+                tracing::error!("a scan panicked");
+            }
+        }
+    }
+
+    fn next_batch(&self) -> Option<Vec<Waiting>> {
+        let mut queue = self.queue();
+        queue.waiting.retain(|waiting| !waiting.gone.is_cancelled());
+        let batch = take_batch(&mut queue.waiting);
+        queue.working = !batch.is_empty();
+        queue.working.then_some(batch)
+    }
+
+    fn scan_batch(&self, batch: Vec<Waiting>) {
+        let cancel = Cancel::new();
+        let (flag, all) = (cancel.clone(), batch.iter().map(|waiting| waiting.gone.clone()).collect::<Vec<_>>());
+        let watch = self.runtime.spawn(async move {
+            for gone in all {
+                gone.cancelled().await;
+            }
+            flag.cancel();
+        });
+        let (scans, answers): (Vec<Scan>, Vec<_>) = batch.into_iter().map(|w| (w.scan, w.answer)).unzip();
+        let found = together(&scans, &cancel);
+        watch.abort();
+        match found {
+            // A closed channel is a query that nobody waits for.
+            Ok(found) => found.into_iter().zip(answers).for_each(|(found, answer)| drop(answer.send(Ok(found)))),
+            Err(error) => {
+                let failed = NoScan::Failed(error.to_string());
+                answers.into_iter().for_each(|answer| drop(answer.send(Err(failed.clone()))));
+            }
+        }
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The longest waiting and those that fit to it: of the same generation and about the same K, since all of a batch are
+/// scanned with the largest.
+fn take_batch(waiting: &mut VecDeque<Waiting>) -> Vec<Waiting> {
+    let Some(first) = waiting.pop_front() else { return Vec::new() };
+    let mut batch = vec![first];
+    let mut others = VecDeque::with_capacity(waiting.len());
+    while let Some(next) = waiting.pop_front() {
+        let (first, scan) = (&batch[0].scan, &next.scan);
+        let fits = scan.generation == first.generation && class_of(scan.k) == class_of(first.k);
+        if fits && batch.len() < MAX_BATCH { batch.push(next) } else { others.push_back(next) }
+    }
+    *waiting = others;
+    batch
+}
+
+fn class_of(k: usize) -> usize {
+    k.next_power_of_two()
+}
+
+/// The answers to all. Shards that the same queries ask for are scanned together for these.
+fn together(scans: &[Scan], cancel: &Cancel) -> likeness_index::Result<Vec<Vec<Candidate>>> {
+    let most = scans.iter().map(|scan| scan.k).max().unwrap_or(0);
+    let mut partials = vec![Vec::new(); scans.len()];
+    for (asking, shards) in by_askers(scans) {
+        let queries: Vec<&[f32]> = asking.iter().map(|at| scans[*at].query.as_slice()).collect();
+        for (at, found) in asking.iter().zip(top_k_batch(&shards, &queries, most, cancel)?) {
+            partials[*at].push(found);
+        }
+    }
+    Ok(partials.into_iter().zip(scans).map(|(partials, scan)| merge_top_k(partials, scan.k)).collect())
+}
+
+/// The shards by the queries that ask for them.
+fn by_askers(scans: &[Scan]) -> BTreeMap<Vec<usize>, Vec<&Shard>> {
+    let mut askers: BTreeMap<u32, (Vec<usize>, &Shard)> = BTreeMap::new();
+    for (at, scan) in scans.iter().enumerate() {
+        for shard in &scan.shards {
+            askers.entry(shard.number()).or_insert_with(|| (Vec::new(), shard)).0.push(at);
+        }
+    }
+    let mut groups: BTreeMap<Vec<usize>, Vec<&Shard>> = BTreeMap::new();
+    for (asking, shard) in askers.into_values() {
+        groups.entry(asking).or_default().push(shard);
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use likeness_contract::ids::{JobId, Name};
+    use likeness_index::{ShardRows, top_k};
+
+    use super::*;
+
+    const DIM: usize = 4;
+
+    fn shard(number: u32, rows: usize) -> Arc<Shard> {
+        let angle = |row: usize| (row as f32 + 1.0) * (number as f32 + 0.7);
+        let embeddings = (0..rows).flat_map(|row| [angle(row).sin(), angle(row).cos(), 0.0, 0.0]).collect();
+        let rows = ShardRows {
+            item_ids: (0..rows).map(|row| format!("{number}-{row}")).collect(),
+            embeddings,
+            labels: vec![0; rows],
+            split: vec![0; rows],
+            source_part: vec![0; rows],
+            source_row: vec![0; rows],
+            image_digest: vec![[0; 32]; rows],
+        };
+        Arc::new(Shard::new(number, rows, DIM, 1).unwrap())
+    }
+
+    fn generation(name: &str) -> GenerationRef {
+        GenerationRef { gallery: Name::new("g").unwrap(), generation: JobId::new(name).unwrap() }
+    }
+
+    fn scan(shards: &[Arc<Shard>], angle: f32, k: usize) -> Scan {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let query = vec![angle.sin(), angle.cos(), 0.0, 0.0];
+        Scan { generation: generation("j"), shards: shards.to_vec(), query, k, deadline }
+    }
+
+    fn waiting(scan: Scan) -> Waiting {
+        Waiting { scan, gone: CancellationToken::new(), answer: oneshot::channel().0 }
+    }
+
+    /// A pool of one thread that does nothing until the sender is used or dropped.
+    fn blocked(most_waiting: usize) -> (Arc<Scans>, mpsc::Sender<()>) {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let (go, wait) = mpsc::channel();
+        pool.spawn(move || {
+            let _dropped = wait.recv();
+        });
+        (Scans::new(pool, most_waiting), go)
+    }
+
+    async fn waits(scans: &Scans, count: usize) {
+        while scans.queue().waiting.len() != count {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn queries_that_wait_together_are_answered_as_if_each_were_alone() {
+        let shards: Vec<_> = (0..4).map(|number| shard(number, 50)).collect();
+        let (scans, go) = blocked(100);
+        // Different shards, different K of two classes.
+        let asked = |i: usize| (&shards[i % 3..=i % 3 + i % 2], i as f32, 1 + i % 7);
+        let tasks: Vec<_> = (0..20)
+            .map(|i| {
+                let (scans, (shards, angle, k)) = (Arc::clone(&scans), asked(i));
+                let scan = scan(shards, angle, k);
+                tokio::spawn(async move { scans.scan(scan).await })
+            })
+            .collect();
+        waits(&scans, 20).await;
+        drop(go);
+        for (i, task) in tasks.into_iter().enumerate() {
+            let (shards, angle, k) = asked(i);
+            let alone = scan(shards, angle, k);
+            let plain: Vec<&Shard> = alone.shards.iter().map(Arc::as_ref).collect();
+            let expected = top_k(&plain, &alone.query, k, &Cancel::new()).unwrap();
+            assert_eq!(task.await.unwrap().unwrap(), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn one_too_many_is_refused_at_once_and_who_leaves_makes_room() {
+        let shards = [shard(0, 5)];
+        let (scans, go) = blocked(2);
+        let ask = || {
+            let (scans, scan) = (Arc::clone(&scans), scan(&shards, 1.0, 1));
+            tokio::spawn(async move { scans.scan(scan).await })
+        };
+        let (first, second) = (ask(), ask());
+        waits(&scans, 2).await;
+        assert_eq!(ask().await.unwrap(), Err(NoScan::Overloaded));
+        first.abort();
+        assert!(first.await.is_err(), "it was cancelled");
+        let third = ask();
+        // The one that left is dropped only when there is need of its place.
+        while !scans.queue().waiting.iter().all(|waiting| !waiting.gone.is_cancelled()) {
+            tokio::task::yield_now().await;
+        }
+        drop(go);
+        assert_eq!((second.await.unwrap().unwrap().len(), third.await.unwrap().unwrap().len()), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn who_waits_too_long_hears_so() {
+        let (scans, _go) = blocked(2);
+        let deadline = Instant::now() + Duration::from_millis(5);
+        let scan = Scan { deadline, ..scan(&[shard(0, 5)], 1.0, 1) };
+        assert_eq!(scans.scan(scan).await, Err(NoScan::TooLate));
+    }
+
+    #[tokio::test]
+    async fn a_scan_that_nobody_waits_for_stops() {
+        let (scans, _go) = blocked(2);
+        let all = [waiting(scan(&[shard(0, 5)], 1.0, 1)), waiting(scan(&[shard(0, 5)], 1.0, 1))];
+        let gone: Vec<_> = all.iter().map(|waiting| waiting.gone.clone()).collect();
+        gone.iter().for_each(CancellationToken::cancel);
+        let cancel = Cancel::new();
+        assert!(together(&[], &cancel).unwrap().is_empty());
+        cancel.cancel();
+        let scan = scan(&[shard(0, 5)], 1.0, 1);
+        assert_eq!(together(&[scan], &cancel).unwrap_err().kind, likeness_index::ErrorKind::Cancelled);
+        scans.queue().waiting.extend(all);
+        assert!(scans.next_batch().is_none(), "nobody of them waits");
+    }
+
+    #[test]
+    fn a_batch_is_of_one_generation_and_one_class_of_k_and_bounded() {
+        let shards = [shard(0, 5)];
+        let mut queue = VecDeque::from([waiting(scan(&shards, 1.0, 10)), waiting(scan(&shards, 2.0, 5000))]);
+        queue.push_back(waiting(Scan { generation: generation("other"), ..scan(&shards, 3.0, 10) }));
+        queue.extend((0..MAX_BATCH).map(|_| waiting(scan(&shards, 4.0, 12))));
+        let sizes: Vec<usize> = std::iter::from_fn(|| Some(take_batch(&mut queue).len()).filter(|n| *n > 0)).collect();
+        assert_eq!(sizes, [MAX_BATCH, 1, 1, 1]);
+    }
+}
