@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use likeness_contract::jobs::GenerationRef;
 use likeness_contract::ranking::{Candidate, merge_top_k};
-use likeness_index::{Cancel, Shard, top_k_batch};
+use likeness_index::{Cancel, Query, Shard, top_k_batch};
 use rayon::ThreadPool;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -154,32 +154,26 @@ impl Scans {
     }
 }
 
-/// The longest waiting and those that fit to it: of the same generation and about the same K, since all of a batch are
-/// scanned with the largest.
+/// The longest waiting and those of the same generation.
 fn take_batch(waiting: &mut VecDeque<Waiting>) -> Vec<Waiting> {
     let Some(first) = waiting.pop_front() else { return Vec::new() };
     let mut batch = vec![first];
     let mut others = VecDeque::with_capacity(waiting.len());
     while let Some(next) = waiting.pop_front() {
-        let (first, scan) = (&batch[0].scan, &next.scan);
-        let fits = scan.generation == first.generation && class_of(scan.k) == class_of(first.k);
+        let fits = next.scan.generation == batch[0].scan.generation;
         if fits && batch.len() < MAX_BATCH { batch.push(next) } else { others.push_back(next) }
     }
     *waiting = others;
     batch
 }
 
-fn class_of(k: usize) -> usize {
-    k.next_power_of_two()
-}
-
 /// The answers to all. Shards that the same queries ask for are scanned together for these.
 fn together(scans: &[Scan], cancel: &Cancel) -> likeness_index::Result<Vec<Vec<Candidate>>> {
-    let most = scans.iter().map(|scan| scan.k).max().unwrap_or(0);
     let mut partials = vec![Vec::new(); scans.len()];
     for (asking, shards) in by_askers(scans) {
-        let queries: Vec<&[f32]> = asking.iter().map(|at| scans[*at].query.as_slice()).collect();
-        for (at, found) in asking.iter().zip(top_k_batch(&shards, &queries, most, cancel)?) {
+        let query = |at: &usize| Query { vector: &scans[*at].query, k: scans[*at].k, within: None };
+        let queries: Vec<Query> = asking.iter().map(query).collect();
+        for (at, found) in asking.iter().zip(top_k_batch(&shards, &queries, cancel)?) {
             partials[*at].push(found);
         }
     }
@@ -262,7 +256,7 @@ mod tests {
     async fn queries_that_wait_together_are_answered_as_if_each_were_alone() {
         let shards: Vec<_> = (0..4).map(|number| shard(number, 50)).collect();
         let (scans, go) = blocked(100);
-        // Different shards, different K of two classes.
+        // Different shards, different K.
         let asked = |i: usize| (&shards[i % 3..=i % 3 + i % 2], i as f32, 1 + i % 7);
         let tasks: Vec<_> = (0..20)
             .map(|i| {
@@ -328,12 +322,13 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_of_one_generation_and_one_class_of_k_and_bounded() {
+    fn a_batch_is_of_one_generation_and_bounded() {
         let shards = [shard(0, 5)];
         let mut queue = VecDeque::from([waiting(scan(&shards, 1.0, 10)), waiting(scan(&shards, 2.0, 5000))]);
-        queue.push_back(waiting(Scan { generation: generation("other"), ..scan(&shards, 3.0, 10) }));
+        let other = || waiting(Scan { generation: generation("other"), ..scan(&shards, 3.0, 10) });
+        queue.extend([other(), other()]);
         queue.extend((0..MAX_BATCH).map(|_| waiting(scan(&shards, 4.0, 12))));
         let sizes: Vec<usize> = std::iter::from_fn(|| Some(take_batch(&mut queue).len()).filter(|n| *n > 0)).collect();
-        assert_eq!(sizes, [MAX_BATCH, 1, 1, 1]);
+        assert_eq!(sizes, [MAX_BATCH, 2, 2]);
     }
 }
