@@ -15,8 +15,6 @@
 //!
 //! Absent on purpose: dilation, groups, half precision.
 
-#[cfg(target_arch = "x86_64")]
-mod avx2;
 mod buffer;
 mod dims;
 mod forward;
@@ -26,6 +24,8 @@ mod layout;
 mod norm;
 mod pool;
 pub mod portable;
+#[cfg(target_arch = "x86_64")]
+mod simd;
 mod sums;
 pub mod table;
 #[cfg(test)]
