@@ -15,8 +15,6 @@ use super::vector::Simd;
 use crate::nhwc::buffer::{Slot, with_scratch};
 use crate::nhwc::{Buffer, ChannelSums, ConvShape, Dims, Epilogue};
 
-/// Most steps of the depth at once: 18 KiB of a panel beside 7 KiB of rows in a first cache of 32 KiB.
-const DEPTH: usize = 288;
 /// Most values of a task's rows: 288 KiB of a second cache of 512 KiB.
 const BLOCK: usize = 72 * 1024;
 /// Most rows of a task.
@@ -131,7 +129,7 @@ impl<I: Simd> Task<'_, I> {
     unsafe fn run(&self) {
         let (gather, call) = (&self.gemm.gather, self.call);
         let depth = gather.depth();
-        if gather.is_identity(call.dims, call.grid) && (self.gemm.columns <= 128 || depth <= DEPTH) {
+        if gather.is_identity(call.dims, call.grid) && (self.gemm.columns <= 128 || depth <= 288) {
             let a = call.x[self.first * depth..].as_ptr();
             // SAFETY: the rows are the tensor's own.
             return unsafe { self.multiply(a, depth) };
@@ -173,7 +171,7 @@ impl<I: Simd> Task<'_, I> {
     unsafe fn into(&self, a: *const f32, lda: usize, place: Place, finish: bool) {
         let Gemm { gather, columns, panels, .. } = self.gemm;
         let depth = gather.depth();
-        let step = depth.div_ceil(depth.div_ceil(DEPTH)).next_multiple_of(8);
+        let step = depth.div_ceil(depth.div_ceil(I::DEPTH)).next_multiple_of(8);
         for j in self.panels.clone().step_by(I::WIDTH / COLUMNS) {
             let last = (*columns).min(self.panels.end * COLUMNS);
             let width = I::WIDTH.min(last - j * COLUMNS);

@@ -1,4 +1,8 @@
 //! The innermost product: a tile of a few rows and two vectors of columns in registers.
+//!
+//! Tiles go from function to function by value and are read by index: what has an address, as an iterator's has, goes
+//! through memory.
+#![allow(clippy::needless_range_loop, reason = "see above")]
 
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 
@@ -6,6 +10,9 @@ use super::vector::Simd;
 
 /// Columns of a panel of weights, whatever the instruction set.
 pub(super) const COLUMNS: usize = 16;
+
+/// Values of a cache line.
+const LINE: usize = 16;
 
 type Tile<V, const M: usize, const VECTORS: usize> = [[V; VECTORS]; M];
 
@@ -151,14 +158,14 @@ unsafe fn tile<I: Simd, const M: usize, const VECTORS: usize, const DEEP: bool, 
         }
         let mut t = product::<I, M, VECTORS, DEEP>(factors);
         if place.add {
-            row.add_rows::<I, M>(&mut t, place.c, place.ld);
+            t = row.add_rows::<I, M>(t, place.c, place.ld);
         }
         // No deep product has anything to finish.
         if let (Some(finish), false) = (finish, DEEP) {
-            row.finish::<I, M>(&mut t, place.ld, finish);
+            t = row.finish::<I, M>(t, place.ld, finish);
         }
-        for (r, t) in t.into_iter().enumerate() {
-            row.store::<I>(place.c.add(r * place.ld), t);
+        for r in 0..M {
+            row.store::<I>(place.c.add(r * place.ld), t[r]);
         }
     }
 }
@@ -174,18 +181,24 @@ unsafe fn product<I: Simd, const M: usize, const VECTORS: usize, const DEEP: boo
     let Factors { depth, a, lda, b, ldb, panel } = factors;
     let ldb = if DEEP { ldb } else { COLUMNS };
     let second = if I::LANES == COLUMNS { panel } else { I::LANES };
-    // SAFETY: `b` holds whole panels of `depth` steps, `a` holds `M` rows of `depth`.
+    // SAFETY: `b` holds whole panels of `depth` steps, `a` holds `M` rows of `depth`; no prefetch faults.
     unsafe {
         let mut t = [[I::zero(); VECTORS]; M];
-        for p in 0..depth {
-            let mut row = [I::zero(); VECTORS];
-            for (v, row) in row.iter_mut().enumerate() {
-                *row = I::load(b.add(p * ldb + v * second));
-            }
-            for (r, t) in t.iter_mut().enumerate() {
-                let a = I::splat(*if DEEP { a.add(p * lda + r) } else { a.add(r * lda + p) });
-                for (t, b) in t.iter_mut().zip(row) {
-                    *t = I::fma(a, b, *t);
+        for chunk in (0..depth).step_by(LINE) {
+            // Each step fetches a line of the rows of the next tile, or of the steps to come where `A` is deep.
+            let mut ahead = if DEEP { a.wrapping_add((chunk + LINE) * lda) } else { a.wrapping_add(M * lda + chunk) };
+            for p in chunk..depth.min(chunk + LINE) {
+                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                ahead = ahead.wrapping_add(lda);
+                let mut row = [I::zero(); VECTORS];
+                for v in 0..VECTORS {
+                    row[v] = I::load(b.add(p * ldb + v * second));
+                }
+                for r in 0..M {
+                    let a = I::splat(*if DEEP { a.add(p * lda + r) } else { a.add(r * lda + p) });
+                    for v in 0..VECTORS {
+                        t[r][v] = I::fma(a, row[v], t[r][v]);
+                    }
                 }
             }
         }
@@ -208,9 +221,9 @@ impl<const VECTORS: usize, const WHOLE: bool> Row<VECTORS, WHOLE> {
         // SAFETY: the caller's.
         unsafe {
             let mut row = [I::zero(); VECTORS];
-            for (v, row) in row.iter_mut().enumerate() {
+            for v in 0..VECTORS {
                 let from = from.add(v * I::LANES);
-                *row = if WHOLE || v + 1 < VECTORS { I::load(from) } else { I::load_first(from, self.lanes) };
+                row[v] = if WHOLE || v + 1 < VECTORS { I::load(from) } else { I::load_first(from, self.lanes) };
             }
             row
         }
@@ -220,29 +233,36 @@ impl<const VECTORS: usize, const WHOLE: bool> Row<VECTORS, WHOLE> {
     /// As [`panel`].
     #[inline(always)]
     unsafe fn store<I: Simd>(self, to: *mut f32, row: [I::V; VECTORS]) {
-        for (v, row) in row.into_iter().enumerate() {
+        for v in 0..VECTORS {
             // SAFETY: the caller's.
             unsafe {
                 let to = to.add(v * I::LANES);
-                if WHOLE || v + 1 < VECTORS { I::store(to, row) } else { I::store_first(to, self.lanes, row) }
+                if WHOLE || v + 1 < VECTORS { I::store(to, row[v]) } else { I::store_first(to, self.lanes, row[v]) }
             }
         }
     }
 
-    /// `t += rows`, `ld` apart.
+    /// `t + rows`, `ld` apart.
     ///
     /// # Safety
     /// As [`panel`].
     #[inline(always)]
-    unsafe fn add_rows<I: Simd, const M: usize>(self, t: &mut Tile<I::V, M, VECTORS>, rows: *const f32, ld: usize) {
-        for (r, t) in t.iter_mut().enumerate() {
+    unsafe fn add_rows<I: Simd, const M: usize>(
+        self,
+        mut t: Tile<I::V, M, VECTORS>,
+        rows: *const f32,
+        ld: usize,
+    ) -> Tile<I::V, M, VECTORS> {
+        for r in 0..M {
             // SAFETY: the caller vouches for `M` rows.
             unsafe {
-                for (t, v) in t.iter_mut().zip(self.load::<I>(rows.add(r * ld))) {
-                    *t = I::add(*t, v);
+                let row = self.load::<I>(rows.add(r * ld));
+                for v in 0..VECTORS {
+                    t[r][v] = I::add(t[r][v], row[v]);
                 }
             }
         }
+        t
     }
 
     /// Bias, residual, ReLU and sums while the tile is in registers.
@@ -250,31 +270,39 @@ impl<const VECTORS: usize, const WHOLE: bool> Row<VECTORS, WHOLE> {
     /// # Safety
     /// As [`panel`].
     #[inline(always)]
-    unsafe fn finish<I: Simd, const M: usize>(self, t: &mut Tile<I::V, M, VECTORS>, ld: usize, finish: &Finish) {
+    unsafe fn finish<I: Simd, const M: usize>(
+        self,
+        mut t: Tile<I::V, M, VECTORS>,
+        ld: usize,
+        finish: &Finish,
+    ) -> Tile<I::V, M, VECTORS> {
         // SAFETY: bias and sums hold the columns, the residual `M` rows of them.
         unsafe {
             if let Some(bias) = finish.bias {
-                self.add_rows::<I, M>(t, bias, 0);
+                t = self.add_rows::<I, M>(t, bias, 0);
             }
             if let Some(residual) = finish.residual {
-                self.add_rows::<I, M>(t, residual, ld);
+                t = self.add_rows::<I, M>(t, residual, ld);
             }
             if finish.relu {
-                for v in t.iter_mut().flatten() {
-                    // The second operand is what a NaN leaves.
-                    *v = I::max(I::zero(), *v);
+                for r in 0..M {
+                    for v in 0..VECTORS {
+                        // The second operand is what a NaN leaves.
+                        t[r][v] = I::max(I::zero(), t[r][v]);
+                    }
                 }
             }
             if let Some((sum, square)) = finish.sums {
                 let (mut s, mut q) = (self.load::<I>(sum), self.load::<I>(square));
-                for t in t.iter() {
+                for r in 0..M {
                     for v in 0..VECTORS {
-                        (s[v], q[v]) = (I::add(s[v], t[v]), I::fma(t[v], t[v], q[v]));
+                        (s[v], q[v]) = (I::add(s[v], t[r][v]), I::fma(t[r][v], t[r][v], q[v]));
                     }
                 }
                 self.store::<I>(sum, s);
                 self.store::<I>(square, q);
             }
         }
+        t
     }
 }

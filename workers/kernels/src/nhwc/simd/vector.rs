@@ -21,6 +21,8 @@ pub(in crate::nhwc) trait Simd: Copy + std::fmt::Debug + Send + Sync + 'static {
     const ROWS: usize;
     /// Columns of such a tile.
     const WIDTH: usize = 2 * Self::LANES;
+    /// Most steps of the depth at once: 18 KiB of `B` beside 7 KiB of `A` in a first cache of 32 KiB.
+    const DEPTH: usize = 288 * 16 / Self::WIDTH;
 
     /// Calls `f`, compiled for the instruction set.
     unsafe fn run<R>(f: impl FnOnce() -> R) -> R;

@@ -4,6 +4,7 @@
 //! channels all transformed weights stay in the second cache, and a task takes a few tiles from input to output there.
 //! With many it would read all weights for each handful of tiles; then the three steps go over all tiles one after
 //! the other, and every weight is read once.
+#![allow(clippy::needless_range_loop, reason = "arrays of vectors are read by index: iterators have an address")]
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -29,8 +30,6 @@ const PRODUCT: usize = 96;
 const STEP: usize = 6;
 /// Tasks wanted of a small batch.
 const TASKS: usize = 12;
-/// Most steps of the depth at once, as in the plain product.
-const DEPTH: usize = 288;
 
 /// A convolution with transformed weights.
 #[derive(Debug)]
@@ -197,11 +196,13 @@ unsafe fn pack_vector<I: Simd, S: Sizes>(
     unsafe {
         let mut taps = I::load_taps(from, step);
         if turned {
-            taps.reverse();
+            for i in 0..4 {
+                (taps[i], taps[8 - i]) = (taps[8 - i], taps[i]);
+            }
         }
         if let Some(scale) = scale {
-            for tap in &mut taps {
-                *tap = I::mul(*tap, scale);
+            for i in 0..9 {
+                taps[i] = I::mul(taps[i], scale);
             }
         }
         kernel_tile::<I, S>(&taps, (to, len));
@@ -289,7 +290,7 @@ impl<I: Simd, S: Sizes> Run<'_, I, S> {
         let Winograd { c_in, c_out, ref weights, .. } = *self.layer;
         let lda = self.layer.input_ld();
         let weights = &weights[position * self.layer.position_len()..];
-        let step = c_in.div_ceil(c_in.div_ceil(DEPTH)).next_multiple_of(8);
+        let step = c_in.div_ceil(c_in.div_ceil(I::DEPTH)).next_multiple_of(8);
         for column in (0..c_out).step_by(I::WIDTH) {
             for from in (0..c_in).step_by(step) {
                 let b = weights[column * c_in + from * COLUMNS..].as_ptr();
@@ -332,10 +333,12 @@ impl<I: Simd, S: Sizes> Run<'_, I, S> {
             unsafe {
                 let y = output_tile::<I, S>((from.add(at), step));
                 let (mut sum, mut square) = (I::zero(), I::zero());
-                for (i, y) in y.into_iter().enumerate().take(high.min(S::OUT)) {
-                    for (j, v) in y.into_iter().enumerate().take(wide.min(S::OUT)) {
-                        let v = self.put(v, first + i * tiles.dims.w + j, at);
-                        (sum, square) = (I::add(sum, v), I::fma(v, v, square));
+                for i in 0..S::OUT {
+                    for j in 0..S::OUT {
+                        if i < high && j < wide {
+                            let v = self.put(y[i][j], first + i * tiles.dims.w + j, at);
+                            (sum, square) = (I::add(sum, v), I::fma(v, v, square));
+                        }
                     }
                 }
                 if let Some(sums) = sums {
@@ -413,15 +416,9 @@ unsafe fn input_of_channels<I: Simd, S: Sizes>(
         unsafe {
             let origin = picture.wrapping_offset((y * dims.w as isize + x) * dims.c as isize + at as isize);
             let mut d = [[I::zero(); MOST]; MOST];
-            if whole {
-                for i in 0..S::TILE {
-                    for j in 0..S::TILE {
-                        d[i][j] = I::load(origin.wrapping_add((i * dims.w + j) * dims.c));
-                    }
-                }
-            } else {
-                for i in top..bottom {
-                    for j in left..right {
+            for i in 0..S::TILE {
+                for j in 0..S::TILE {
+                    if whole || (top <= i && i < bottom && left <= j && j < right) {
                         d[i][j] = I::load(origin.wrapping_add((i * dims.w + j) * dims.c));
                     }
                 }

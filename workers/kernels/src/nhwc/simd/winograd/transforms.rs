@@ -3,6 +3,9 @@
 //! `y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A`: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks"
 //! (arXiv:1509.09308), sections 4.1 and 4.2. The gradient of `g` is the transpose of the same:
 //! `dg = Gᵀ [(Bᵀ d B) ⊙ (A dy Aᵀ)] G`.
+//!
+//! Arrays of vectors are read by index: an iterator would have an address, and what has one goes through memory.
+#![allow(clippy::needless_range_loop, reason = "see above")]
 
 use crate::nhwc::simd::vector::Simd;
 
@@ -200,10 +203,10 @@ pub(super) unsafe fn input_tile<I: Simd, S: Sizes>(d: &[[I::V; MOST]; MOST], (to
                 t[i][j] = column[i];
             }
         }
-        for (i, t) in t.into_iter().enumerate().take(S::TILE) {
-            let row = S::input::<I>(t);
-            for (j, v) in row.into_iter().enumerate().take(S::TILE) {
-                I::store(to.add((i * S::TILE + j) * step), v);
+        for i in 0..S::TILE {
+            let row = S::input::<I>(t[i]);
+            for j in 0..S::TILE {
+                I::store(to.add((i * S::TILE + j) * step), row[j]);
             }
         }
     }
@@ -220,8 +223,8 @@ pub(super) unsafe fn output_tile<I: Simd, S: Sizes>((from, step): (*const f32, u
         let mut t = [[I::zero(); MOST]; 4];
         for j in 0..S::TILE {
             let mut column = [I::zero(); MOST];
-            for (i, v) in column.iter_mut().enumerate().take(S::TILE) {
-                *v = I::load(from.add((i * S::TILE + j) * step));
+            for i in 0..S::TILE {
+                column[i] = I::load(from.add((i * S::TILE + j) * step));
             }
             let column = S::output::<I>(column);
             for i in 0..S::OUT {
@@ -255,10 +258,10 @@ pub(super) unsafe fn output_gradient_tile<I: Simd, S: Sizes>(y: &[[I::V; 4]; 4],
                 t[i][j] = column[i];
             }
         }
-        for (i, t) in t.into_iter().enumerate().take(S::TILE) {
-            let row = S::output_transposed::<I>(t);
-            for (j, v) in row.into_iter().enumerate().take(S::TILE) {
-                I::store(to.add((i * S::TILE + j) * step), v);
+        for i in 0..S::TILE {
+            let row = S::output_transposed::<I>(t[i]);
+            for j in 0..S::TILE {
+                I::store(to.add((i * S::TILE + j) * step), row[j]);
             }
         }
     }
@@ -279,10 +282,10 @@ pub(super) unsafe fn kernel_tile<I: Simd, S: Sizes>(g: &[I::V; 9], (to, step): (
                 t[i][x] = column[i];
             }
         }
-        for (i, t) in t.into_iter().enumerate().take(S::TILE) {
-            let row = S::kernel::<I>(t);
-            for (j, v) in row.into_iter().enumerate().take(S::TILE) {
-                I::store(to.add((i * S::TILE + j) * step), v);
+        for i in 0..S::TILE {
+            let row = S::kernel::<I>(t[i]);
+            for j in 0..S::TILE {
+                I::store(to.add((i * S::TILE + j) * step), row[j]);
             }
         }
     }
@@ -299,8 +302,8 @@ pub(super) unsafe fn kernel_gradient_tile<I: Simd, S: Sizes>((from, step): (*con
         let mut t = [[I::zero(); MOST]; 3];
         for j in 0..S::TILE {
             let mut column = [I::zero(); MOST];
-            for (i, v) in column.iter_mut().enumerate().take(S::TILE) {
-                *v = I::load(from.add((i * S::TILE + j) * step));
+            for i in 0..S::TILE {
+                column[i] = I::load(from.add((i * S::TILE + j) * step));
             }
             let column = S::kernel_transposed::<I>(column);
             for x in 0..3 {
@@ -308,10 +311,10 @@ pub(super) unsafe fn kernel_gradient_tile<I: Simd, S: Sizes>((from, step): (*con
             }
         }
         let mut g = [I::zero(); 9];
-        for (y, t) in t.into_iter().enumerate() {
-            let row = S::kernel_transposed::<I>(t);
-            for (x, v) in row.into_iter().enumerate() {
-                g[y * 3 + x] = v;
+        for y in 0..3 {
+            let row = S::kernel_transposed::<I>(t[y]);
+            for x in 0..3 {
+                g[y * 3 + x] = row[x];
             }
         }
         g

@@ -173,9 +173,11 @@ unsafe fn gradient_of_channels<I: Simd, S: Sizes>(
         // SAFETY: rows and columns are those inside the picture; channels are a multiple of the lanes.
         unsafe {
             let mut dy = [[I::zero(); 4]; 4];
-            for i in 0..high.min(S::OUT) {
-                for j in 0..wide.min(S::OUT) {
-                    dy[i][j] = I::load(picture.add(((y + i) * dims.w + x + j) * dims.c + at));
+            for i in 0..S::OUT {
+                for j in 0..S::OUT {
+                    if i < high && j < wide {
+                        dy[i][j] = I::load(picture.add(((y + i) * dims.w + x + j) * dims.c + at));
+                    }
                 }
             }
             let to = to.add(at / COLUMNS * tiles * COLUMNS + at % COLUMNS);
