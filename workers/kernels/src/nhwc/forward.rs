@@ -1,8 +1,8 @@
 //! Convolution forward.
 
+use super::portable::{self, Packed};
 #[cfg(target_arch = "x86_64")]
 use super::simd::{self, ForwardKernel};
-use super::portable::{self, Packed};
 use super::{Algorithm, ChannelSums, ConvShape, Dims, Isa, channel_sums};
 
 /// What is done to an output before it is written: `relu(y + bias + residual)`, each part if asked for.

@@ -63,7 +63,12 @@ impl Gather {
         rows: (*mut f32, usize),
     ) {
         // SAFETY: the caller's.
-        unsafe { I::run(#[inline(always)] || self.every_row::<I>(x, grid, origins, columns, rows)) }
+        unsafe {
+            I::run(
+                #[inline(always)]
+                || self.every_row::<I>(x, grid, origins, columns, rows),
+            )
+        }
     }
 
     /// # Safety

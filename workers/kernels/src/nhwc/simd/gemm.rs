@@ -212,15 +212,22 @@ impl<I: Simd> Task<'_, I> {
         let mut at = Origin::new(self.first, self.call.grid);
         // SAFETY: the grid is cut so that every pixel exists.
         unsafe {
-            I::run(#[inline(always)] || {
-                for row in 0..self.count {
-                    let (y, x) = (start.0 + step * at.y, start.1 + step * at.x);
-                    let pixel = (at.picture * dims.h + y) * dims.w + x;
-                    let (from, to) = (rows.add(row * columns + from), self.call.y.at(pixel * columns + from));
-                    if self.call.add { add::<I>(from, to, width) } else { copy::<I>(from, to, width) }
-                    at.advance(self.call.grid);
-                }
-            });
+            I::run(
+                #[inline(always)]
+                || {
+                    for row in 0..self.count {
+                        let (y, x) = (start.0 + step * at.y, start.1 + step * at.x);
+                        let pixel = (at.picture * dims.h + y) * dims.w + x;
+                        let (from, to) = (rows.add(row * columns + from), self.call.y.at(pixel * columns + from));
+                        if self.call.add {
+                            add::<I>(from, to, width)
+                        } else {
+                            copy::<I>(from, to, width)
+                        }
+                        at.advance(self.call.grid);
+                    }
+                },
+            );
         }
     }
 }
@@ -251,14 +258,7 @@ impl<I: Simd> ForwardKernel for GemmForward<I> {
         pack::forward(&self.shape, weight, scale, &mut self.gemm.panels);
     }
 
-    fn run(
-        &self,
-        x: &[f32],
-        dims: Dims,
-        y: &mut [f32],
-        epilogue: &Epilogue<'_>,
-        sums: Option<&mut ChannelSums>,
-    ) {
+    fn run(&self, x: &[f32], dims: Dims, y: &mut [f32], epilogue: &Epilogue<'_>, sums: Option<&mut ChannelSums>) {
         let out = self.shape.out(dims);
         let parts = self.gemm.cut(out.n, (out.h, out.w)).row_blocks;
         let mut sums = sums;

@@ -63,7 +63,12 @@ pub(super) unsafe fn panel<I: Simd, const DEEP: bool>(
     finish: Option<Finish>,
 ) {
     // SAFETY: the caller's.
-    unsafe { I::run(#[inline(always)] || all_rows::<I, DEEP>(rows, columns, factors, place, finish)) }
+    unsafe {
+        I::run(
+            #[inline(always)]
+            || all_rows::<I, DEEP>(rows, columns, factors, place, finish),
+        )
+    }
 }
 
 /// # Safety

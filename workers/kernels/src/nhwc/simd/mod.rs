@@ -34,14 +34,7 @@ pub(super) trait ForwardKernel: Debug + Send + Sync {
     /// Takes the weights, each output channel times its `scale`.
     fn pack(&mut self, weight: &[f32], scale: Option<&[f32]>);
     /// `y = epilogue(conv(x))`, and the sums over its channels.
-    fn run(
-        &self,
-        x: &[f32],
-        dims: Dims,
-        y: &mut [f32],
-        epilogue: &Epilogue<'_>,
-        sums: Option<&mut ChannelSums>,
-    );
+    fn run(&self, x: &[f32], dims: Dims, y: &mut [f32], epilogue: &Epilogue<'_>, sums: Option<&mut ChannelSums>);
 }
 
 /// The gradient of the input, with the weights packed for it. Lengths are checked by the caller.

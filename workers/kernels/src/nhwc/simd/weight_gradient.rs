@@ -95,8 +95,14 @@ impl<I: Simd> GemmWeightGradient<I> {
             // SAFETY: features; this output channel is this task's own.
             unsafe {
                 match taps {
-                    1 => I::run(#[inline(always)] || sums.add_up::<I>(to, depth)),
-                    9 => I::run(#[inline(always)] || sums.turn_nine::<I>(to, c_in)),
+                    1 => I::run(
+                        #[inline(always)]
+                        || sums.add_up::<I>(to, depth),
+                    ),
+                    9 => I::run(
+                        #[inline(always)]
+                        || sums.turn_nine::<I>(to, c_in),
+                    ),
                     _ => (0..depth).for_each(|at| *to.add(at % c_in * taps + at / c_in) = sum(at)),
                 }
             }

@@ -28,6 +28,8 @@ const WIDE: usize = 3 * 1024 * 1024;
 const PRODUCT: usize = 96;
 /// Tiles of a transformation task where all tiles take each step together.
 const STEP: usize = 6;
+/// Most steps of the depth at once: twice what the plain product takes, for products are many and short.
+const DEPTH: usize = 288;
 /// Tasks wanted of a small batch.
 const TASKS: usize = 12;
 
@@ -89,13 +91,19 @@ impl<I: Simd, S: Sizes> Winograd<I, S> {
             let from = weight[first * column_step..].as_ptr();
             // SAFETY: features; a vector of kernels is there for every depth, and these columns are this task's own.
             unsafe {
-                I::run(#[inline(always)] || {
-                    let scale = scale.map(#[inline(always)] |scale| I::load(scale));
-                    for depth in 0..c_in {
-                        let from = (from.add(depth * depth_step), column_step);
-                        pack_vector::<I, S>(from, turned, scale, (to.add(depth * COLUMNS), len));
-                    }
-                });
+                I::run(
+                    #[inline(always)]
+                    || {
+                        let scale = scale.map(
+                            #[inline(always)]
+                            |scale| I::load(scale),
+                        );
+                        for depth in 0..c_in {
+                            let from = (from.add(depth * depth_step), column_step);
+                            pack_vector::<I, S>(from, turned, scale, (to.add(depth * COLUMNS), len));
+                        }
+                    },
+                );
             }
         });
     }
@@ -158,14 +166,7 @@ impl<I: Simd, S: Sizes> ForwardKernel for Winograd<I, S> {
         self.pack(weight, scale);
     }
 
-    fn run(
-        &self,
-        x: &[f32],
-        dims: Dims,
-        y: &mut [f32],
-        epilogue: &Epilogue<'_>,
-        sums: Option<&mut ChannelSums>,
-    ) {
+    fn run(&self, x: &[f32], dims: Dims, y: &mut [f32], epilogue: &Epilogue<'_>, sums: Option<&mut ChannelSums>) {
         self.run((x, dims), y, false, epilogue, sums);
     }
 }
@@ -290,7 +291,7 @@ impl<I: Simd, S: Sizes> Run<'_, I, S> {
         let Winograd { c_in, c_out, ref weights, .. } = *self.layer;
         let lda = self.layer.input_ld();
         let weights = &weights[position * self.layer.position_len()..];
-        let step = c_in.div_ceil(c_in.div_ceil(I::DEPTH)).next_multiple_of(8);
+        let step = c_in.div_ceil(c_in.div_ceil(DEPTH)).next_multiple_of(8);
         for column in (0..c_out).step_by(I::WIDTH) {
             for from in (0..c_in).step_by(step) {
                 let b = weights[column * c_in + from * COLUMNS..].as_ptr();
@@ -311,12 +312,15 @@ impl<I: Simd, S: Sizes> Run<'_, I, S> {
         let c = self.layer.c_out;
         // SAFETY: the caller's.
         unsafe {
-            I::run(#[inline(always)] || {
-                for number in tiles {
-                    let from = block.output.at((number - base) * c);
-                    self.output_of_tile(number, (from, block.tiles * c), part);
-                }
-            });
+            I::run(
+                #[inline(always)]
+                || {
+                    for number in tiles {
+                        let from = block.output.at((number - base) * c);
+                        self.output_of_tile(number, (from, block.tiles * c), part);
+                    }
+                },
+            );
         }
     }
 
@@ -396,7 +400,12 @@ pub(super) unsafe fn input_of_tile<I: Simd, S: Sizes>(
     to: (*mut f32, usize),
 ) {
     // SAFETY: the caller's.
-    unsafe { I::run(#[inline(always)] || input_of_channels::<I, S>(picture, origin, to)) }
+    unsafe {
+        I::run(
+            #[inline(always)]
+            || input_of_channels::<I, S>(picture, origin, to),
+        )
+    }
 }
 
 /// # Safety

@@ -1,5 +1,6 @@
 //! Gradient of the weights through the transforms: for each position of a tile, the product of the transformed input
 //! and the transformed gradient of the output over all tiles.
+#![allow(clippy::needless_range_loop, reason = "arrays of vectors are read by index: iterators have an address")]
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -129,12 +130,15 @@ impl<I: Simd, S: Sizes> WinogradWeightGradient<I, S> {
         for_tasks(c_in, |i| {
             // SAFETY: features and lengths; kernels of this input channel are this task's own.
             unsafe {
-                I::run(#[inline(always)] || {
-                    for o in (0..c_out).step_by(I::LANES) {
-                        let taps = kernel_gradient_tile::<I, S>((products.at(i * c_out + o), len));
-                        I::store_taps(taps, dw.at((o * c_in + i) * 9), c_in * 9);
-                    }
-                });
+                I::run(
+                    #[inline(always)]
+                    || {
+                        for o in (0..c_out).step_by(I::LANES) {
+                            let taps = kernel_gradient_tile::<I, S>((products.at(i * c_out + o), len));
+                            I::store_taps(taps, dw.at((o * c_in + i) * 9), c_in * 9);
+                        }
+                    },
+                );
             }
         });
     }
@@ -157,7 +161,12 @@ unsafe fn gradient_of_tile<I: Simd, S: Sizes>(
     to: (*mut f32, usize),
 ) {
     // SAFETY: the caller's.
-    unsafe { I::run(#[inline(always)] || gradient_of_channels::<I, S>(picture, origin, inside, to)) }
+    unsafe {
+        I::run(
+            #[inline(always)]
+            || gradient_of_channels::<I, S>(picture, origin, inside, to),
+        )
+    }
 }
 
 /// # Safety
