@@ -19,6 +19,8 @@ use crate::nhwc::{Buffer, ChannelSums, ConvShape, Dims, Epilogue};
 const BLOCK: usize = 72 * 1024;
 /// Most rows of a task.
 const MOST_ROWS: usize = 192;
+/// Values of a row of the tensor up to which its rows are read where they lie, however many panels go over them.
+const NEAR: usize = 288;
 /// Tasks that every product is cut into where it is large enough: an even share for a few threads.
 const TASKS: usize = 24;
 
@@ -129,7 +131,7 @@ impl<I: Simd> Task<'_, I> {
     unsafe fn run(&self) {
         let (gather, call) = (&self.gemm.gather, self.call);
         let depth = gather.depth();
-        if gather.is_identity(call.dims, call.grid) && (self.gemm.columns <= 128 || depth <= 288) {
+        if gather.is_identity(call.dims, call.grid) && (self.gemm.columns <= 128 || depth <= NEAR) {
             let a = call.x[self.first * depth..].as_ptr();
             // SAFETY: the rows are the tensor's own.
             return unsafe { self.multiply(a, depth) };
