@@ -222,6 +222,7 @@ fn check_adjoint(case: &Case, algorithm: Algorithm, isa: Isa, tolerance: f64) {
 fn layers() -> Vec<Case> {
     vec![
         Case::of(3, 64, (7, 2, 3), 2, 65),
+        Case::of(3, 32, (7, 2, 3), 6, 45),
         Case::of(64, 64, (1, 1, 0), 3, 15),
         Case::of(64, 256, (1, 1, 0), 2, 14),
         Case::of(640, 48, (1, 1, 0), 2, 9),
