@@ -4,6 +4,7 @@
 //!     cargo bench -p likeness-kernels --bench operations --profile dev -- [--threads 2] [--batch 8] [--net resnet50-224] [--only forward|elementwise|…]
 //!         [--layer '1x1 s1'] [--seconds 0.2]
 //!
+//! `LIKENESS_ISA=avx2` in the environment measures the kernels for AVX2 on a processor that has more.
 //! Rates count a direct convolution's operations, two per product, so a Winograd way can pass the peak.
 
 #![allow(clippy::print_stdout)]
@@ -242,7 +243,8 @@ fn main() {
         other => panic!("unknown network {other}"),
     };
     let peak = peak(options.threads) / 1e9;
-    println!("{} batch {} threads {} peak {peak:.0} GFLOP/s", options.net, options.batch, options.threads);
+    let Options { net, batch, threads, .. } = &options;
+    println!("{net} batch {batch} threads {threads} {:?} peak {peak:.0} GFLOP/s", Isa::detect());
     println!("median/best GFLOP/s (share of peak); * what the table takes");
     let extra = [options.only.as_str()];
     let products: &[&str] = if options.only.is_empty() { &PRODUCTS } else { &extra };

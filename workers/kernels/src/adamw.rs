@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Shape, Tensor, Var, bail};
 use rayon::prelude::*;
 
+use crate::nhwc::vectorised;
 use crate::storage::{Lent, cpu_slice, on_cpu, slice, tensor};
 
 /// Elements of one task.
@@ -54,13 +55,13 @@ impl AdamWStep {
     }
 }
 
-impl Factors {
-    fn update(self, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+vectorised! {
+    fn update(by: Factors, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
         for ((p, g), (m, v)) in p.iter_mut().zip(g).zip(m.iter_mut().zip(v)) {
-            *p *= self.keep;
-            *m += (*g - *m) * self.first;
-            *v = *v * self.second + *g * *g * self.second_rest;
-            *p -= self.step_size * *m / (v.sqrt() / self.root_correction + self.eps);
+            *p *= by.keep;
+            *m += (*g - *m) * by.first;
+            *v = *v * by.second + *g * *g * by.second_rest;
+            *p -= by.step_size * *m / (v.sqrt() / by.root_correction + by.eps);
         }
     }
 }
@@ -75,7 +76,10 @@ pub fn adamw_step(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], step: 
     assert!(p.len() == g.len() && p.len() == m.len() && p.len() == v.len(), "lengths differ");
     let factors = step.factors();
     let state = m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK));
-    p.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).zip(state).for_each(|((p, g), (m, v))| factors.update(p, g, m, v));
+    p.par_chunks_mut(CHUNK)
+        .zip(g.par_chunks(CHUNK))
+        .zip(state)
+        .for_each(|((p, g), (m, v))| update(factors, p, g, m, v));
 }
 
 /// [`adamw_step`] of all parameters at once, each with its gradient and its moments: on the CPU one pass over all
@@ -108,7 +112,7 @@ pub fn adamw_step_all(
         parts.extend(p.values.chunks_mut(CHUNK).zip(g.chunks(CHUNK)).zip(state));
     }
     let factors = step.factors();
-    parts.into_par_iter().for_each(|((p, g), (m, v))| factors.update(p, g, m, v));
+    parts.into_par_iter().for_each(|((p, g), (m, v))| update(factors, p, g, m, v));
     Ok(())
 }
 

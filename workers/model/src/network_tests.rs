@@ -62,8 +62,10 @@ fn pass(trainer: &Trainer, [images, positives, negatives]: &[Tensor; 3]) -> Vec<
 
 #[test]
 fn a_training_pass_equals_the_one_layer_by_layer() {
-    // So few values per channel, and fifty norms behind one another, blow rounding up: in PyTorch too.
-    for (architecture, px, conditioning) in [(Architecture::CnnS, 45, 1.0), (Architecture::ResNet50, 49, 50.0)] {
+    // So few values per channel, and fifty norms behind one another, blow rounding up: in PyTorch too. A value so near a
+    // ReLU's corner that rounding decides the side changes gradients by a hundredth on its own; that happens at sizes like
+    // 41, 45 or 47, on one instruction set or another. This size was chosen by trial as one where it happens on none.
+    for (architecture, px, conditioning) in [(Architecture::CnnS, 37, 1.0), (Architecture::ResNet50, 49, 50.0)] {
         let want = pass(&trainer(architecture, px, LAYER_BY_LAYER), &batch(px));
         for (winograd, tolerance) in [(Winograd::Off, 1e-3), (Winograd::On, 1e-2)] {
             let compute = CpuCompute { whole_network: true, winograd };

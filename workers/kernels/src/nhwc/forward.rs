@@ -1,8 +1,8 @@
 //! Convolution forward.
 
-#[cfg(target_arch = "x86_64")]
-use super::avx2::{F2, F4, GemmForward, Winograd};
 use super::portable::{self, Packed};
+#[cfg(target_arch = "x86_64")]
+use super::simd::{self, ForwardKernel};
 use super::{Algorithm, ChannelSums, ConvShape, Dims, Isa, channel_sums};
 
 /// What is done to an output before it is written: `relu(y + bias + residual)`, each part if asked for.
@@ -17,35 +17,28 @@ pub struct Epilogue<'a> {
 }
 
 /// A convolution with its weights packed.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Forward {
     shape: ConvShape,
     engine: Engine,
 }
 
 /// Who does it, with the weights as it wants them.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Engine {
     Portable(Packed),
     #[cfg(target_arch = "x86_64")]
-    Gemm(GemmForward),
-    #[cfg(target_arch = "x86_64")]
-    F2(Winograd<F2>),
-    #[cfg(target_arch = "x86_64")]
-    F4(Winograd<F4>),
+    Simd(Box<dyn ForwardKernel>),
 }
 
 impl Engine {
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
     fn new(shape: ConvShape, algorithm: Algorithm, isa: Isa) -> Self {
-        match (isa, algorithm.or_gemm(&shape)) {
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2Fma, Algorithm::Gemm) => Self::Gemm(GemmForward::new(shape)),
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2Fma, Algorithm::WinogradF2) => Self::F2(Winograd::forward(&shape)),
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2Fma, Algorithm::WinogradF4) => Self::F4(Winograd::forward(&shape)),
-            _ => Self::Portable(Packed::default()),
+        #[cfg(target_arch = "x86_64")]
+        if let Some(kernel) = simd::forward(shape, algorithm, isa) {
+            return Self::Simd(kernel);
         }
+        Self::Portable(Packed::default())
     }
 }
 
@@ -56,7 +49,6 @@ impl Forward {
     /// # Panics
     /// When the processor lacks `isa`.
     pub fn new(shape: ConvShape, algorithm: Algorithm, isa: Isa) -> Self {
-        assert!(isa.is_available(), "{isa:?} is not in this processor");
         Self { shape, engine: Engine::new(shape, algorithm, isa) }
     }
 
@@ -70,11 +62,7 @@ impl Forward {
         match &mut self.engine {
             Engine::Portable(packed) => *packed = Packed::forward(&self.shape, weight, scale),
             #[cfg(target_arch = "x86_64")]
-            Engine::Gemm(gemm) => gemm.pack(weight, scale),
-            #[cfg(target_arch = "x86_64")]
-            Engine::F2(winograd) => winograd.pack(weight, scale),
-            #[cfg(target_arch = "x86_64")]
-            Engine::F4(winograd) => winograd.pack(weight, scale),
+            Engine::Simd(kernel) => kernel.pack(weight, scale),
         }
     }
 
@@ -89,11 +77,7 @@ impl Forward {
         match &self.engine {
             Engine::Portable(packed) => portable::conv_forward(&self.shape, packed, x, dims, y, epilogue),
             #[cfg(target_arch = "x86_64")]
-            Engine::Gemm(gemm) => gemm.run(x, dims, y, epilogue, None),
-            #[cfg(target_arch = "x86_64")]
-            Engine::F2(winograd) => winograd.run((x, dims), y, false, epilogue, None),
-            #[cfg(target_arch = "x86_64")]
-            Engine::F4(winograd) => winograd.run((x, dims), y, false, epilogue, None),
+            Engine::Simd(kernel) => kernel.run(x, dims, y, epilogue, None),
         }
     }
 
@@ -110,11 +94,7 @@ impl Forward {
                 channel_sums(y, out.c, sums);
             }
             #[cfg(target_arch = "x86_64")]
-            Engine::Gemm(gemm) => gemm.run(x, dims, y, &epilogue, Some(sums)),
-            #[cfg(target_arch = "x86_64")]
-            Engine::F2(winograd) => winograd.run((x, dims), y, false, &epilogue, Some(sums)),
-            #[cfg(target_arch = "x86_64")]
-            Engine::F4(winograd) => winograd.run((x, dims), y, false, &epilogue, Some(sums)),
+            Engine::Simd(kernel) => kernel.run(x, dims, y, &epilogue, Some(sums)),
         }
     }
 

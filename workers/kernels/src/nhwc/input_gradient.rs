@@ -1,40 +1,33 @@
 //! Gradient of a convolution with respect to its input.
 
-#[cfg(target_arch = "x86_64")]
-use super::avx2::{F2, F4, GemmInputGradient, Winograd};
 use super::portable::{self, Packed};
-use super::{Algorithm, ConvShape, Dims, Epilogue, Isa};
+#[cfg(target_arch = "x86_64")]
+use super::simd::{self, InputKernel};
+use super::{Algorithm, ConvShape, Dims, Isa};
 
 /// `dx` from `dy`, with the weights packed for it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct InputGradient {
     shape: ConvShape,
     engine: Engine,
 }
 
 /// Who does it, with the weights as it wants them.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Engine {
     Portable(Packed),
     #[cfg(target_arch = "x86_64")]
-    Gemm(GemmInputGradient),
-    #[cfg(target_arch = "x86_64")]
-    F2(Winograd<F2>),
-    #[cfg(target_arch = "x86_64")]
-    F4(Winograd<F4>),
+    Simd(Box<dyn InputKernel>),
 }
 
 impl Engine {
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
     fn new(shape: ConvShape, algorithm: Algorithm, isa: Isa) -> Self {
-        match (isa, algorithm.or_gemm(&shape)) {
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2Fma, Algorithm::Gemm) => Self::Gemm(GemmInputGradient::new(shape)),
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2Fma, Algorithm::WinogradF2) => Self::F2(Winograd::input_gradient(&shape)),
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2Fma, Algorithm::WinogradF4) => Self::F4(Winograd::input_gradient(&shape)),
-            _ => Self::Portable(Packed::default()),
+        #[cfg(target_arch = "x86_64")]
+        if let Some(kernel) = simd::input_gradient(shape, algorithm, isa) {
+            return Self::Simd(kernel);
         }
+        Self::Portable(Packed::default())
     }
 }
 
@@ -44,7 +37,6 @@ impl InputGradient {
     /// # Panics
     /// When the processor lacks `isa`.
     pub fn new(shape: ConvShape, algorithm: Algorithm, isa: Isa) -> Self {
-        assert!(isa.is_available(), "{isa:?} is not in this processor");
         Self { shape, engine: Engine::new(shape, algorithm, isa) }
     }
 
@@ -57,11 +49,7 @@ impl InputGradient {
         match &mut self.engine {
             Engine::Portable(packed) => *packed = Packed::input_gradient(&self.shape, weight),
             #[cfg(target_arch = "x86_64")]
-            Engine::Gemm(gemm) => gemm.pack(weight),
-            #[cfg(target_arch = "x86_64")]
-            Engine::F2(winograd) => winograd.pack(weight, None),
-            #[cfg(target_arch = "x86_64")]
-            Engine::F4(winograd) => winograd.pack(weight, None),
+            Engine::Simd(kernel) => kernel.pack(weight),
         }
     }
 
@@ -76,11 +64,7 @@ impl InputGradient {
         match &self.engine {
             Engine::Portable(packed) => portable::conv_input_gradient(&self.shape, packed, dy, dims, dx, add),
             #[cfg(target_arch = "x86_64")]
-            Engine::Gemm(gemm) => gemm.run(dy, dims, dx, add),
-            #[cfg(target_arch = "x86_64")]
-            Engine::F2(winograd) => winograd.run((dy, out), dx, add, &Epilogue::default(), None),
-            #[cfg(target_arch = "x86_64")]
-            Engine::F4(winograd) => winograd.run((dy, out), dx, add, &Epilogue::default(), None),
+            Engine::Simd(kernel) => kernel.run(dy, dims, dx, add),
         }
     }
 }

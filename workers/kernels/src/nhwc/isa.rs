@@ -1,5 +1,7 @@
 //! Which instructions the operations use.
 
+use std::sync::OnceLock;
+
 /// An instruction set with kernels of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {
@@ -7,12 +9,41 @@ pub enum Isa {
     Portable,
     /// x86-64 with AVX2 and FMA.
     Avx2Fma,
+    /// x86-64 with AVX-512 F, VL, DQ and BW.
+    Avx512,
 }
 
 impl Isa {
-    /// The best one this processor has.
+    /// All, the best one first.
+    pub const ALL: [Self; 3] = [Self::Avx512, Self::Avx2Fma, Self::Portable];
+
+    /// The one that is used unless another is named: the best that this processor has, or what the environment
+    /// variable `LIKENESS_ISA` says, `portable`, `avx2` or `avx512`. Bytes depend on it.
+    ///
+    /// # Panics
+    /// When the variable names none, or one that this processor lacks.
     pub fn detect() -> Self {
-        if Self::Avx2Fma.is_available() { Self::Avx2Fma } else { Self::Portable }
+        static DETECTED: OnceLock<Isa> = OnceLock::new();
+        *DETECTED.get_or_init(|| match std::env::var("LIKENESS_ISA") {
+            Ok(name) => Self::named(&name),
+            Err(_) => Self::available().next().unwrap_or(Self::Portable),
+        })
+    }
+
+    fn named(name: &str) -> Self {
+        let isa = match name {
+            "portable" => Self::Portable,
+            "avx2" => Self::Avx2Fma,
+            "avx512" => Self::Avx512,
+            _ => panic!("LIKENESS_ISA is `{name}`, neither portable, avx2 nor avx512"),
+        };
+        assert!(isa.is_available(), "LIKENESS_ISA is `{name}`, which this processor lacks");
+        isa
+    }
+
+    /// Those of this processor, the best one first.
+    pub fn available() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(|isa| isa.is_available())
     }
 
     /// Whether this processor has it.
@@ -21,15 +52,23 @@ impl Isa {
             Self::Portable => true,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2Fma => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                Self::Avx2Fma.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512bw")
+            }
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2Fma => false,
+            Self::Avx2Fma | Self::Avx512 => false,
         }
     }
 }
 
-/// Makes `fn name(…)` from a plain loop compiled twice: for every processor, and for AVX2 where there is one.
+/// Makes `fn name(…)` from a plain loop compiled for every processor and for each instruction set.
 ///
-/// Nothing in it is contracted to a fused multiply-add, so both write the same bytes.
+/// Nothing in it is contracted to a fused multiply-add, so all write the same bytes.
 macro_rules! vectorised {
     ($(#[$attribute:meta])* fn $name:ident($($argument:ident: $type:ty),* $(,)?) $body:block) => {
         $(#[$attribute])*
@@ -44,12 +83,21 @@ macro_rules! vectorised {
             }
 
             #[cfg(target_arch = "x86_64")]
-            if $crate::nhwc::Isa::detect() == $crate::nhwc::Isa::Avx2Fma {
-                // SAFETY: the processor has both features.
-                return unsafe { avx2($($argument),*) };
+            #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
+            fn avx512($($argument: $type),*) {
+                plain($($argument),*)
             }
-            plain($($argument),*)
+
+            match $crate::nhwc::Isa::detect() {
+                // SAFETY: the processor has these features.
+                #[cfg(target_arch = "x86_64")]
+                $crate::nhwc::Isa::Avx512 => unsafe { avx512($($argument),*) },
+                // SAFETY: the processor has both features.
+                #[cfg(target_arch = "x86_64")]
+                $crate::nhwc::Isa::Avx2Fma => unsafe { avx2($($argument),*) },
+                _ => plain($($argument),*),
+            }
         }
     };
 }
-pub(super) use vectorised;
+pub(crate) use vectorised;

@@ -9,14 +9,13 @@
 //!   order: **bytes do not depend on the number of threads**. Threads come from rayon's current pool;
 //! * which algorithm a layer takes stands in [`mod@table`], never in a timing at run time;
 //! * [`mod@portable`] holds every operation as plain loops: what runs on a processor without AVX2 and FMA, and the
-//!   oracle of what runs on one with them;
+//!   oracle of what runs on one with them, or with AVX-512;
+//! * which instruction set is used, [`Isa::detect`] decides once; between two of them bytes may differ;
 //! * once warm no operation allocates: scratch memory is kept per thread or in the layer;
 //! * lengths are checked once, at the door; a wrong one is a bug of the caller and panics.
 //!
 //! Absent on purpose: dilation, groups, half precision.
 
-#[cfg(target_arch = "x86_64")]
-mod avx2;
 mod buffer;
 mod dims;
 mod forward;
@@ -26,6 +25,8 @@ mod layout;
 mod norm;
 mod pool;
 pub mod portable;
+#[cfg(target_arch = "x86_64")]
+mod simd;
 mod sums;
 pub mod table;
 #[cfg(test)]
@@ -37,6 +38,7 @@ pub use dims::{ConvShape, Dims};
 pub use forward::{Epilogue, Forward};
 pub use input_gradient::InputGradient;
 pub use isa::Isa;
+pub(crate) use isa::vectorised;
 pub use layout::from_nchw;
 pub use norm::{channel_sums, norm_backward, scale_shift};
 pub use pool::{average_pool, average_pool_backward, max_pool_3x3_s2, max_pool_backward};

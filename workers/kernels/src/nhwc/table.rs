@@ -49,21 +49,22 @@ const WEIGHT: usize = 48;
 ///
 /// F(4×4) is taken over F(2×2) where it saves a quarter of the products, tiles cut off at the border counted whole:
 /// from 7 pixels on, and at 3 and 4. Made from runs of `benches/operations.rs` on an AMD EPYC (Zen 4: family 25,
-/// model 17), two threads, peak 222–235 GFLOP/s; median rates as a direct convolution's, GEMM / F(2×2) / F(4×4):
+/// model 17), two threads, peak 235 GFLOP/s; median rates with AVX-512 as a direct convolution's,
+/// GEMM / F(2×2) / F(4×4). With AVX2 most are a tenth to a third lower, in the same order:
 ///
 /// | 3×3, stride 1 | batch | forward | gradient of the input | of the weights |
 /// |---|---|---|---|---|
-/// | 64 channels at 56 | 8 | 163 / 351 / **508** | 194 / 365 / **498** | 139 / 186 / **316** |
-/// | 128 at 28 | 8 | 195 / 379 / **488** | 164 / 335 / **442** | 173 / 235 / **421** |
-/// | 256 at 14 | 8 | 194 / 392 / **423** | 192 / 366 / **391** | 169 / 230 / **284** |
-/// | 512 at 7 | 8 | 188 / 248 / **369** | 161 / **235** / 340 | 124 / **204** / 186 |
-/// | 64 at 16 | 64 | 163 / 329 / **460** | 148 / 298 / **458** | 158 / 166 / **234** |
-/// | 128 at 8 | 64 | 179 / 339 / **387** | 152 / 316 / **367** | 146 / 241 / **383** |
-/// | 256 at 4 | 64 | 185 / 269 / **385** | 192 / 270 / **426** | 140 / 258 / **306** |
-/// | 512 at 2 | 64 | 133 / **247** / 104 | 137 / **269** / 124 | 102 / **207** / 84 |
+/// | 64 channels at 56 | 8 | 197 / 392 / **566** | 205 / 403 / **577** | 187 / 304 / **465** |
+/// | 128 at 28 | 8 | 198 / 387 / **632** | 208 / 393 / **649** | 206 / 380 / **605** |
+/// | 256 at 14 | 8 | 200 / 420 / **509** | 211 / 421 / **563** | 208 / 392 / **425** |
+/// | 512 at 7 | 8 | 206 / 331 / **460** | 206 / **321** / 449 | 189 / **259** / 267 |
+/// | 64 at 16 | 64 | 193 / 392 / **639** | 202 / 410 / **634** | 186 / 299 / **458** |
+/// | 128 at 8 | 64 | 203 / 397 / **629** | 208 / 395 / **633** | 198 / 363 / **573** |
+/// | 256 at 4 | 64 | 207 / 447 / **710** | 213 / 440 / **648** | 202 / 364 / **536** |
+/// | 512 at 2 | 64 | 215 / **382** / 167 | 204 / **390** / 163 | 186 / **268** / 118 |
 ///
-/// The gradient of the input of 512 channels at 7 takes F(2×2) because transforming the weights counts: 4.5 ms to
-/// 12.7 ms for a product of 15.7 ms to 10.9 ms.
+/// The gradient of the input of 512 channels at 7 takes F(2×2) because transforming the weights counts, which takes
+/// F(4×4) about three times as long.
 pub fn choose(shape: &ConvShape, dims: Dims, isa: Isa, winograd: bool) -> Choice {
     let out = shape.out(dims);
     if isa == Isa::Portable || !winograd || !Algorithm::WinogradF2.supports(shape) || out.h.min(out.w) < 2 {

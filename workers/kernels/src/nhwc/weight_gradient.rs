@@ -1,40 +1,33 @@
 //! Gradient of a convolution with respect to its weights.
 
-#[cfg(target_arch = "x86_64")]
-use super::avx2::{F2, F4, GemmWeightGradient, WinogradWeightGradient};
 use super::portable;
+#[cfg(target_arch = "x86_64")]
+use super::simd::{self, WeightKernel};
 use super::{Algorithm, ConvShape, Dims, Isa};
 
 /// `dw` from `x` and `dy`.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct WeightGradient {
     shape: ConvShape,
     engine: Engine,
 }
 
 /// Who does it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Engine {
     Portable,
     #[cfg(target_arch = "x86_64")]
-    Gemm(GemmWeightGradient),
-    #[cfg(target_arch = "x86_64")]
-    F2(WinogradWeightGradient<F2>),
-    #[cfg(target_arch = "x86_64")]
-    F4(WinogradWeightGradient<F4>),
+    Simd(Box<dyn WeightKernel>),
 }
 
 impl Engine {
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables))]
     fn new(shape: ConvShape, algorithm: Algorithm, isa: Isa) -> Self {
-        match (isa, algorithm.or_gemm(&shape)) {
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2Fma, Algorithm::Gemm) => Self::Gemm(GemmWeightGradient::new(shape)),
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2Fma, Algorithm::WinogradF2) => Self::F2(WinogradWeightGradient::new(shape)),
-            #[cfg(target_arch = "x86_64")]
-            (Isa::Avx2Fma, Algorithm::WinogradF4) => Self::F4(WinogradWeightGradient::new(shape)),
-            _ => Self::Portable,
+        #[cfg(target_arch = "x86_64")]
+        if let Some(kernel) = simd::weight_gradient(shape, algorithm, isa) {
+            return Self::Simd(kernel);
         }
+        Self::Portable
     }
 }
 
@@ -44,7 +37,6 @@ impl WeightGradient {
     /// # Panics
     /// When the processor lacks `isa`.
     pub fn new(shape: ConvShape, algorithm: Algorithm, isa: Isa) -> Self {
-        assert!(isa.is_available(), "{isa:?} is not in this processor");
         Self { shape, engine: Engine::new(shape, algorithm, isa) }
     }
 
@@ -59,11 +51,7 @@ impl WeightGradient {
         match &self.engine {
             Engine::Portable => portable::conv_weight_gradient(&self.shape, x, dims, dy, dw),
             #[cfg(target_arch = "x86_64")]
-            Engine::Gemm(gemm) => gemm.run(x, dims, dy, dw),
-            #[cfg(target_arch = "x86_64")]
-            Engine::F2(winograd) => winograd.run(x, dims, dy, dw),
-            #[cfg(target_arch = "x86_64")]
-            Engine::F4(winograd) => winograd.run(x, dims, dy, dw),
+            Engine::Simd(kernel) => kernel.run(x, dims, dy, dw),
         }
     }
 }

@@ -97,8 +97,14 @@ fn either_case() -> impl Strategy<Value = Case> {
 
 /// Every way on every instruction set; those that can't do a shape give way to another.
 fn ways() -> Vec<(Algorithm, Isa)> {
-    let fast = [Algorithm::Gemm, Algorithm::WinogradF2, Algorithm::WinogradF4].map(|way| (way, Isa::detect()));
-    [vec![(Algorithm::Gemm, Isa::Portable)], fast.to_vec()].concat()
+    let ways = [Algorithm::Gemm, Algorithm::WinogradF2, Algorithm::WinogradF4];
+    let fast = isas().into_iter().flat_map(|isa| ways.map(|way| (way, isa)));
+    std::iter::once((Algorithm::Gemm, Isa::Portable)).chain(fast).collect()
+}
+
+/// Every instruction set of this processor that has kernels beside the plain loops.
+fn isas() -> Vec<Isa> {
+    Isa::available().filter(|isa| *isa != Isa::Portable).collect()
 }
 
 /// `(B, C, H, W)` of `(B, H, W, C)`.
@@ -130,14 +136,16 @@ proptest! {
     /// Tiles cut off at the border, one block of tiles and several, both orders of the steps.
     #[test]
     fn winograd_equals_the_plain_loops(case in winograd_case()) {
-        for way in [Algorithm::WinogradF2, Algorithm::WinogradF4] {
-            case.check(way, Isa::detect(), tolerance(way));
+        for isa in isas() {
+            for way in [Algorithm::WinogradF2, Algorithm::WinogradF4] {
+                case.check(way, isa, tolerance(way));
+            }
         }
     }
 
     #[test]
     fn any_shape_equals_the_plain_loops(case in any_case()) {
-        case.check(Algorithm::Gemm, Isa::detect(), 1e-5);
+        isas().into_iter().for_each(|isa| case.check(Algorithm::Gemm, isa, 1e-5));
     }
 
     /// Scale, bias, residual, ReLU and sums against the same done after a bare convolution.
@@ -214,6 +222,7 @@ fn check_adjoint(case: &Case, algorithm: Algorithm, isa: Isa, tolerance: f64) {
 fn layers() -> Vec<Case> {
     vec![
         Case::of(3, 64, (7, 2, 3), 2, 65),
+        Case::of(3, 32, (7, 2, 3), 6, 45),
         Case::of(64, 64, (1, 1, 0), 3, 15),
         Case::of(64, 256, (1, 1, 0), 2, 14),
         Case::of(640, 48, (1, 1, 0), 2, 9),
@@ -243,14 +252,16 @@ fn smallest_shapes_equal_the_plain_loops() {
 
 #[test]
 fn layers_of_the_networks_equal_the_plain_loops() {
-    layers().iter().for_each(|case| case.check(Algorithm::Gemm, Isa::detect(), 1e-5));
+    for isa in isas() {
+        layers().iter().for_each(|case| case.check(Algorithm::Gemm, isa, 1e-5));
+    }
 }
 
 /// So many channels that the steps go over all tiles together, and so many tiles that these are several blocks.
 #[test]
 fn winograd_over_several_blocks_equals_the_plain_loops() {
     let case = Case::of(512, 16, (3, 1, 1), 11, 15);
-    case.check(Algorithm::WinogradF4, Isa::detect(), tolerance(Algorithm::WinogradF4));
+    isas().into_iter().for_each(|isa| case.check(Algorithm::WinogradF4, isa, tolerance(Algorithm::WinogradF4)));
 }
 
 #[test]
@@ -265,9 +276,8 @@ fn gradients_are_adjoint() {
 #[test]
 fn bytes_do_not_depend_on_the_number_of_threads() {
     for case in layers() {
-        for algorithm in [Algorithm::Gemm, Algorithm::WinogradF2, Algorithm::WinogradF4] {
+        for (algorithm, isa) in ways() {
             let (x, w, dy) = case.inputs();
-            let isa = Isa::detect();
             let run = || {
                 let mut layer = Forward::new(case.shape, algorithm, isa);
                 layer.pack(&w, None);
@@ -278,7 +288,7 @@ fn bytes_do_not_depend_on_the_number_of_threads() {
                 (bits(&y), sums, bits(&dx), bits(&case.weight_gradient(algorithm, isa, &x, &dy)))
             };
             let one = with_threads(1, run);
-            assert!(one == with_threads(2, run) && one == with_threads(3, run), "{case:?} {algorithm:?}");
+            assert!(one == with_threads(2, run) && one == with_threads(3, run), "{case:?} {algorithm:?} {isa:?}");
         }
     }
 }

@@ -5,6 +5,6 @@ mod tiles;
 mod transforms;
 mod weight_gradient;
 
-pub(in crate::nhwc) use convolution::Winograd;
-pub(in crate::nhwc) use transforms::{F2, F4};
-pub(in crate::nhwc) use weight_gradient::WinogradWeightGradient;
+pub(super) use convolution::Winograd;
+pub(super) use transforms::{F2, F4};
+pub(super) use weight_gradient::WinogradWeightGradient;

@@ -4,29 +4,34 @@
 //! weights, and for each over blocks of the depth whose part of the panel stays in the first cache. An output value
 //! is the sum of its products in the order of the depth, whatever the cut.
 
+use std::marker::PhantomData;
+
+use super::ForwardKernel;
 use super::gather::{Gather, Line, Origin, add, copy};
-use super::microkernel::{COLUMNS, Factors, Finish, Place, ROWS, panel};
+use super::microkernel::{COLUMNS, Factors, Finish, Place, panel};
 use super::pack;
 use super::parallel::{Shared, for_tasks};
+use super::vector::Simd;
 use crate::nhwc::buffer::{Slot, with_scratch};
 use crate::nhwc::{Buffer, ChannelSums, ConvShape, Dims, Epilogue};
 
-/// Most steps of the depth at once: 18 KiB of a panel beside 7 KiB of rows in a first cache of 32 KiB.
-const DEPTH: usize = 288;
 /// Most values of a task's rows: 288 KiB of a second cache of 512 KiB.
 const BLOCK: usize = 72 * 1024;
 /// Most rows of a task.
 const MOST_ROWS: usize = 192;
+/// Values of a row of the tensor up to which its rows are read where they lie, however many panels go over them.
+const NEAR: usize = 288;
 /// Tasks that every product is cut into where it is large enough: an even share for a few threads.
 const TASKS: usize = 24;
 
 /// Windows times weights.
-#[derive(Clone, Debug)]
-pub(super) struct Gemm {
-    pub(super) gather: Gather,
+#[derive(Debug)]
+pub(super) struct Gemm<I> {
+    gather: Gather,
     /// Columns of the product.
-    pub(super) columns: usize,
+    columns: usize,
     pub(super) panels: Buffer,
+    how: PhantomData<I>,
 }
 
 /// Where the rows of a product go.
@@ -63,21 +68,32 @@ pub(super) struct Cut {
 }
 
 impl Cut {
-    pub(super) fn new(rows: usize, depth: usize, columns: usize) -> Self {
+    fn new<I: Simd>(rows: usize, depth: usize, columns: usize) -> Self {
         let panels = columns.div_ceil(COLUMNS);
         let most = (BLOCK / depth.max(1) / 24 * 24).clamp(24, MOST_ROWS);
         let wanted = rows.div_ceil(most).max(TASKS.min(rows.div_ceil(48)));
         // Even blocks of whole tiles.
-        let block = rows.div_ceil(wanted).next_multiple_of(ROWS);
+        let block = rows.div_ceil(wanted).next_multiple_of(I::ROWS);
         let row_blocks = rows.div_ceil(block);
         let column_blocks = (TASKS / row_blocks).clamp(1, panels.div_ceil(4));
         Self { row_blocks, column_blocks, rows: block, panels }
     }
+
+    /// Where column block `part` begins: with a whole tile.
+    fn first_panel<I: Simd>(&self, part: usize) -> usize {
+        let of_tile = I::WIDTH / COLUMNS;
+        (part * self.panels.div_ceil(of_tile) / self.column_blocks * of_tile).min(self.panels)
+    }
 }
 
-impl Gemm {
-    pub(super) fn cut(&self, n: usize, (h, w): (usize, usize)) -> Cut {
-        Cut::new(n * h * w, self.gather.depth(), self.columns)
+impl<I: Simd> Gemm<I> {
+    /// Only where the processor has `I`. Weights are missing until `panels` are packed.
+    pub(super) fn new(gather: Gather, columns: usize) -> Self {
+        Self { gather, columns, panels: Buffer::default(), how: PhantomData }
+    }
+
+    fn cut(&self, n: usize, (h, w): (usize, usize)) -> Cut {
+        Cut::new::<I>(n * h * w, self.gather.depth(), self.columns)
     }
 
     /// Runs the product.
@@ -91,7 +107,7 @@ impl Gemm {
             let (block, part) = (task / cut.column_blocks, task % cut.column_blocks);
             let first = block * cut.rows;
             let count = cut.rows.min(rows - first);
-            let panels = part * cut.panels / cut.column_blocks..(part + 1) * cut.panels / cut.column_blocks;
+            let panels = cut.first_panel::<I>(part)..cut.first_panel::<I>(part + 1);
             let task = Task { gemm: self, call, block, first, count, panels };
             // SAFETY: the caller's; tasks have rows or columns of their own.
             unsafe { task.run() };
@@ -100,8 +116,8 @@ impl Gemm {
 }
 
 /// A block of rows and some panels.
-struct Task<'a> {
-    gemm: &'a Gemm,
+struct Task<'a, I> {
+    gemm: &'a Gemm<I>,
     call: &'a Call<'a>,
     block: usize,
     first: usize,
@@ -109,13 +125,13 @@ struct Task<'a> {
     panels: std::ops::Range<usize>,
 }
 
-impl Task<'_> {
+impl<I: Simd> Task<'_, I> {
     /// # Safety
     /// As [`Gemm::run`].
     unsafe fn run(&self) {
         let (gather, call) = (&self.gemm.gather, self.call);
         let depth = gather.depth();
-        if gather.is_identity(call.dims, call.grid) && (self.gemm.columns <= 128 || depth <= DEPTH) {
+        if gather.is_identity(call.dims, call.grid) && (self.gemm.columns <= 128 || depth <= NEAR) {
             let a = call.x[self.first * depth..].as_ptr();
             // SAFETY: the rows are the tensor's own.
             return unsafe { self.multiply(a, depth) };
@@ -126,7 +142,7 @@ impl Task<'_> {
             // SAFETY: `rows` holds the block's rows; the origins are the grid's.
             unsafe {
                 let to = (rows.as_mut_ptr(), lda);
-                gather.rows((call.x.as_ptr(), call.dims), call.grid, (self.first, self.count), (0, depth), to);
+                gather.rows::<I>((call.x.as_ptr(), call.dims), call.grid, (self.first, self.count), (0, depth), to);
                 self.multiply(rows.as_ptr(), lda);
             }
         });
@@ -155,21 +171,22 @@ impl Task<'_> {
     /// # Safety
     /// As [`Gemm::run`]; `place` holds the block's rows.
     unsafe fn into(&self, a: *const f32, lda: usize, place: Place, finish: bool) {
-        let Gemm { gather, columns, panels } = self.gemm;
+        let Gemm { gather, columns, panels, .. } = self.gemm;
         let depth = gather.depth();
-        let step = depth.div_ceil(depth.div_ceil(DEPTH)).next_multiple_of(8);
-        for j in self.panels.clone() {
-            let width = COLUMNS.min(columns - j * COLUMNS);
+        let step = depth.div_ceil(depth.div_ceil(I::DEPTH)).next_multiple_of(8);
+        for j in self.panels.clone().step_by(I::WIDTH / COLUMNS) {
+            let last = (*columns).min(self.panels.end * COLUMNS);
+            let width = I::WIDTH.min(last - j * COLUMNS);
             let mut from = 0;
             while from < depth {
                 let part = step.min(depth - from);
                 // SAFETY: the panel holds the depth; columns and rows are the product's.
                 unsafe {
                     let b = panels[(j * depth + from) * COLUMNS..].as_ptr();
-                    let factors = Factors { depth: part, a: a.add(from), lda, b, ldb: COLUMNS };
+                    let factors = Factors { depth: part, a: a.add(from), lda, b, ldb: COLUMNS, panel: depth * COLUMNS };
                     let place = Place { c: place.c.add(j * COLUMNS), add: place.add || from > 0, ..place };
                     let last = finish && from + part == depth;
-                    panel::<false>(self.count, width, factors, place, last.then(|| self.finish(j * COLUMNS)));
+                    panel::<I, false>(self.count, width, factors, place, last.then(|| self.finish(j * COLUMNS)));
                 }
                 from += part;
             }
@@ -195,15 +212,24 @@ impl Task<'_> {
         let from = self.panels.start * COLUMNS;
         let width = columns.min(self.panels.end * COLUMNS) - from;
         let mut at = Origin::new(self.first, self.call.grid);
-        for row in 0..self.count {
-            let (y, x) = (start.0 + step * at.y, start.1 + step * at.x);
-            let pixel = (at.picture * dims.h + y) * dims.w + x;
-            // SAFETY: the grid is cut so that every pixel exists.
-            unsafe {
-                let (from, to) = (rows.add(row * columns + from), self.call.y.at(pixel * columns + from));
-                if self.call.add { add(from, to, width) } else { copy(from, to, width) }
-            }
-            at.advance(self.call.grid);
+        // SAFETY: the grid is cut so that every pixel exists.
+        unsafe {
+            I::run(
+                #[inline(always)]
+                || {
+                    for row in 0..self.count {
+                        let (y, x) = (start.0 + step * at.y, start.1 + step * at.x);
+                        let pixel = (at.picture * dims.h + y) * dims.w + x;
+                        let (from, to) = (rows.add(row * columns + from), self.call.y.at(pixel * columns + from));
+                        if self.call.add {
+                            add::<I>(from, to, width)
+                        } else {
+                            copy::<I>(from, to, width)
+                        }
+                        at.advance(self.call.grid);
+                    }
+                },
+            );
         }
     }
 }
@@ -215,32 +241,26 @@ pub(super) fn lines_of(shape: &ConvShape) -> Vec<Line> {
 }
 
 /// A convolution forward as one product.
-#[derive(Clone, Debug)]
-pub(in crate::nhwc) struct GemmForward {
+#[derive(Debug)]
+pub(super) struct GemmForward<I> {
     shape: ConvShape,
-    gemm: Gemm,
+    gemm: Gemm<I>,
 }
 
-impl GemmForward {
-    /// Only where the processor has AVX2 and FMA.
-    pub(in crate::nhwc) fn new(shape: ConvShape) -> Self {
+impl<I: Simd> GemmForward<I> {
+    /// Only where the processor has `I`.
+    pub(super) fn new(shape: ConvShape) -> Self {
         let gather = Gather::new(lines_of(&shape), shape.c_in, shape.stride);
-        Self { shape, gemm: Gemm { gather, columns: shape.c_out, panels: Buffer::default() } }
+        Self { shape, gemm: Gemm::new(gather, shape.c_out) }
     }
+}
 
-    pub(in crate::nhwc) fn pack(&mut self, weight: &[f32], scale: Option<&[f32]>) {
+impl<I: Simd> ForwardKernel for GemmForward<I> {
+    fn pack(&mut self, weight: &[f32], scale: Option<&[f32]>) {
         pack::forward(&self.shape, weight, scale, &mut self.gemm.panels);
     }
 
-    /// `y = epilogue(conv(x))`; lengths are checked by the caller.
-    pub(in crate::nhwc) fn run(
-        &self,
-        x: &[f32],
-        dims: Dims,
-        y: &mut [f32],
-        epilogue: &Epilogue<'_>,
-        sums: Option<&mut ChannelSums>,
-    ) {
+    fn run(&self, x: &[f32], dims: Dims, y: &mut [f32], epilogue: &Epilogue<'_>, sums: Option<&mut ChannelSums>) {
         let out = self.shape.out(dims);
         let parts = self.gemm.cut(out.n, (out.h, out.w)).row_blocks;
         let mut sums = sums;

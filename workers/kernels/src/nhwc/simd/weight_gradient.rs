@@ -3,14 +3,15 @@
 //! The depth of this product is the pixels, of which there are many, and its result is small: tasks are cut over
 //! the result and, where that gives too few, over the pixels into parts of their own sums, added up in order.
 
-use std::arch::x86_64::*;
+use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::WeightKernel;
 use super::gather::{Gather, Line};
 use super::gemm::lines_of;
 use super::microkernel::{COLUMNS, Factors, Place, panel};
-use super::pack::store_taps;
 use super::parallel::{Shared, for_tasks};
+use super::vector::Simd;
 use crate::nhwc::buffer::{Slot, with_scratch};
 use crate::nhwc::{ConvShape, Dims};
 
@@ -26,12 +27,13 @@ const PART: usize = 512;
 const TASKS: usize = 12;
 
 /// Makes `dw`.
-#[derive(Clone, Debug)]
-pub(in crate::nhwc) struct GemmWeightGradient {
+#[derive(Debug)]
+pub(super) struct GemmWeightGradient<I> {
     shape: ConvShape,
     /// The pixels of the gradient of the output, as they are.
     gradients: Gather,
     windows: Gather,
+    how: PhantomData<I>,
 }
 
 /// How a product is cut, by its sizes alone.
@@ -46,10 +48,10 @@ struct Cut {
 }
 
 impl Cut {
-    fn new(pixels: usize, rows: usize, columns: usize) -> Self {
+    fn new<I: Simd>(pixels: usize, rows: usize, columns: usize) -> Self {
         let panels = columns.div_ceil(COLUMNS);
         let row_blocks = rows.div_ceil(ROWS);
-        let rows = rows.div_ceil(row_blocks).next_multiple_of(6);
+        let rows = rows.div_ceil(row_blocks).next_multiple_of(I::ROWS);
         let mut column_blocks = panels.div_ceil(PANELS);
         let wanted = TASKS.div_ceil(row_blocks * column_blocks).min(pixels.div_ceil(PART));
         let pixels_of_part = pixels.div_ceil(wanted).next_multiple_of(PIXELS);
@@ -62,8 +64,8 @@ impl Cut {
 }
 
 /// One call.
-struct Run<'a> {
-    layer: &'a GemmWeightGradient,
+struct Run<'a, I> {
+    layer: &'a GemmWeightGradient<I>,
     x: &'a [f32],
     dims: Dims,
     dy: &'a [f32],
@@ -73,17 +75,45 @@ struct Run<'a> {
     cut: Cut,
 }
 
-impl GemmWeightGradient {
-    /// Only where the processor has AVX2 and FMA.
-    pub(in crate::nhwc) fn new(shape: ConvShape) -> Self {
+impl<I: Simd> GemmWeightGradient<I> {
+    /// Only where the processor has `I`.
+    pub(super) fn new(shape: ConvShape) -> Self {
         let gradients = Gather::new(vec![Line { y: 0, x: 0, taps: 1 }], shape.c_out, 1);
-        Self { shape, gradients, windows: Gather::new(lines_of(&shape), shape.c_in, shape.stride) }
+        let windows = Gather::new(lines_of(&shape), shape.c_in, shape.stride);
+        Self { shape, gradients, windows, how: PhantomData }
     }
 
-    /// Writes `dw`; lengths are checked by the caller.
-    pub(in crate::nhwc) fn run(&self, x: &[f32], dims: Dims, dy: &[f32], dw: &mut [f32]) {
+    /// Adds up the parts and turns each output channel's `(k, k, C_in)` to `(C_in, k, k)`.
+    fn write(&self, sums: &[f32], parts: usize, dw: &mut [f32]) {
+        let ConvShape { c_in, c_out, kernel, .. } = self.shape;
+        let (depth, taps) = (self.shape.depth(), kernel * kernel);
+        let target = Shared::new(dw);
+        for_tasks(c_out, |channel| {
+            let sum = |at: usize| (0..parts).map(|part| sums[(part * c_out + channel) * depth + at]).sum::<f32>();
+            let to = target.at(channel * depth);
+            let sums = Parts { first: sums[channel * depth..].as_ptr(), count: parts, step: c_out * depth };
+            // SAFETY: features; this output channel is this task's own.
+            unsafe {
+                match taps {
+                    1 => I::run(
+                        #[inline(always)]
+                        || sums.add_up::<I>(to, depth),
+                    ),
+                    9 => I::run(
+                        #[inline(always)]
+                        || sums.turn_nine::<I>(to, c_in),
+                    ),
+                    _ => (0..depth).for_each(|at| *to.add(at % c_in * taps + at / c_in) = sum(at)),
+                }
+            }
+        });
+    }
+}
+
+impl<I: Simd> WeightKernel for GemmWeightGradient<I> {
+    fn run(&self, x: &[f32], dims: Dims, dy: &[f32], dw: &mut [f32]) {
         let out = self.shape.out(dims);
-        let cut = Cut::new(out.pixels(), out.c, self.shape.depth());
+        let cut = Cut::new::<I>(out.pixels(), out.c, self.shape.depth());
         let run = |sums: &mut [f32]| {
             let run = Run { layer: self, x, dims, dy, out, sums: Shared::new(sums), cut };
             let blocks = cut.row_blocks * cut.column_blocks;
@@ -100,69 +130,82 @@ impl GemmWeightGradient {
             self.write(sums, cut.parts, dw);
         });
     }
+}
 
-    /// Adds up the parts and turns each output channel's `(k, k, C_in)` to `(C_in, k, k)`.
-    fn write(&self, sums: &[f32], parts: usize, dw: &mut [f32]) {
-        let ConvShape { c_in, c_out, kernel, .. } = self.shape;
-        let (depth, taps) = (self.shape.depth(), kernel * kernel);
-        let target = Shared::new(dw);
-        for_tasks(c_out, |channel| {
-            let sum = |at: usize| (0..parts).map(|part| sums[(part * c_out + channel) * depth + at]).sum::<f32>();
-            let to = target.at(channel * depth);
-            // SAFETY: features; this output channel is this task's own.
-            unsafe {
-                match taps {
-                    1 => add_parts(&sums[channel * depth..], parts, c_out * depth, (to, depth)),
-                    9 => turn_nine(&sums[channel * depth..], parts, c_out * depth, (to, c_in)),
-                    _ => (0..depth).for_each(|at| *to.add(at % c_in * taps + at / c_in) = sum(at)),
+/// Sums of `count` parts, `step` values from one to the next.
+#[derive(Clone, Copy)]
+struct Parts {
+    first: *const f32,
+    count: usize,
+    step: usize,
+}
+
+impl Parts {
+    /// The values from `at` on of every part, added up.
+    ///
+    /// # Safety
+    /// The processor has `I`; every part holds them.
+    #[inline(always)]
+    unsafe fn vector<I: Simd>(self, at: usize) -> I::V {
+        // SAFETY: the caller's.
+        unsafe {
+            let mut total = I::zero();
+            for part in 0..self.count {
+                total = I::add(total, I::load(self.first.add(part * self.step + at)));
+            }
+            total
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::vector`].
+    #[inline(always)]
+    unsafe fn value(self, at: usize) -> f32 {
+        let mut total = 0.0;
+        for part in 0..self.count {
+            // SAFETY: the caller's.
+            total += unsafe { *self.first.add(part * self.step + at) };
+        }
+        total
+    }
+
+    /// # Safety
+    /// As [`Self::vector`]; `to` holds `len` values, as every part does.
+    #[inline(always)]
+    unsafe fn add_up<I: Simd>(self, to: *mut f32, len: usize) {
+        let whole = len / I::LANES * I::LANES;
+        // SAFETY: all is below `len`.
+        unsafe {
+            for at in (0..whole).step_by(I::LANES) {
+                I::store(to.add(at), self.vector::<I>(at));
+            }
+            for at in whole..len {
+                *to.add(at) = self.value(at);
+            }
+        }
+    }
+
+    /// From nine taps of `c_in` channels to `c_in` kernels.
+    ///
+    /// # Safety
+    /// As [`Self::vector`]; `to` holds nine values of `c_in` channels, as every part does.
+    #[inline(always)]
+    unsafe fn turn_nine<I: Simd>(self, to: *mut f32, c_in: usize) {
+        let whole = c_in / I::LANES * I::LANES;
+        // SAFETY: all channels are below `c_in`.
+        unsafe {
+            for i in (0..whole).step_by(I::LANES) {
+                let mut taps = [I::zero(); 9];
+                for (tap, v) in taps.iter_mut().enumerate() {
+                    *v = self.vector::<I>(tap * c_in + i);
+                }
+                I::store_taps(taps, to.add(i * 9), 9);
+            }
+            for i in whole..c_in {
+                for tap in 0..9 {
+                    *to.add(i * 9 + tap) = self.value(tap * c_in + i);
                 }
             }
-        });
-    }
-}
-
-/// Eight values at the start of `sums` and of every part behind, `step` apart, added up.
-///
-/// # Safety
-/// The processor has AVX2.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-fn eight(sums: &[f32], parts: usize, step: usize) -> __m256 {
-    (0..parts).fold(_mm256_setzero_ps(), |total, part| {
-        // SAFETY: the slice holds eight values, or this panics.
-        _mm256_add_ps(total, unsafe { _mm256_loadu_ps(sums[part * step..][..8].as_ptr()) })
-    })
-}
-
-/// # Safety
-/// The processor has AVX2; `to` holds `len` values.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn add_parts(sums: &[f32], parts: usize, step: usize, (to, len): (*mut f32, usize)) {
-    let whole = len / 8 * 8;
-    for at in (0..whole).step_by(8) {
-        // SAFETY: eight values from here on are below `len`.
-        unsafe { _mm256_storeu_ps(to.add(at), eight(&sums[at..], parts, step)) };
-    }
-    for at in whole..len {
-        // SAFETY: `at` is below `len`.
-        unsafe { *to.add(at) = (0..parts).map(|part| sums[part * step + at]).sum() };
-    }
-}
-
-/// # Safety
-/// The processor has AVX2; `to` holds nine values of `c_in` channels.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn turn_nine(sums: &[f32], parts: usize, step: usize, (to, c_in): (*mut f32, usize)) {
-    let whole = c_in / 8 * 8;
-    for i in (0..whole).step_by(8) {
-        let taps = std::array::from_fn(|tap| eight(&sums[tap * c_in + i..], parts, step));
-        // SAFETY: eight kernels from here on are below `c_in`.
-        unsafe { store_taps(taps, to.add(i * 9), 9) };
-    }
-    for i in whole..c_in {
-        for tap in 0..9 {
-            // SAFETY: `i` is below `c_in`.
-            unsafe { *to.add(i * 9 + tap) = (0..parts).map(|part| sums[part * step + tap * c_in + i]).sum() };
         }
     }
 }
@@ -172,7 +215,7 @@ fn ld_of(len: usize) -> usize {
     len.next_multiple_of(2 * COLUMNS) + COLUMNS
 }
 
-impl Run<'_> {
+impl<I: Simd> Run<'_, I> {
     fn task(&self, part: usize, row_block: usize, column_block: usize) {
         let Cut { pixels_of_part, rows, columns, column_blocks, .. } = self.cut;
         let rows = row_block * rows..((row_block + 1) * rows).min(self.out.c);
@@ -192,9 +235,9 @@ impl Run<'_> {
                     // SAFETY: features and lengths; rows and columns of a part are this task's own.
                     unsafe {
                         let dy = (self.dy.as_ptr(), self.out);
-                        gradients.rows(dy, grid, pixels, (rows.start, rows.end), a);
+                        gradients.rows::<I>(dy, grid, pixels, (rows.start, rows.end), a);
                         let x = (self.x.as_ptr(), self.dims);
-                        windows.rows(x, grid, pixels, (columns.start, columns.end), b);
+                        windows.rows::<I>(x, grid, pixels, (columns.start, columns.end), b);
                         let (a, b) = ((a.0.cast_const(), lda), (b.0.cast_const(), ldb));
                         self.multiply(part, a, b, pixels.1, rows.clone(), columns.clone(), from > start);
                     }
@@ -217,13 +260,13 @@ impl Run<'_> {
         add: bool,
     ) {
         let ld = self.cut.columns;
-        for column in columns.clone().step_by(COLUMNS) {
+        for column in columns.clone().step_by(I::WIDTH) {
             let c = self.sums.at((part * self.out.c + rows.start) * ld + column);
-            let width = COLUMNS.min(columns.end - column);
+            let width = I::WIDTH.min(columns.end - column);
             // SAFETY: the caller's; rows of `b` reach to the end of a whole panel.
             unsafe {
-                let factors = Factors { depth: pixels, a, lda, b: b.add(column - columns.start), ldb };
-                panel::<true>(rows.len(), width, factors, Place { c, ld, add }, None);
+                let factors = Factors { depth: pixels, a, lda, b: b.add(column - columns.start), ldb, panel: COLUMNS };
+                panel::<I, true>(rows.len(), width, factors, Place { c, ld, add }, None);
             }
         }
     }

@@ -1,17 +1,18 @@
 //! Gradient of the weights through the transforms: for each position of a tile, the product of the transformed input
 //! and the transformed gradient of the output over all tiles.
+#![allow(clippy::needless_range_loop, reason = "arrays of vectors are read by index: iterators have an address")]
 
-use std::arch::x86_64::*;
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::convolution::input_of_tile;
 use super::tiles::{Tiles, even_blocks};
 use super::transforms::{Sizes, kernel_gradient_tile, output_gradient_tile};
-use crate::nhwc::avx2::microkernel::{COLUMNS, Factors, Place, panel};
-use crate::nhwc::avx2::pack::store_taps;
-use crate::nhwc::avx2::parallel::{Shared, for_tasks};
 use crate::nhwc::buffer::{Slot, with_scratch};
+use crate::nhwc::simd::WeightKernel;
+use crate::nhwc::simd::microkernel::{COLUMNS, Factors, Place, panel};
+use crate::nhwc::simd::parallel::{Shared, for_tasks};
+use crate::nhwc::simd::vector::Simd;
 use crate::nhwc::{ConvShape, Dims};
 
 /// Values of the transformed tensors of a block of tiles: 12 MiB.
@@ -24,10 +25,10 @@ const DEPTH: usize = 192;
 const ROWS: usize = 96;
 
 /// Makes `dw`.
-#[derive(Clone, Debug)]
-pub(in crate::nhwc) struct WinogradWeightGradient<S> {
+#[derive(Debug)]
+pub(in crate::nhwc) struct WinogradWeightGradient<I, S> {
     shape: ConvShape,
-    sizes: PhantomData<S>,
+    how: PhantomData<(I, S)>,
 }
 
 /// Transformed tensors of some tiles, and the products: `(position, tile, C_in)`, `(position, panel, tile, 16)`,
@@ -40,30 +41,29 @@ struct Block {
     tiles: usize,
 }
 
-impl<S: Sizes> WinogradWeightGradient<S> {
-    /// Only where the processor has AVX2 and FMA.
+impl<I: Simd, S: Sizes> WinogradWeightGradient<I, S> {
+    /// Only where the processor has `I`.
     pub(in crate::nhwc) fn new(shape: ConvShape) -> Self {
-        Self { shape, sizes: PhantomData }
-    }
-
-    fn positions() -> usize {
-        S::TILE * S::TILE
+        Self { shape, how: PhantomData }
     }
 
     fn input_ld(&self) -> usize {
         self.shape.c_in + COLUMNS
     }
 
-    /// Writes `dw`; lengths are checked by the caller.
-    pub(in crate::nhwc) fn run(&self, x: &[f32], dims: Dims, dy: &[f32], dw: &mut [f32]) {
+    /// Values from one position's products to the next, and then some: positions never fall on the same set.
+    fn products_len(&self) -> usize {
+        self.shape.c_in * self.shape.c_out + COLUMNS
+    }
+
+    fn run(&self, x: &[f32], dims: Dims, dy: &[f32], dw: &mut [f32]) {
         let tiles = Tiles::new(self.shape.out(dims), S::OUT);
-        let ConvShape { c_in, c_out, .. } = self.shape;
-        let positions = Self::positions();
+        let (positions, c_out) = (S::POSITIONS, self.shape.c_out);
         let most = (WIDE / (positions * (self.input_ld() + c_out))).max(96);
-        let (blocks, len) = even_blocks(tiles.count(), most, 1);
+        let (blocks, len) = even_blocks::<I>(tiles.count(), most, 1);
         with_scratch(Slot::Input, positions * len * self.input_ld(), |input| {
             with_scratch(Slot::Output, positions * len * c_out, |gradient| {
-                with_scratch(Slot::Sums, positions * c_in * c_out, |products| {
+                with_scratch(Slot::Sums, positions * self.products_len(), |products| {
                     let (input, gradient) = (Shared::new(input), Shared::new(gradient));
                     let block = Block { input, gradient, products: Shared::new(products), tiles: len };
                     for number in 0..blocks {
@@ -90,9 +90,9 @@ impl<S: Sizes> WinogradWeightGradient<S> {
                 let origin = (tile.y as isize - padding, tile.x as isize - padding);
                 // SAFETY: features and lengths; tiles are this task's own.
                 unsafe {
-                    input_of_tile::<S>(x, origin, (block.input.at(number * ld), block.tiles * ld));
+                    input_of_tile::<I, S>(x, origin, (block.input.at(number * ld), block.tiles * ld));
                     let to = (block.gradient.at(number * COLUMNS), block.tiles);
-                    gradient_of_tile::<S>(dy, (tile.y, tile.x), tiles.inside(tile), to);
+                    gradient_of_tile::<I, S>(dy, (tile.y, tile.x), tiles.inside(tile), to);
                 }
             }
         });
@@ -101,21 +101,22 @@ impl<S: Sizes> WinogradWeightGradient<S> {
     /// Adds a block's products to those before it.
     fn multiply(&self, tiles: usize, add: bool, block: Block) {
         let ConvShape { c_in, c_out, .. } = self.shape;
-        let (row_blocks, len) = even_blocks(c_in, ROWS, 1);
+        let (row_blocks, len) = even_blocks::<I>(c_in, ROWS, 1);
         let lda = self.input_ld();
-        for_tasks(Self::positions() * row_blocks, |task| {
+        for_tasks(S::POSITIONS * row_blocks, |task| {
             let (position, first) = (task / row_blocks, task % row_blocks * len);
             let rows = len.min(c_in - first);
             for from in (0..tiles).step_by(DEPTH) {
-                for j in 0..c_out / COLUMNS {
+                for column in (0..c_out).step_by(I::WIDTH) {
                     let a = block.input.at((position * block.tiles + from) * lda + first);
-                    let panels = position * c_out / COLUMNS + j;
-                    let b = block.gradient.at((panels * block.tiles + from) * COLUMNS);
-                    let c = block.products.at((position * c_in + first) * c_out + j * COLUMNS);
-                    let factors = Factors { depth: DEPTH.min(tiles - from), a, lda, b, ldb: COLUMNS };
+                    let b = block.gradient.at((position * c_out + column) * block.tiles + from * COLUMNS);
+                    let c = block.products.at(position * self.products_len() + first * c_out + column);
+                    let panel_step = block.tiles * COLUMNS;
+                    let depth = DEPTH.min(tiles - from);
+                    let factors = Factors { depth, a, lda, b, ldb: COLUMNS, panel: panel_step };
                     let place = Place { c, ld: c_out, add: add || from > 0 };
                     // SAFETY: features and lengths; rows of a position are this task's own.
-                    unsafe { panel::<true>(rows, COLUMNS, factors, place, None) };
+                    unsafe { panel::<I, true>(rows, I::WIDTH.min(c_out - column), factors, place, None) };
                 }
             }
         });
@@ -124,51 +125,72 @@ impl<S: Sizes> WinogradWeightGradient<S> {
     /// From products to `(C_out, C_in, 3, 3)`.
     fn write(&self, products: &[f32], dw: &mut [f32]) {
         let ConvShape { c_in, c_out, .. } = self.shape;
+        let (products, len) = (Shared::reading(products), self.products_len());
         let dw = Shared::new(dw);
         for_tasks(c_in, |i| {
-            for o in (0..c_out).step_by(8) {
-                // SAFETY: features and lengths; kernels of this input channel are this task's own.
-                unsafe {
-                    write_eight::<S>((products, c_in * c_out), i * c_out + o, dw.at((o * c_in + i) * 9), c_in * 9)
-                };
+            // SAFETY: features and lengths; kernels of this input channel are this task's own.
+            unsafe {
+                I::run(
+                    #[inline(always)]
+                    || {
+                        for o in (0..c_out).step_by(I::LANES) {
+                            let taps = kernel_gradient_tile::<I, S>((products.at(i * c_out + o), len));
+                            I::store_taps(taps, dw.at((o * c_in + i) * 9), c_in * 9);
+                        }
+                    },
+                );
             }
         });
     }
 }
 
-/// # Safety
-/// The processor has AVX2 and FMA; eight values of every position, `step` apart, are at `at`, eight kernels at `dw`.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn write_eight<S: Sizes>((products, step): (&[f32], usize), at: usize, dw: *mut f32, ld: usize) {
-    // SAFETY: the caller's.
-    unsafe {
-        let taps = kernel_gradient_tile::<S>(|position| _mm256_loadu_ps(products[position * step + at..].as_ptr()));
-        store_taps(taps, dw, ld);
+impl<I: Simd, S: Sizes> WeightKernel for WinogradWeightGradient<I, S> {
+    fn run(&self, x: &[f32], dims: Dims, dy: &[f32], dw: &mut [f32]) {
+        self.run(x, dims, dy, dw);
     }
 }
 
 /// `A dy Aᵀ` of the outputs at `(y, x)`; those outside the picture are 0. To panels of 16 channels, `tiles` long.
 ///
 /// # Safety
-/// The processor has AVX2 and FMA; `to` holds all channels of every position.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn gradient_of_tile<S: Sizes>(
+/// The processor has `I`; `to` holds all channels of every position.
+unsafe fn gradient_of_tile<I: Simd, S: Sizes>(
+    picture: (*const f32, Dims),
+    origin: (usize, usize),
+    inside: (usize, usize),
+    to: (*mut f32, usize),
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        I::run(
+            #[inline(always)]
+            || gradient_of_channels::<I, S>(picture, origin, inside, to),
+        )
+    }
+}
+
+/// # Safety
+/// As [`gradient_of_tile`].
+#[inline(always)]
+unsafe fn gradient_of_channels<I: Simd, S: Sizes>(
     (picture, dims): (*const f32, Dims),
     (y, x): (usize, usize),
     (high, wide): (usize, usize),
     (to, tiles): (*mut f32, usize),
 ) {
-    for at in (0..dims.c).step_by(8) {
-        let mut dy = [[_mm256_setzero_ps(); 4]; 4];
-        // SAFETY: rows and columns are those inside the picture; channels are a multiple of 16.
+    for at in (0..dims.c).step_by(I::LANES) {
+        // SAFETY: rows and columns are those inside the picture; channels are a multiple of the lanes.
         unsafe {
-            for (i, dy) in dy.iter_mut().enumerate().take(high) {
-                for (j, dy) in dy.iter_mut().enumerate().take(wide) {
-                    *dy = _mm256_loadu_ps(picture.add(((y + i) * dims.w + x + j) * dims.c + at));
+            let mut dy = [[I::zero(); 4]; 4];
+            for i in 0..S::OUT {
+                for j in 0..S::OUT {
+                    if i < high && j < wide {
+                        dy[i][j] = I::load(picture.add(((y + i) * dims.w + x + j) * dims.c + at));
+                    }
                 }
             }
             let to = to.add(at / COLUMNS * tiles * COLUMNS + at % COLUMNS);
-            output_gradient_tile::<S>(&dy, |position, v| _mm256_storeu_ps(to.add(position * tiles * dims.c), v));
+            output_gradient_tile::<I, S>(&dy, (to, tiles * dims.c));
         }
     }
 }

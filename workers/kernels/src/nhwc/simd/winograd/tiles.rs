@@ -1,6 +1,7 @@
 //! The tiles of a batch of pictures.
 
 use crate::nhwc::Dims;
+use crate::nhwc::simd::vector::Simd;
 
 /// Tiles of `out · out` outputs over pictures of sizes `dims`, numbered by picture, then line by line.
 #[derive(Clone, Copy, Debug)]
@@ -40,10 +41,10 @@ impl Tiles {
     }
 }
 
-/// `count` things in even blocks of whole sixes, at most `most` each and about `wanted` blocks where that leaves at
-/// least a dozen to each: `(blocks, length of a block)`.
-pub(super) fn even_blocks(count: usize, most: usize, wanted: usize) -> (usize, usize) {
+/// `count` rows in even blocks of whole tiles of the product, at most `most` each and about `wanted` blocks where that
+/// leaves at least a dozen to each: `(blocks, length of a block)`.
+pub(super) fn even_blocks<I: Simd>(count: usize, most: usize, wanted: usize) -> (usize, usize) {
     let blocks = count.div_ceil(most).max(wanted.min(count.div_ceil(12))).max(1);
-    let len = count.div_ceil(blocks).next_multiple_of(6);
+    let len = count.div_ceil(blocks).next_multiple_of(I::ROWS);
     (count.div_ceil(len), len)
 }

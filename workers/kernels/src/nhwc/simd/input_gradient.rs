@@ -3,26 +3,28 @@
 //! An input pixel `p` is read by the windows `(p + padding − tap) / stride` of those taps that leave no remainder: the
 //! same taps for all pixels of one residue. At stride 1 that is one product, a convolution with the taps turned round.
 
+use super::InputKernel;
 use super::gather::{Gather, Line};
 use super::gemm::{Call, Gemm, Rows};
 use super::pack;
 use super::parallel::{Shared, for_tasks};
-use crate::nhwc::{Buffer, ConvShape, Dims, Epilogue};
+use super::vector::Simd;
+use crate::nhwc::{ConvShape, Dims, Epilogue};
 
 /// The products of a convolution's input gradient.
-#[derive(Clone, Debug)]
-pub(in crate::nhwc) struct GemmInputGradient {
+#[derive(Debug)]
+pub(super) struct GemmInputGradient<I> {
     shape: ConvShape,
-    residues: Vec<Residue>,
+    residues: Vec<Residue<I>>,
 }
 
 /// Input pixels whose position leaves `start` when divided by the stride.
-#[derive(Clone, Debug)]
-struct Residue {
+#[derive(Debug)]
+struct Residue<I> {
     start: (usize, usize),
     /// Kernel positions in the order of the product's depth.
     taps: Vec<usize>,
-    gemm: Gemm,
+    gemm: Gemm<I>,
 }
 
 /// `(tap, window relative to position / stride)` of one dimension, windows ascending.
@@ -33,7 +35,7 @@ fn taps_of(shape: &ConvShape, start: usize) -> Vec<(usize, isize)> {
     (0..kernel).rev().filter(meets).map(|tap| (tap, window(tap))).collect()
 }
 
-impl Residue {
+impl<I: Simd> Residue<I> {
     fn new(shape: &ConvShape, start: (usize, usize)) -> Self {
         let (ys, xs) = (taps_of(shape, start.0), taps_of(shape, start.1));
         let taps = ys.iter().flat_map(|y| xs.iter().map(|x| y.0 * shape.kernel + x.0)).collect();
@@ -42,25 +44,26 @@ impl Residue {
             .first()
             .map_or_else(Vec::new, |&(_, x)| ys.iter().map(|&(_, y)| Line { y, x, taps: xs.len() }).collect());
         let gather = Gather::new(lines, shape.c_out, 1);
-        Self { start, taps, gemm: Gemm { gather, columns: shape.c_in, panels: Buffer::default() } }
+        Self { start, taps, gemm: Gemm::new(gather, shape.c_in) }
     }
 }
 
-impl GemmInputGradient {
-    /// Only where the processor has AVX2 and FMA.
-    pub(in crate::nhwc) fn new(shape: ConvShape) -> Self {
+impl<I: Simd> GemmInputGradient<I> {
+    /// Only where the processor has `I`.
+    pub(super) fn new(shape: ConvShape) -> Self {
         let starts = (0..shape.stride).flat_map(|y| (0..shape.stride).map(move |x| (y, x)));
         Self { shape, residues: starts.map(|start| Residue::new(&shape, start)).collect() }
     }
+}
 
-    pub(in crate::nhwc) fn pack(&mut self, weight: &[f32]) {
+impl<I: Simd> InputKernel for GemmInputGradient<I> {
+    fn pack(&mut self, weight: &[f32]) {
         for Residue { taps, gemm, .. } in &mut self.residues {
             pack::input_gradient(&self.shape, weight, taps, &mut gemm.panels);
         }
     }
 
-    /// `dx (+)= …`; lengths are checked by the caller.
-    pub(in crate::nhwc) fn run(&self, dy: &[f32], dims: Dims, dx: &mut [f32], add: bool) {
+    fn run(&self, dy: &[f32], dims: Dims, dx: &mut [f32], add: bool) {
         let out = self.shape.out(dims);
         let dx = Shared::new(dx);
         for Residue { start, taps, gemm } in &self.residues {

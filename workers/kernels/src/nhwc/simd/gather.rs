@@ -3,9 +3,9 @@
 //! One object serves the convolution forward (all taps of a window), its gradient at stride 1 (the same taps, turned
 //! round) and at any other stride (for each residue of the position, the taps that meet it).
 
-use std::arch::x86_64::*;
 use std::ops::Range;
 
+use super::vector::Simd;
 use crate::nhwc::Dims;
 
 /// `taps` neighbours in a line of pixels, the first of them `(y, x)` from the window's origin.
@@ -53,9 +53,28 @@ impl Gather {
     /// picture, to rows `ld` apart.
     ///
     /// # Safety
-    /// The processor has AVX2. `x` holds a tensor of sizes `dims`, `rows` holds `count` rows, the origins exist.
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn rows(
+    /// The processor has `I`. `x` holds a tensor of sizes `dims`, `rows` holds `count` rows, the origins exist.
+    pub(super) unsafe fn rows<I: Simd>(
+        &self,
+        x: (*const f32, Dims),
+        grid: (usize, usize),
+        origins: (usize, usize),
+        columns: (usize, usize),
+        rows: (*mut f32, usize),
+    ) {
+        // SAFETY: the caller's.
+        unsafe {
+            I::run(
+                #[inline(always)]
+                || self.every_row::<I>(x, grid, origins, columns, rows),
+            )
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::rows`].
+    #[inline(always)]
+    unsafe fn every_row<I: Simd>(
         &self,
         (x, dims): (*const f32, Dims),
         grid: (usize, usize),
@@ -68,14 +87,14 @@ impl Gather {
             // SAFETY: the caller's; the origin's picture is one of the tensor's.
             unsafe {
                 let picture = x.add(at.picture * dims.h * dims.w * dims.c);
-                self.row(picture, dims, (at.y * self.step, at.x * self.step), (from, to), rows.add(row * ld));
+                self.row::<I>(picture, dims, (at.y * self.step, at.x * self.step), (from, to), rows.add(row * ld));
             }
             at.advance(grid);
         }
     }
 
     /// Whether the window at `(y, x)` reads no padding.
-    #[inline]
+    #[inline(always)]
     fn inside(&self, dims: Dims, (y, x): (usize, usize)) -> bool {
         let within = |at: usize, reach: &Range<isize>, side: usize| {
             at as isize + reach.start >= 0 && at as isize + reach.end <= side as isize
@@ -87,16 +106,15 @@ impl Gather {
     ///
     /// # Safety
     /// As [`Self::rows`], and the window lies inside.
-    #[inline]
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn whole_row(&self, picture: *const f32, dims: Dims, (y, x): (usize, usize), row: *mut f32) {
+    #[inline(always)]
+    unsafe fn whole_row<I: Simd>(&self, picture: *const f32, dims: Dims, (y, x): (usize, usize), row: *mut f32) {
         let mut row = row;
         for line in &self.lines {
             let pixel = (y as isize + line.y) * dims.w as isize + x as isize + line.x;
             let len = line.taps * self.channels;
             // SAFETY: the caller's.
             unsafe {
-                copy(picture.offset(pixel * self.channels as isize), row, len);
+                copy::<I>(picture.offset(pixel * self.channels as isize), row, len);
                 row = row.add(len);
             }
         }
@@ -104,9 +122,8 @@ impl Gather {
 
     /// # Safety
     /// As [`Self::rows`].
-    #[inline]
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn row(
+    #[inline(always)]
+    unsafe fn row<I: Simd>(
         &self,
         picture: *const f32,
         dims: Dims,
@@ -118,7 +135,7 @@ impl Gather {
         let mut start = 0;
         if (from, to) == (0, self.depth) && self.inside(dims, (y, x)) {
             // SAFETY: all lines lie inside the picture, and the row holds them all.
-            return unsafe { self.whole_row(picture, dims, (y, x), row) };
+            return unsafe { self.whole_row::<I>(picture, dims, (y, x), row) };
         }
         for line in &self.lines {
             let len = line.taps * c;
@@ -133,12 +150,12 @@ impl Gather {
                 let source = (y as isize * dims.w as isize + x) * c as isize + (inside - start) as isize;
                 // SAFETY: `low..high` lies in `from..to`; values from `inside` to `outside` lie in the picture.
                 unsafe {
-                    zero(row.add(low - from), inside.max(low) - low);
+                    zero::<I>(row.add(low - from), inside.max(low) - low);
                     if outside > inside {
-                        copy(picture.offset(source), row.add(inside - from), outside - inside);
+                        copy::<I>(picture.offset(source), row.add(inside - from), outside - inside);
                     }
                     let end = outside.max(inside);
-                    zero(row.add(end - from), high - end);
+                    zero::<I>(row.add(end - from), high - end);
                 }
             }
             start += len;
@@ -172,43 +189,38 @@ impl Origin {
 }
 
 /// # Safety
-/// Both hold `len` values.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn copy(from: *const f32, to: *mut f32, len: usize) {
+/// The processor has `I`; both hold `len` values.
+#[inline(always)]
+pub(super) unsafe fn copy<I: Simd>(from: *const f32, to: *mut f32, len: usize) {
     let mut i = 0;
     // SAFETY: every access ends at `len` or before.
     unsafe {
-        while i + 8 <= len {
-            _mm256_storeu_ps(to.add(i), _mm256_loadu_ps(from.add(i)));
-            i += 8;
+        while i + I::LANES <= len {
+            I::store(to.add(i), I::load(from.add(i)));
+            i += I::LANES;
         }
-        if i < len && len >= 8 {
-            _mm256_storeu_ps(to.add(len - 8), _mm256_loadu_ps(from.add(len - 8)));
-            return;
-        }
-        while i < len {
-            *to.add(i) = *from.add(i);
-            i += 1;
+        if i < len && len >= I::LANES {
+            let last = len - I::LANES;
+            I::store(to.add(last), I::load(from.add(last)));
+        } else if i < len {
+            I::store_first(to.add(i), len - i, I::load_first(from.add(i), len - i));
         }
     }
 }
 
 /// # Safety
-/// `to` holds `len` values.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn zero(to: *mut f32, len: usize) {
+/// The processor has `I`; `to` holds `len` values.
+#[inline(always)]
+unsafe fn zero<I: Simd>(to: *mut f32, len: usize) {
     let mut i = 0;
     // SAFETY: every access ends at `len` or before.
     unsafe {
-        while i + 8 <= len {
-            _mm256_storeu_ps(to.add(i), _mm256_setzero_ps());
-            i += 8;
+        while i + I::LANES <= len {
+            I::store(to.add(i), I::zero());
+            i += I::LANES;
         }
-        while i < len {
-            *to.add(i) = 0.0;
-            i += 1;
+        if i < len {
+            I::store_first(to.add(i), len - i, I::zero());
         }
     }
 }
@@ -216,20 +228,19 @@ unsafe fn zero(to: *mut f32, len: usize) {
 /// `to += from`
 ///
 /// # Safety
-/// Both hold `len` values.
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn add(from: *const f32, to: *mut f32, len: usize) {
+/// The processor has `I`; both hold `len` values.
+#[inline(always)]
+pub(super) unsafe fn add<I: Simd>(from: *const f32, to: *mut f32, len: usize) {
     let mut i = 0;
     // SAFETY: every access ends at `len` or before.
     unsafe {
-        while i + 8 <= len {
-            _mm256_storeu_ps(to.add(i), _mm256_add_ps(_mm256_loadu_ps(to.add(i)), _mm256_loadu_ps(from.add(i))));
-            i += 8;
+        while i + I::LANES <= len {
+            I::store(to.add(i), I::add(I::load(to.add(i)), I::load(from.add(i))));
+            i += I::LANES;
         }
-        while i < len {
-            *to.add(i) += *from.add(i);
-            i += 1;
+        if i < len {
+            let sum = I::add(I::load_first(to.add(i), len - i), I::load_first(from.add(i), len - i));
+            I::store_first(to.add(i), len - i, sum);
         }
     }
 }
