@@ -2,6 +2,7 @@
 
 import functools
 import importlib.metadata
+import itertools
 import json
 import os
 import subprocess
@@ -58,10 +59,15 @@ def table(headings: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+# What `infra/bench` adds behind the user's own words.
+HIDDEN = {"--images", "--models", "--vectors", "--out"}
+
+
 def provenance(comparison: str, packages: list[str]) -> dict:
     """Where and how a run was made."""
+    words = itertools.takewhile(lambda word: word not in HIDDEN, sys.argv[1:])
     return {
-        "command": " ".join([f"infra/bench {comparison}", *sys.argv[1:]]),
+        "command": " ".join([f"infra/bench {comparison}", *words]),
         "commit": commit(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "processor": processor(),
