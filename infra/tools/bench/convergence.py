@@ -9,10 +9,10 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -103,13 +103,16 @@ def main() -> None:
     args = arguments()
     source = ["celeba", args.images] if args.images else ["parquet", *map(str, sorted(args.demo.glob("*.parquet")))]
     found = {way: [] for way in WAYS}
-    with tempfile.TemporaryDirectory(prefix="likeness-convergence-") as folder:
-        for way in WAYS:
-            with running(args.binaries, Path(folder), way):
-                likeness(args.binaries, Path(folder) / way, "ingest", *source, "--dataset", "faces")
-                for seed in range(args.seeds):
-                    found[way].append(outcome(args.binaries, Path(folder), way, seed, args.epochs))
-                    print(f"  winograd {way:3} seed {seed}: {found[way][-1]}", file=sys.stderr, flush=True)
+    # Kept until the next run, so that its logs can be read.
+    folder = args.out.with_suffix("")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for way in WAYS:
+        with running(args.binaries, folder, way):
+            likeness(args.binaries, folder / way, "ingest", *source, "--dataset", "faces")
+            for seed in range(args.seeds):
+                found[way].append(outcome(args.binaries, folder, way, seed, args.epochs))
+                print(f"  winograd {way:3} seed {seed}: {found[way][-1]}", file=sys.stderr, flush=True)
 
     def values(way: str, figure: str) -> list[float]:
         return [run[figure] for run in found[way]]

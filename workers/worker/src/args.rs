@@ -9,6 +9,8 @@ use clap::Parser;
 use likeness_contract::ids::{Digest, WorkerId};
 use likeness_contract::jobs::TaskKind;
 use likeness_contract::names;
+use likeness_kernels::nhwc::Isa;
+use likeness_link::error::{Error, ErrorKind};
 use likeness_link::settings::{NatsSettings, Timings};
 use likeness_link::telemetry::LogFormat;
 use likeness_model::{CpuCompute, Winograd};
@@ -23,6 +25,9 @@ what it was doing is done again by another. One process uses one device; on a ma
 --device cuda:0 to cuda:3.";
 
 const EXAMPLES: &str = "\
+LIKENESS_ISA=avx512, avx2 or portable in the environment has convolutions take these instructions instead of the best that the \
+processor has: for equal bytes on unlike machines.
+
 Examples:
   likeness-worker                                       every role on all cores, NATS and store on this machine
   likeness-worker --roles train,embed --device cuda:0   a GPU worker
@@ -113,9 +118,10 @@ impl Args {
     /// Fills in what depends on the machine and the moment.
     ///
     /// # Errors
-    /// When an environment variable for times is no number.
-    pub fn resolve(self, host: String, now: SystemTime) -> Result<Settings, likeness_link::error::Error> {
+    /// When an environment variable for times is no number, or `LIKENESS_ISA` is no instruction set of this processor.
+    pub fn resolve(self, host: String, now: SystemTime) -> Result<Settings, Error> {
         let timings = Timings::from_env()?;
+        Isa::from_environment().map_err(|wrong| Error::new(ErrorKind::Invalid, wrong))?;
         let threads = self.threads.map(usize::from).unwrap_or_else(cores);
         Ok(Settings {
             worker: self.id.unwrap_or_else(|| fresh_id(&host, now)),

@@ -108,6 +108,7 @@ impl BenchArgs {
         within("warmup", self.warmup, 0.0, 3_600.0)?;
         within("concurrency", self.concurrency, 1, 100_000)?;
         within("distinct", self.distinct, 1, 1_000_000)?;
+        within("p99-ms", self.p99_ms, 0.001, 60_000.0)?;
         within("k", self.k, 1, MAX_K as u32)?;
         within("min-coverage", self.min_coverage, 0.0, 1.0)?;
         within("deadline-ms", self.deadline_ms, 1, 60_000)
@@ -204,9 +205,16 @@ mod tests {
             Line::try_parse_from(args).unwrap().args.check()
         };
         assert!(check("").is_ok() && check("--sweep --rate 10 --draw vectors").is_ok());
-        for line in
-            ["--rate 0", "--rate=-1", "--rate NaN", "--duration 0", "--concurrency 0", "-k 0", "--min-coverage 2"]
-        {
+        for line in [
+            "--rate 0",
+            "--rate=-1",
+            "--rate NaN",
+            "--duration 0",
+            "--concurrency 0",
+            "-k 0",
+            "--min-coverage 2",
+            "--p99-ms 0",
+        ] {
             assert_eq!(check(line).unwrap_err().exit as u8, 64, "{line}");
         }
     }

@@ -21,24 +21,31 @@ impl Isa {
     /// variable `LIKENESS_ISA` says, `portable`, `avx2` or `avx512`. Bytes depend on it.
     ///
     /// # Panics
-    /// When the variable names none, or one that this processor lacks.
+    /// When the variable is wrong: a program asks [`Isa::from_environment`] first.
     pub fn detect() -> Self {
         static DETECTED: OnceLock<Isa> = OnceLock::new();
-        *DETECTED.get_or_init(|| match std::env::var("LIKENESS_ISA") {
-            Ok(name) => Self::named(&name),
-            Err(_) => Self::available().next().unwrap_or(Self::Portable),
-        })
+        *DETECTED.get_or_init(|| Self::from_environment().unwrap_or_else(|error| panic!("{error}")))
     }
 
-    fn named(name: &str) -> Self {
+    /// What [`Isa::detect`] will say.
+    ///
+    /// # Errors
+    /// When `LIKENESS_ISA` names none, or one that this processor lacks.
+    pub fn from_environment() -> Result<Self, String> {
+        match std::env::var("LIKENESS_ISA") {
+            Ok(name) => Self::named(&name),
+            Err(_) => Ok(Self::available().next().unwrap_or(Self::Portable)),
+        }
+    }
+
+    fn named(name: &str) -> Result<Self, String> {
         let isa = match name {
             "portable" => Self::Portable,
             "avx2" => Self::Avx2Fma,
             "avx512" => Self::Avx512,
-            _ => panic!("LIKENESS_ISA is `{name}`, neither portable, avx2 nor avx512"),
+            _ => return Err(format!("LIKENESS_ISA is `{name}`, neither portable, avx2 nor avx512")),
         };
-        assert!(isa.is_available(), "LIKENESS_ISA is `{name}`, which this processor lacks");
-        isa
+        if isa.is_available() { Ok(isa) } else { Err(format!("LIKENESS_ISA is `{name}`, which this processor lacks")) }
     }
 
     /// Those of this processor, the best one first.
@@ -101,3 +108,17 @@ macro_rules! vectorised {
     };
 }
 pub(crate) use vectorised;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_the_variable_and_others_are_refused() {
+        assert_eq!(Isa::named("portable"), Ok(Isa::Portable));
+        for (name, isa) in [("avx2", Isa::Avx2Fma), ("avx512", Isa::Avx512)] {
+            assert_eq!(Isa::named(name).is_ok_and(|named| named == isa), isa.is_available());
+        }
+        assert!(Isa::named("sse").unwrap_err().contains("`sse`, neither"));
+    }
+}
