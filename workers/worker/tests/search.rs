@@ -20,7 +20,7 @@ use likeness_contract::keys;
 use likeness_contract::messages::{AliasState, Placement, Served};
 use likeness_contract::ranking::{canonical_d2, rank};
 use likeness_contract::search::{
-    Hit, SearchError, SearchErrorKind, SearchReply, SearchRequest, SearchResults, Term, WeightedTerm,
+    Hit, LabelFilter, SearchError, SearchErrorKind, SearchReply, SearchRequest, SearchResults, Term, WeightedTerm,
 };
 use likeness_contract::settings::{
     Architecture, ModelSettings, Preprocessing, QueryEncoding, Split, TrainSettings, Vocabulary,
@@ -78,6 +78,10 @@ impl Bench {
     }
 
     fn searcher(&self, name: &str, replicas: usize) -> Searcher {
+        self.searcher_that_keeps(name, replicas, Duration::from_secs(600))
+    }
+
+    fn searcher_that_keeps(&self, name: &str, replicas: usize, keep_generation: Duration) -> Searcher {
         let settings = Settings {
             worker: WorkerId::new(name).unwrap(),
             kinds: vec![],
@@ -90,7 +94,7 @@ impl Bench {
             store: self.folder.path().join("store").to_str().unwrap().into(),
             nats: self.nats.clone(),
             host: "test".into(),
-            search: SearchSettings::new(replicas, Duration::from_secs(600)),
+            search: SearchSettings::new(replicas, keep_generation),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let shutdown = Shutdown::default();
@@ -356,7 +360,7 @@ fn until<T>(ask: impl AsyncFn() -> Option<T>) -> impl Future<Output = T> {
 
 fn request(terms: Vec<Term>) -> SearchRequest {
     let terms = terms.into_iter().map(|term| WeightedTerm { weight: 1.0, term }).collect();
-    SearchRequest { alias: Name::new("production").unwrap(), terms, k: 20, min_coverage: 0.0, deadline_ms: 8000 }
+    SearchRequest { deadline_ms: 8000, ..SearchRequest::new(Name::new("production").unwrap(), terms, 20) }
 }
 
 fn strict(request: SearchRequest) -> SearchRequest {
@@ -641,4 +645,130 @@ async fn held_by(bench: &Bench, layout: &Generation, replicas: usize) {
         (0..layout.manifest.shards.len() as u32).all(|shard| holders(shard) >= replicas).then_some(())
     })
     .await;
+}
+
+/// Rows of [`shard_rows`] by item: label of every attribute.
+fn labels(item: &str) -> [i8; 3] {
+    let row = item[..6].parse::<usize>().unwrap() / SHARDS as usize;
+    [1, -1, (row % 3) as i8 - 1]
+}
+
+/// The exact answer among the items whose known labels are so.
+fn filtered(layout: &Generation, query: &[f32], k: usize, fits: impl Fn([i8; 3]) -> bool) -> Vec<(String, f64)> {
+    let all = layout.nearest(query, usize::MAX, "");
+    all.into_iter().filter(|(item, _)| fits(labels(item))).take(k).collect()
+}
+
+fn filter(with: &[&str], without: &[&str]) -> LabelFilter {
+    let names = |names: &[&str]| names.iter().map(|name| name.to_string()).collect();
+    LabelFilter { with: names(with), without: names(without) }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn filters_are_exact_for_any_number_of_shards() {
+    let bench = Bench::start().await;
+    let _searchers = [bench.searcher("a", 1), bench.searcher("b", 1)];
+    for (release, shards) in (1..).zip([1, 3, 16]) {
+        let layout = bench.generation_of(&format!("in-{shards}"), 7, cut(7, shards)).await;
+        bench.alias(Some(layout.served(release)), None).await;
+        held_by(&bench, &layout, 1).await;
+        let asked = layout.rows[77].1.clone();
+        let ask = async |filter: LabelFilter, k: u32| {
+            let question = strict(SearchRequest { filter, k, ..request(vec![vector(&asked)]) });
+            until(async || bench.ask(&question).await.ok().filter(|results| results.release == release)).await
+        };
+        let (rows, third) = (1500, 500);
+        // The third attribute is there in a third of the rows, absent in one, and not known in one.
+        for k in [10, 400, 2000] {
+            let with = ask(filter(&["eyeglasses"], &[]), k).await;
+            let expected = filtered(&layout, &unit(&asked), k as usize, |labels| labels[2] == 1);
+            assert_eq!((found(&with.hits), with.matching), (expected, Some(third)), "{shards} shards");
+            let without = ask(filter(&["Smiling"], &["Eyeglasses", "Male"]), k).await;
+            let expected = filtered(&layout, &unit(&asked), k as usize, |labels| labels[2] == -1);
+            assert_eq!((found(&without.hits), without.matching), (expected, Some(third)), "{shards} shards");
+            assert_eq!(without.coverage.rows, rows, "coverage tells what was searched, not what fits");
+        }
+        let nobody = ask(filter(&["Male"], &[]), 5).await;
+        assert_eq!((nobody.hits.len(), nobody.matching, nobody.coverage.share()), (0, Some(0), 1.0));
+        let unknown = SearchRequest { filter: filter(&[], &["Smilling"]), ..request(vec![vector(&asked)]) };
+        let error = bench.ask(&unknown).await.unwrap_err();
+        assert_eq!((error.kind, error.nearest), (SearchErrorKind::NotFound, vec!["Smiling".to_string()]));
+    }
+}
+
+/// All pages of `k` from a first request on.
+async fn pages(bench: &Bench, first: &SearchRequest) -> Vec<SearchResults> {
+    let mut pages = vec![bench.ask_all(&SearchRequest { paged: true, ..first.clone() }).await];
+    while let Some(next) = pages.last().unwrap().next.clone() {
+        pages.push(bench.ask_all(&strict(first.after(next))).await);
+    }
+    pages
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_are_the_one_answer_and_stay_on_their_release() {
+    let bench = Bench::start().await;
+    let (old, new) = (bench.generation("g1", 1).await, bench.generation("g2", 2).await);
+    bench.alias(Some(old.served(1)), None).await;
+    // Generations stay for as long as this test looks at the old one, and no longer.
+    let _searchers = ["a", "b"].map(|name| bench.searcher_that_keeps(name, 1, Duration::from_secs(4)));
+    bench.placed(&old.reference, 2, 1).await;
+    let item = Term::Item { item: "000033.jpg".into() };
+    let question = request(vec![item, attributes(&["Smiling"], &["Male"])]);
+    for (filter, count) in [(LabelFilter::default(), 1499), (filter(&["Eyeglasses"], &[]), 500)] {
+        let whole = bench.ask_all(&SearchRequest { k: 2000, filter: filter.clone(), ..question.clone() }).await;
+        assert_eq!((whole.next, whole.hits.iter().filter(|hit| hit.item == "000033.jpg").count()), (None, 0));
+        for k in [170, 1000] {
+            let pages = pages(&bench, &SearchRequest { k, filter: filter.clone(), ..question.clone() }).await;
+            let hits: Vec<Hit> = pages.iter().flat_map(|page| page.hits.clone()).collect();
+            assert_eq!(digest(&hits), digest(&whole.hits), "bit for bit, in pages of {k}");
+            assert!(hits.len().abs_diff(count) <= 1, "{}", hits.len());
+        }
+    }
+    let first = bench.ask_all(&SearchRequest { paged: true, ..question.clone() }).await;
+    let second = first.next.clone().map(|next| strict(question.after(next))).unwrap();
+    let expected = bench.ask_all(&second).await;
+    bench.alias(Some(new.served(2)), None).await;
+    until(async || bench.ask(&question).await.ok().filter(|results| results.release == 2)).await;
+    // On the old release as long as it is in memory, then no more, and never on the new one.
+    let error = until(async || match bench.ask(&second).await {
+        Ok(results) => {
+            assert_eq!((results.release, digest(&results.hits)), (1, digest(&expected.hits)));
+            None
+        }
+        Err(error) => (error.kind != SearchErrorKind::Coverage).then_some(error),
+    })
+    .await;
+    assert_eq!(error.kind, SearchErrorKind::Expired, "{error}");
+    let mut changed = first.next.unwrap();
+    changed.replace_range(40..41, if &changed[40..41] == "A" { "B" } else { "A" });
+    let error = bench.ask(&question.after(changed)).await.unwrap_err();
+    assert_eq!(error.kind, SearchErrorKind::Invalid);
+    assert!(error.message.contains("cut off or changed"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_of_the_first_version_is_answered_as_it_always_was() {
+    let bench = Bench::start().await;
+    let generation = bench.generation("g1", 1).await;
+    bench.alias(Some(generation.served(1)), None).await;
+    let _a = bench.searcher("a", 1);
+    bench.ask_all(&request(vec![vector(&generation.rows[5].1)])).await;
+    let ask = async |version: u32, more: &str| {
+        let body = format!(
+            r#"{{"message":"search-request","version":{version},"body":{{"alias":"production","k":3,"min_coverage":1.0,"deadline_ms":8000,"terms":[{{"weight":1.0,"term":{{"item":{{"item":"000033.jpg"}}}}}}]{more}}}}}"#
+        );
+        let reply = bench.bus.client().request(subjects::SEARCH, body.into()).await.unwrap();
+        serde_json::from_slice::<serde_json::Value>(&reply.payload).unwrap()
+    };
+    let plain = ask(1, "").await;
+    assert_eq!((&plain["version"], plain["body"]["found"]["hits"].as_array().unwrap().len()), (&2.into(), 3));
+    assert_eq!(ask(2, "").await["version"], 2, "what says nothing new is said as before");
+    let paged = ask(2, r#","paged":true,"filter":{"with":["Eyeglasses"]}"#).await;
+    assert_eq!(paged["version"], 3);
+    assert!(paged["body"]["found"]["next"].is_string() && paged["body"]["found"]["matching"] == 500, "{paged}");
+    for (version, slip) in [(1, r#","filter":{"with":["Smiling"]}"#), (2, r#","filters":{"with":["Smiling"]}"#)] {
+        let refused = ask(version, slip).await;
+        assert_eq!(refused["body"]["error"]["kind"], "invalid", "a filter is never passed over: {refused}");
+    }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use likeness_contract::ids::WorkerId;
 use likeness_contract::ranking::MAX_K;
 use likeness_contract::search::{Detail, LeafAnswer, LeafAsk, LeafReply, LeafRequest};
-use likeness_index::Shard;
+use likeness_index::{Filter, Label, Shard};
 use likeness_link::error::{Error as LinkError, chain};
 use rayon::ThreadPool;
 use tokio::time::Instant;
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::holdings::Holdings;
 use super::query::MAX_TERMS;
-use super::scans::{NoScan, Scan, Scans};
+use super::scans::{Found, NoScan, Scan, Scans};
 use super::settings::SearchSettings;
 
 /// Candidates that a root may ask for: one more for each item that it leaves out.
@@ -109,11 +109,12 @@ impl Leaf {
         let held = self.holdings.shards(&generation);
         let held = held.ok_or_else(|| format!("does not hold generation `{}`", generation.generation))?;
         match ask {
-            LeafAsk::TopK { shards: asked, query, k, details } => {
+            LeafAsk::TopK { shards: asked, query, k, details, filter, recall } => {
                 let k = k as usize;
                 let (shards, missing) = found(&held, asked);
                 check(&shards, &query, k)?;
-                let scan = Scan { generation, shards, query, k, deadline };
+                let (filter, recall) = (known_labels(&shards, &filter)?, checked_recall(recall)?);
+                let scan = Scan { generation, shards, query, k, filter, recall, deadline };
                 self.top_k(&held, scan, missing, details).await
             }
             LeafAsk::Details { rows } => Ok(LeafAnswer::Details(details(&held, &rows)?)),
@@ -128,9 +129,8 @@ impl Leaf {
         missing: Vec<u32>,
         with_details: bool,
     ) -> Result<LeafAnswer, Refusal> {
-        let searched = scan.shards.iter().map(|shard| (shard.number(), shard.rows() as u64)).collect();
         let missing = missing.into_iter().map(|shard| (shard, "is not held here".to_string())).collect();
-        let candidates = self.scans.scan(scan).await?;
+        let Found { candidates, searched } = self.scans.scan(scan).await?;
         let rows: Vec<_> = candidates.iter().map(|candidate| (candidate.shard, candidate.row)).collect();
         let details = if with_details { details(held, &rows)? } else { Vec::new() };
         Ok(LeafAnswer::TopK { candidates, details, searched, missing })
@@ -178,6 +178,24 @@ fn check(shards: &[Arc<Shard>], query: &[f32], k: usize) -> Result<(), Refusal> 
         return Err("the query is not finite".to_string().into());
     }
     Ok(())
+}
+
+/// The filter on known labels, of attributes that the shards have; none when it lets everything through.
+fn known_labels(shards: &[Arc<Shard>], conditions: &[(u32, bool)]) -> Result<Option<Filter>, Refusal> {
+    let least = shards.iter().map(|shard| shard.attributes()).min().unwrap_or(usize::MAX);
+    if let Some((attribute, _)) = conditions.iter().find(|(attribute, _)| *attribute as usize >= least) {
+        return Err(format!("the filter asks for attribute {attribute}, the shards have {least}").into());
+    }
+    let label = |has: bool| if has { Label::Has } else { Label::HasNot };
+    let and = |filter: Filter, (attribute, has): &(u32, bool)| filter.and(*attribute as usize, label(*has));
+    Ok((!conditions.is_empty()).then(|| conditions.iter().fold(Filter::new(), and)))
+}
+
+fn checked_recall(recall: Option<f64>) -> Result<Option<f64>, Refusal> {
+    match recall {
+        Some(recall) if !(0.0..=1.0).contains(&recall) => Err(format!("the recall {recall} is not within 0–1").into()),
+        recall => Ok(recall),
+    }
 }
 
 fn details(held: &BTreeMap<u32, Arc<Shard>>, rows: &[(u32, u32)]) -> Result<Vec<Detail>, Refusal> {

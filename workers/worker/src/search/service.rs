@@ -186,6 +186,9 @@ mod tests {
             coverage: Coverage { rows: 1, total_rows: 1, shards: 1, total_shards: 1, reasons: vec![] },
             vocabulary: vec!["Smiling".into(); 40],
             timings_ms: vec![],
+            matching: None,
+            recall: None,
+            next: None,
         }))
     }
 
