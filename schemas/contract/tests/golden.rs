@@ -261,6 +261,15 @@ fn records_runs_and_outcomes() {
             "shard",
             TaskOutput::Shard { object: Some(object("galleries/g/n/shard-0.parquet")), rows: 9, skipped: vec![] },
         ),
+        (
+            "indexed-shard",
+            TaskOutput::IndexedShard {
+                object: object("galleries/g/n/shard-0.parquet"),
+                rows: 8_192,
+                skipped: skipped(),
+                approximate: object("galleries/g/n/approximate-0.bin"),
+            },
+        ),
         ("queries", TaskOutput::Queries { object: object("jobs/e/data/queries-0.json"), queries: 680 }),
         ("scores", TaskOutput::Scores { object: object("jobs/e/data/scores-0.parquet"), from: 0, queries: 170 }),
         ("report", TaskOutput::Report { key: "reports/r/manifest.json".into(), headline: headline() }),
@@ -439,10 +448,18 @@ fn manifests_and_releases() {
         rows: Split::All,
         embedding_dim: 300,
         vocabulary: vocabulary(),
-        shards: vec![ShardEntry { shard: 0, object: object("galleries/g/n/shard-0.parquet"), rows: 2_048 }],
+        shards: vec![ShardEntry {
+            shard: 0,
+            object: object("galleries/g/n/shard-0.parquet"),
+            rows: 2_048,
+            approximate: None,
+        }],
         skipped: skipped(),
     };
     check("embedded", &manifest);
+    let shards = manifest.shards.iter().cloned();
+    let indexed = |entry| ShardEntry { approximate: Some(object("galleries/g/n/approximate-0.bin")), ..entry };
+    check("indexed", &GenerationManifest { shards: shards.map(indexed).collect(), ..manifest });
     let manifest = ReportManifest {
         report: job("evaluate-1"),
         generation: generation(),

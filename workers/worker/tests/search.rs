@@ -20,13 +20,13 @@ use likeness_contract::keys;
 use likeness_contract::messages::{AliasState, Placement, Served};
 use likeness_contract::ranking::{canonical_d2, rank};
 use likeness_contract::search::{
-    Hit, LabelFilter, SearchError, SearchErrorKind, SearchReply, SearchRequest, SearchResults, Term, WeightedTerm,
+    Coverage, Hit, LabelFilter, SearchError, SearchErrorKind, SearchReply, SearchRequest, SearchResults, Term, WeightedTerm,
 };
 use likeness_contract::settings::{
     Architecture, ModelSettings, Preprocessing, QueryEncoding, Split, TrainSettings, Vocabulary,
 };
 use likeness_contract::subjects;
-use likeness_index::{ShardRows, encode_shard};
+use likeness_index::{Approximate, Shard, ShardRows, encode_shard};
 use likeness_link::{Bus, NatsSettings, Store, Timings};
 use likeness_model::{Model, Winograd, encode_query};
 use likeness_worker::args::{DeviceName, Settings};
@@ -82,6 +82,10 @@ impl Bench {
     }
 
     fn searcher_that_keeps(&self, name: &str, replicas: usize, keep_generation: Duration) -> Searcher {
+        self.searcher_with(name, SearchSettings::new(replicas, keep_generation))
+    }
+
+    fn searcher_with(&self, name: &str, search: SearchSettings) -> Searcher {
         let settings = Settings {
             worker: WorkerId::new(name).unwrap(),
             kinds: vec![],
@@ -90,11 +94,12 @@ impl Bench {
             threads: 1,
             winograd: Winograd::default(),
             cache_bytes: 0,
+            approximate_rows: None,
             grace_period: Duration::from_secs(5),
             store: self.folder.path().join("store").to_str().unwrap().into(),
             nats: self.nats.clone(),
             host: "test".into(),
-            search: SearchSettings::new(replicas, keep_generation),
+            search,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let shutdown = Shutdown::default();
@@ -159,7 +164,9 @@ impl Bench {
             let digest = Digest::of(&bytes);
             let key = keys::shard(&gallery, &job, number, &digest);
             let object = self.store.create_object(key, bytes, digest).await.unwrap();
-            shards.push(ShardEntry { shard: number, object, rows: shard.len() as u64 });
+            let count = shard.len() as u64;
+            let approximate = self.index(&gallery, &job, number, shard, &digest).await;
+            shards.push(ShardEntry { shard: number, object, rows: count, approximate });
         }
         let key = keys::generation_manifest(&gallery, &job);
         let manifest = GenerationManifest {
@@ -175,6 +182,22 @@ impl Bench {
         };
         self.store.create_document(&key, &manifest).await.unwrap();
         Generation { reference: manifest.generation.clone(), manifest, model, rows }
+    }
+
+    /// Stores the approximate index of a shard that is large enough to have one.
+    async fn index(
+        &self,
+        gallery: &Name,
+        job: &JobId,
+        number: u32,
+        rows: ShardRows,
+        shard_digest: &Digest,
+    ) -> Option<ObjectRef> {
+        let shard = Shard::new(number, rows, DIM, vocabulary().len()).unwrap().with_codes().unwrap();
+        let bytes = Bytes::from(Approximate::build(&shard).unwrap()?.encode(&shard, shard_digest.as_bytes()));
+        let digest = Digest::of(&bytes);
+        let key = keys::approximate(gallery, job, number, &digest);
+        Some(self.store.create_object(key, bytes, digest).await.unwrap())
     }
 
     async fn dataset(&self) -> DatasetRef {
@@ -771,4 +794,86 @@ async fn a_request_of_the_first_version_is_answered_as_it_always_was() {
         let refused = ask(version, slip).await;
         assert_eq!(refused["body"]["error"]["kind"], "invalid", "a filter is never passed over: {refused}");
     }
+}
+
+/// One shard of `count` rows.
+fn many_rows(number: u32, count: usize) -> ShardRows {
+    let value = |row: usize, at: usize| {
+        let seed = ((number as usize * 1_000_003 + row) * DIM + at) as u64;
+        (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    ShardRows {
+        item_ids: (0..count).map(|row| format!("{number}-{row:06}")).collect(),
+        embeddings: (0..count).flat_map(|row| unit(&(0..DIM).map(|at| value(row, at)).collect::<Vec<_>>())).collect(),
+        labels: vec![1; count * 3],
+        split: vec![0; count],
+        source_part: vec![0; count],
+        source_row: (0..count as u32).collect(),
+        image_digest: vec![[0; 32]; count],
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_approximate_answer_tells_what_is_expected_of_it_and_which_shards_were_exact() {
+    let bench = Bench::start().await;
+    let slices = vec![many_rows(0, 6000), many_rows(1, 5000), many_rows(2, 400)];
+    let generation = bench.generation_of("large", 1, slices).await;
+    let [first, second, third] = generation.manifest.shards.as_slice() else { panic!("three shards") };
+    assert!(first.approximate.is_some() && third.approximate.is_none(), "few rows have no index");
+    let damaged = &second.approximate.as_ref().unwrap().key;
+    let path = bench.folder.path().join("store").join(damaged);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[1000] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    bench.alias(Some(generation.served(1)), None).await;
+    let _a = bench.searcher("a", 1);
+    let (mut hit, mut all) = (0, 0);
+    for row in (0..11_000).step_by(500) {
+        let asked = generation.rows[row].1.clone();
+        let exact = strict(request(vec![vector(&asked)]));
+        let expected = found(&bench.ask_all(&exact).await.hits);
+        assert_eq!(expected, generation.nearest(&unit(&asked), 20, ""), "exact without a word of recall");
+        let near = bench.ask(&SearchRequest { recall: Some(0.9), ..exact.clone() }).await.unwrap();
+        let recall = near.recall.unwrap();
+        assert!((0.9..=1.0).contains(&recall.estimate) && recall.shards == 1, "{recall:?}");
+        assert_eq!(recall.exact, ["shards 1, 2: it has no approximate index"]);
+        assert_eq!(near.coverage.share(), 1.0);
+        let near = found(&near.hits);
+        assert!(near.is_sorted_by(|a, b| a.1 <= b.1));
+        hit += near.iter().filter(|one| expected.contains(one)).count();
+        all += expected.len();
+    }
+    assert!(hit as f64 >= 0.85 * all as f64, "{hit} of {all} were found");
+    let question = SearchRequest { recall: Some(0.9), ..strict(request(vec![vector(&generation.rows[7].1)])) };
+    let filtered = SearchRequest { filter: filter(&["Smiling"], &[]), ..question.clone() };
+    let recall = bench.ask(&filtered).await.unwrap().recall.unwrap();
+    assert_eq!((recall.estimate, recall.shards, recall.exact.len()), (1.0, 0, 1), "{recall:?}");
+    let many = bench.ask(&SearchRequest { k: 500, ..question.clone() }).await.unwrap();
+    assert_eq!(found(&many.hits), generation.nearest(&unit(&generation.rows[7].1), 500, ""));
+    let placements = bench.placements().await;
+    let [trouble] = placements[0].troubles.as_slice() else { panic!("{:?}", placements[0].troubles) };
+    assert!(trouble.starts_with("the approximate index of shard 1 of generation `large`: "), "{trouble}");
+    let error = bench.ask(&SearchRequest { recall: Some(1.5), ..question }).await.unwrap_err();
+    assert_eq!(error.message, "recall is 1.5, expected 0–1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shard_that_does_not_fit_is_refused_by_name_and_taken_by_another() {
+    let bench = Bench::start().await;
+    let generation = bench.generation("g1", 1).await;
+    bench.alias(Some(generation.served(1)), None).await;
+    // Room for some of the five shards.
+    let small = SearchSettings { memory: Some(200 << 10), ..SearchSettings::new(2, Duration::from_secs(600)) };
+    let _small = bench.searcher_with("small", small);
+    let question = request(vec![vector(&generation.rows[5].1)]);
+    let partial = until(async || bench.ask(&question).await.ok().filter(|results| results.coverage.shards > 0)).await;
+    let Coverage { shards, reasons, .. } = partial.coverage;
+    assert!((1..SHARDS).contains(&shards), "{shards}");
+    assert!(reasons.iter().all(|reason| reason.contains("`small`: does not fit: it needs ")), "{reasons:?}");
+    let troubles = bench.placements().await[0].troubles.clone();
+    assert_eq!(troubles.len() as u32, SHARDS - shards);
+    assert!(troubles[0].contains("of generation `g1`: does not fit: it needs "), "{troubles:?}");
+    let _large = bench.searcher("large", 2);
+    let whole = bench.ask_all(&question).await;
+    assert_eq!(found(&whole.hits), generation.nearest(&unit(&generation.rows[5].1), 20, ""));
 }

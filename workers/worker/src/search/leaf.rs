@@ -11,13 +11,13 @@ use std::time::Duration;
 use likeness_contract::ids::WorkerId;
 use likeness_contract::ranking::MAX_K;
 use likeness_contract::search::{Detail, LeafAnswer, LeafAsk, LeafReply, LeafRequest};
-use likeness_index::{Filter, Label, Shard};
+use likeness_index::{Filter, Label};
 use likeness_link::error::{Error as LinkError, chain};
 use rayon::ThreadPool;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::holdings::Holdings;
+use super::holdings::{HeldShard, Holdings};
 use super::query::MAX_TERMS;
 use super::scans::{Found, NoScan, Scan, Scans};
 use super::settings::SearchSettings;
@@ -124,7 +124,7 @@ impl Leaf {
 
     async fn top_k(
         &self,
-        held: &BTreeMap<u32, Arc<Shard>>,
+        held: &BTreeMap<u32, Arc<HeldShard>>,
         scan: Scan,
         missing: Vec<u32>,
         with_details: bool,
@@ -159,7 +159,7 @@ impl Drop for Entered<'_> {
 }
 
 /// The shards that are held of those asked for, and the numbers of those that are not.
-fn found(held: &BTreeMap<u32, Arc<Shard>>, mut asked: Vec<u32>) -> (Vec<Arc<Shard>>, Vec<u32>) {
+fn found(held: &BTreeMap<u32, Arc<HeldShard>>, mut asked: Vec<u32>) -> (Vec<Arc<HeldShard>>, Vec<u32>) {
     asked.sort_unstable();
     asked.dedup();
     let (found, missing): (Vec<u32>, Vec<u32>) = asked.into_iter().partition(|shard| held.contains_key(shard));
@@ -167,7 +167,7 @@ fn found(held: &BTreeMap<u32, Arc<Shard>>, mut asked: Vec<u32>) -> (Vec<Arc<Shar
 }
 
 /// One query must not spoil a batch.
-fn check(shards: &[Arc<Shard>], query: &[f32], k: usize) -> Result<(), Refusal> {
+fn check(shards: &[Arc<HeldShard>], query: &[f32], k: usize) -> Result<(), Refusal> {
     if !(1..=MAX_LEAF_K).contains(&k) {
         return Err(format!("K = {k} is not within 1–{MAX_LEAF_K}").into());
     }
@@ -181,7 +181,7 @@ fn check(shards: &[Arc<Shard>], query: &[f32], k: usize) -> Result<(), Refusal> 
 }
 
 /// The filter on known labels, of attributes that the shards have; none when it lets everything through.
-fn known_labels(shards: &[Arc<Shard>], conditions: &[(u32, bool)]) -> Result<Option<Filter>, Refusal> {
+fn known_labels(shards: &[Arc<HeldShard>], conditions: &[(u32, bool)]) -> Result<Option<Filter>, Refusal> {
     let least = shards.iter().map(|shard| shard.attributes()).min().unwrap_or(usize::MAX);
     if let Some((attribute, _)) = conditions.iter().find(|(attribute, _)| *attribute as usize >= least) {
         return Err(format!("the filter asks for attribute {attribute}, the shards have {least}").into());
@@ -198,7 +198,7 @@ fn checked_recall(recall: Option<f64>) -> Result<Option<f64>, Refusal> {
     }
 }
 
-fn details(held: &BTreeMap<u32, Arc<Shard>>, rows: &[(u32, u32)]) -> Result<Vec<Detail>, Refusal> {
+fn details(held: &BTreeMap<u32, Arc<HeldShard>>, rows: &[(u32, u32)]) -> Result<Vec<Detail>, Refusal> {
     if rows.len() > MAX_LEAF_K {
         return Err(format!("{} rows are over the limit of {MAX_LEAF_K}", rows.len()).into());
     }
@@ -213,7 +213,7 @@ fn details(held: &BTreeMap<u32, Arc<Shard>>, rows: &[(u32, u32)]) -> Result<Vec<
     rows.iter().map(detail).collect()
 }
 
-fn embedding(held: &BTreeMap<u32, Arc<Shard>>, shards: &[u32], item: &str) -> Result<Option<Vec<f32>>, Refusal> {
+fn embedding(held: &BTreeMap<u32, Arc<HeldShard>>, shards: &[u32], item: &str) -> Result<Option<Vec<f32>>, Refusal> {
     for number in shards {
         let shard = held.get(number).ok_or_else(|| format!("does not hold shard {number}"))?;
         if let Some(row) = shard.find(item) {

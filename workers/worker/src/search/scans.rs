@@ -12,13 +12,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use likeness_contract::jobs::GenerationRef;
 use likeness_contract::ranking::{Candidate, merge_top_k};
 use likeness_contract::search::{How, Searched};
-use likeness_index::{Approximate, Cancel, Filter, Query, RowSet, Shard, top_k_approximate, top_k_batch};
+use likeness_index::{Approximate, Cancel, Filter, Query, RowSet, Shard, top_k_approximate};
 use rayon::ThreadPool;
 use rayon::prelude::*;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
+
+use super::holdings::HeldShard;
+use super::resident;
 
 /// Most queries of a batch: more would make the first of them wait longer than they save together.
 const MAX_BATCH: usize = 64;
@@ -29,7 +32,7 @@ pub struct Scan {
     /// Of what all shards are.
     pub generation: GenerationRef,
     /// The shards, each once.
-    pub shards: Vec<Arc<Shard>>,
+    pub shards: Vec<Arc<HeldShard>>,
     /// Finite, of the shards' dimension.
     pub query: Vec<f32>,
     /// K, at least 1.
@@ -60,7 +63,7 @@ impl Scan {
     }
 
     /// The rows of some shards that the filter lets through.
-    fn row_sets(&self, shards: &[&Shard]) -> likeness_index::Result<Option<Vec<RowSet>>> {
+    fn row_sets(&self, shards: &[&HeldShard]) -> likeness_index::Result<Option<Vec<RowSet>>> {
         let Some(filter) = &self.filter else { return Ok(None) };
         shards.iter().map(|shard| shard.matching(filter)).collect::<likeness_index::Result<_>>().map(Some)
     }
@@ -234,7 +237,7 @@ fn together(scans: &[Scan], cancel: &Cancel) -> likeness_index::Result<Vec<Found
 /// Exact answers to queries that ask for the same shards, and what is told of each shard.
 fn exactly(
     scans: &[&Scan],
-    shards: &[&Shard],
+    shards: &[&HeldShard],
     cancel: &Cancel,
 ) -> likeness_index::Result<Vec<(Vec<Candidate>, Vec<Searched>)>> {
     let sets = scans.iter().map(|scan| scan.row_sets(shards)).collect::<likeness_index::Result<Vec<_>>>()?;
@@ -243,7 +246,7 @@ fn exactly(
     let asked = scans.iter().zip(&within);
     let queries: Vec<Query> =
         asked.map(|(scan, within)| Query { vector: &scan.query, k: scan.k, within: within.as_deref() }).collect();
-    let answers = top_k_batch(shards, &queries, cancel)?;
+    let answers = resident::top_k_batch(shards, &queries, cancel)?;
     let searched = scans.iter().zip(&within).map(|(scan, within)| {
         let rows = |place: usize| within.as_ref().map(|sets| sets[place]);
         shards.iter().enumerate().map(|(place, shard)| scan.exactly(shard, rows(place))).collect()
@@ -277,7 +280,7 @@ fn probed(scans: &[Scan], cancel: &Cancel) -> likeness_index::Result<Vec<Probed>
     };
     let pairs: Vec<(usize, usize)> = scans.iter().enumerate().flat_map(shards).collect();
     let probe = |&(at, shard): &(usize, usize)| {
-        let (scan, shard) = (&scans[at], &*scans[at].shards[shard]);
+        let (scan, shard): (&Scan, &Shard) = (&scans[at], &scans[at].shards[shard]);
         let query = Query { vector: &scan.query, k: scan.k, within: None };
         let recall = scan.recall.unwrap_or(1.0);
         let found = top_k_approximate(&[shard], &query, recall, cancel)?;
@@ -288,14 +291,14 @@ fn probed(scans: &[Scan], cancel: &Cancel) -> likeness_index::Result<Vec<Probed>
 }
 
 /// The shards by the queries that ask for an exact answer of them.
-fn by_askers(scans: &[Scan]) -> BTreeMap<Vec<usize>, Vec<&Shard>> {
-    let mut askers: BTreeMap<u32, (Vec<usize>, &Shard)> = BTreeMap::new();
+fn by_askers(scans: &[Scan]) -> BTreeMap<Vec<usize>, Vec<&HeldShard>> {
+    let mut askers: BTreeMap<u32, (Vec<usize>, &HeldShard)> = BTreeMap::new();
     for (at, scan) in scans.iter().enumerate() {
         for shard in scan.shards.iter().filter(|shard| !scan.probes(shard)) {
             askers.entry(shard.number()).or_insert_with(|| (Vec::new(), shard)).0.push(at);
         }
     }
-    let mut groups: BTreeMap<Vec<usize>, Vec<&Shard>> = BTreeMap::new();
+    let mut groups: BTreeMap<Vec<usize>, Vec<&HeldShard>> = BTreeMap::new();
     for (asking, shard) in askers.into_values() {
         groups.entry(asking).or_default().push(shard);
     }
@@ -314,7 +317,7 @@ mod tests {
 
     const DIM: usize = 4;
 
-    fn shard(number: u32, rows: usize) -> Arc<Shard> {
+    fn shard(number: u32, rows: usize) -> Arc<HeldShard> {
         let angle = |row: usize| (row as f32 + 1.0) * (number as f32 + 0.7);
         let embeddings = (0..rows).flat_map(|row| [angle(row).sin(), angle(row).cos(), 0.0, 0.0]).collect();
         let rows = ShardRows {
@@ -326,14 +329,14 @@ mod tests {
             source_row: vec![0; rows],
             image_digest: vec![[0; 32]; rows],
         };
-        Arc::new(Shard::new(number, rows, DIM, 1).unwrap())
+        Arc::new(HeldShard::new(Shard::new(number, rows, DIM, 1).unwrap(), None))
     }
 
     fn generation(name: &str) -> GenerationRef {
         GenerationRef { gallery: Name::new("g").unwrap(), generation: JobId::new(name).unwrap() }
     }
 
-    fn scan(shards: &[Arc<Shard>], angle: f32, k: usize) -> Scan {
+    fn scan(shards: &[Arc<HeldShard>], angle: f32, k: usize) -> Scan {
         let deadline = Instant::now() + Duration::from_secs(60);
         let query = vec![angle.sin(), angle.cos(), 0.0, 0.0];
         Scan { generation: generation("j"), shards: shards.to_vec(), query, k, filter: None, recall: None, deadline }
@@ -377,7 +380,7 @@ mod tests {
         for (i, task) in tasks.into_iter().enumerate() {
             let (shards, angle, k) = asked(i);
             let alone = scan(shards, angle, k);
-            let plain: Vec<&Shard> = alone.shards.iter().map(Arc::as_ref).collect();
+            let plain: Vec<&Shard> = alone.shards.iter().map(|shard| &***shard).collect();
             let expected = top_k(&plain, &alone.query, k, &Cancel::new()).unwrap();
             assert_eq!(task.await.unwrap().unwrap().candidates, expected);
         }
