@@ -440,8 +440,8 @@ mod tests {
     fn a_filter_a_recall_and_pages_are_asked_for() {
         let request = request(&parse("--like a.jpg --only-with A,B --only-without C --recall 0.9 --page 2")).unwrap();
         assert_eq!(request.filter, LabelFilter { with: vec!["A,B".into()], without: vec!["C".into()] });
-        assert_eq!((request.recall, request.paged, request.cursor), (Some(0.9), true, None));
         assert_eq!(ranks_before(&parse("-k 30 --page 3"), &request), 60);
+        assert_eq!((request.recall, request.paged, request.cursor), (Some(0.9), true, None));
         let text = footer(&parse("--with Male"), &SearchResults { matching: Some(3), ..results() });
         assert!(text.contains("500 of 1,000 images (3 fit the filter), "), "{text}");
     }

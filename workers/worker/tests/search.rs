@@ -20,7 +20,8 @@ use likeness_contract::keys;
 use likeness_contract::messages::{AliasState, Placement, Served};
 use likeness_contract::ranking::{canonical_d2, rank};
 use likeness_contract::search::{
-    Coverage, Hit, LabelFilter, SearchError, SearchErrorKind, SearchReply, SearchRequest, SearchResults, Term, WeightedTerm,
+    Coverage, Hit, LabelFilter, SearchError, SearchErrorKind, SearchReply, SearchRequest, SearchResults, Term,
+    WeightedTerm,
 };
 use likeness_contract::settings::{
     Architecture, ModelSettings, Preprocessing, QueryEncoding, Split, TrainSettings, Vocabulary,

@@ -99,7 +99,8 @@ impl Holdings {
     /// A generation's kit was loaded.
     pub fn add_kit(&self, generation: GenerationRef, kit: Kit) {
         self.troubles.write().unwrap_or_else(PoisonError::into_inner).remove(&generation);
-        self.write().insert(generation, Held { kit: Arc::new(kit), shards: BTreeMap::new(), index_troubles: BTreeMap::new() });
+        self.write()
+            .insert(generation, Held { kit: Arc::new(kit), shards: BTreeMap::new(), index_troubles: BTreeMap::new() });
     }
 
     /// A shard was loaded, perhaps without its approximate index.
@@ -118,7 +119,9 @@ impl Holdings {
         };
         let held = self.read();
         let troubles = held.iter().map(|(generation, held)| (generation, &held.index_troubles));
-        troubles.flat_map(|(generation, all)| all.iter().map(move |(shard, why)| words(generation, shard, why))).collect()
+        troubles
+            .flat_map(|(generation, all)| all.iter().map(move |(shard, why)| words(generation, shard, why)))
+            .collect()
     }
 
     /// A shard is another's now.

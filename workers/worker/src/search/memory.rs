@@ -67,7 +67,8 @@ mod tests {
         assert_eq!(admit(None, u64::MAX, shards.clone()).0, [3, 4, 5]);
         let (taken, refused) = admit(Some(10 * mib), 3 * mib, shards);
         assert_eq!(taken, [3, 5]);
-        let why = "does not fit: it needs 8.0 MiB, and of this searcher's 10.0 MiB (`--search-memory`) 3.0 MiB are left";
+        let why =
+            "does not fit: it needs 8.0 MiB, and of this searcher's 10.0 MiB (`--search-memory`) 3.0 MiB are left";
         assert_eq!(refused, [(4, why.to_string())]);
     }
 

@@ -194,8 +194,7 @@ fn ranked(shard: &Shard, query: &Query, rows: Vec<u32>) -> Vec<Candidate> {
         all.truncate(query.k);
     }
     all.sort_unstable_by(order);
-    let candidate =
-        |(d2, row)| Candidate { d2, item: shard.item(row).to_string(), shard: shard.number(), row };
+    let candidate = |(d2, row)| Candidate { d2, item: shard.item(row).to_string(), shard: shard.number(), row };
     all.into_iter().map(candidate).collect()
 }
 
@@ -247,7 +246,8 @@ mod tests {
         let base = random(1, dim, 99);
         let row = |row: usize| {
             let scale = if row.is_multiple_of(2) { 1.0 } else { 1.0004 };
-            let bent = base.iter().enumerate().map(move |(at, v)| v * scale + 3e-8 * noise((row / 5 * dim + at) as u64));
+            let bent =
+                base.iter().enumerate().map(move |(at, v)| v * scale + 3e-8 * noise((row / 5 * dim + at) as u64));
             bent.collect::<Vec<f32>>()
         };
         (0..rows).flat_map(row).collect()
@@ -284,7 +284,8 @@ mod tests {
             let twins: Vec<f32> = random(4, dim, 5).repeat(300);
             let shards = [held(0, adversarial(1200, dim), dim), held(1, twins, dim)];
             let near = shards[0].embedding(3).to_vec();
-            let queries = [near.clone(), unit(near.iter().map(|v| -v)), shards[1].embedding(0).to_vec(), random(1, dim, 8)];
+            let queries =
+                [near.clone(), unit(near.iter().map(|v| -v)), shards[1].embedding(0).to_vec(), random(1, dim, 8)];
             for k in [1, 10, 500] {
                 same_as_the_scan(&shards, &queries, k);
             }
@@ -299,7 +300,8 @@ mod tests {
             for seed in 0..4 {
                 let query = random(1, dim, 50 + seed);
                 let asked = Tensor::from_vec(query.clone(), (1, dim), &Device::Cpu).unwrap();
-                let scores = asked.matmul(&resident.rows.t().unwrap()).unwrap().broadcast_sub(&resident.halves).unwrap();
+                let scores =
+                    asked.matmul(&resident.rows.t().unwrap()).unwrap().broadcast_sub(&resident.halves).unwrap();
                 let scores: Vec<f32> = scores.flatten_all().unwrap().to_vec1().unwrap();
                 let square = norm(&query).powi(2);
                 for row in 0..400 {
