@@ -46,7 +46,7 @@ fn generation_manifest(id: &str, rows: Split) -> GenerationManifest {
         rows,
         embedding_dim: 64,
         vocabulary: vocabulary(),
-        shards: vec![ShardEntry { shard: 0, object: object(), rows: 100 }],
+        shards: vec![ShardEntry { shard: 0, object: object(), rows: 100, approximate: None }],
         skipped: Vec::new(),
     }
 }

@@ -244,7 +244,7 @@ impl Hands {
             rows: embed.rows,
             embedding_dim: train.model.embedding_dim,
             vocabulary: train.vocabulary,
-            shards: (0..2).map(|shard| ShardEntry { shard, object: object(), rows: 45 }).collect(),
+            shards: (0..2).map(|shard| ShardEntry { shard, object: object(), rows: 45, approximate: None }).collect(),
             skipped: Vec::new(),
         };
         self.store.create_document(&key, &manifest).await.unwrap();

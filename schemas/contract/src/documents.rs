@@ -1,8 +1,10 @@
 //! Manifests and releases: JSON documents that make data complete and visible.
 
+mod past;
+
 use serde::{Deserialize, Serialize};
 
-use crate::codec::Message;
+use crate::codec::{CodecError, Message, OldBody, Writer};
 use crate::ids::{Digest, JobId, Name};
 use crate::jobs::{DatasetRef, GenerationRef};
 use crate::settings::{EvaluateSettings, ModelSettings, Split, TrainSettings, Vocabulary};
@@ -131,7 +133,18 @@ pub struct GenerationManifest {
 
 impl Message for GenerationManifest {
     const NAME: &'static str = "generation";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
+
+    fn write<W: Writer>(&self, writer: W) -> W::Output {
+        match past::GenerationManifestV1::of(self) {
+            Some(old) => writer.newest(&old),
+            None => writer.newest(self),
+        }
+    }
+
+    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        body.read::<past::GenerationManifestV1>(Self::NAME).map(Self::from)
+    }
 }
 
 impl GenerationManifest {
@@ -150,6 +163,8 @@ pub struct ShardEntry {
     pub object: ObjectRef,
     /// Rows in it.
     pub rows: u64,
+    /// Its approximate index; none of a shard of few rows, or from before there were any.
+    pub approximate: Option<ObjectRef>,
 }
 
 /// `reports/<report>/manifest.json`.

@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::Message;
+use crate::codec::{CodecError, Message, OldBody, Writer};
 use crate::documents::{GateDecision, HeadlineRow, ObjectRef, Skipped};
 use crate::ids::{JobId, Name, RunNumber, TaskId, WorkerId};
 use crate::settings::{EvaluateSettings, ModelSettings, Split, TrainSettings, Vocabulary};
@@ -642,6 +642,28 @@ pub struct TaskRecord {
 
 impl Message for TaskRecord {
     const NAME: &'static str = "task-record";
+    const VERSION: u16 = 2;
+
+    fn write<W: Writer>(&self, writer: W) -> W::Output {
+        match self.output {
+            TaskOutput::IndexedShard { .. } => writer.newest(self),
+            _ => writer.newest(&TaskRecordV1(self.clone())),
+        }
+    }
+
+    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        // Version 2 has one more kind of output.
+        body.read(Self::NAME)
+    }
+}
+
+/// Version 1: of any output but the newest.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+struct TaskRecordV1(TaskRecord);
+
+impl Message for TaskRecordV1 {
+    const NAME: &'static str = TaskRecord::NAME;
     const VERSION: u16 = 1;
 }
 
@@ -727,6 +749,17 @@ pub enum TaskOutput {
     },
     /// Of the gate.
     Gate(GateDecision),
+    /// Of a shard that has an approximate index.
+    IndexedShard {
+        /// The shard.
+        object: ObjectRef,
+        /// Rows in it.
+        rows: u64,
+        /// Rows left out.
+        skipped: Vec<Skipped>,
+        /// Its approximate index.
+        approximate: ObjectRef,
+    },
 }
 
 /// `runs/N.json`: the run is open.

@@ -97,6 +97,11 @@ pub fn shard(gallery: &Name, generation: &JobId, shard: u32, digest: &Digest) ->
     format!("galleries/{gallery}/{generation}/shard-{shard:05}-{}.parquet", digest.short())
 }
 
+/// The approximate index of a gallery shard.
+pub fn approximate(gallery: &Name, generation: &JobId, shard: u32, digest: &Digest) -> String {
+    format!("galleries/{gallery}/{generation}/approximate-{shard:05}-{}.bin", digest.short())
+}
+
 /// The manifest of a generation.
 pub fn generation_manifest(gallery: &Name, generation: &JobId) -> String {
     format!("galleries/{gallery}/{generation}/manifest.json")

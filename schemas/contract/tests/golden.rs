@@ -41,9 +41,15 @@ fn compare(path: &Path, bytes: &[u8]) {
     );
 }
 
+/// The version that a document says it has.
+fn version_of(json: &[u8]) -> u64 {
+    serde_json::from_slice::<serde_json::Value>(json).unwrap()["version"].as_u64().unwrap()
+}
+
 fn check<M: Message + Debug + PartialEq>(case: &str, message: &M) {
-    let stem = folder().join(M::NAME).join(format!("v{}-{case}", M::VERSION));
     let json = encode_document(message);
+    // What says nothing new is written as older programs read it.
+    let stem = folder().join(M::NAME).join(format!("v{}-{case}", version_of(&json)));
     compare(&stem.with_extension("json"), &json);
     assert_eq!(&decode_document::<M>(&json).unwrap(), message);
     let compact = encode(message, Encoding::Json).unwrap();
@@ -255,6 +261,15 @@ fn records_runs_and_outcomes() {
             "shard",
             TaskOutput::Shard { object: Some(object("galleries/g/n/shard-0.parquet")), rows: 9, skipped: vec![] },
         ),
+        (
+            "indexed-shard",
+            TaskOutput::IndexedShard {
+                object: object("galleries/g/n/shard-0.parquet"),
+                rows: 8_192,
+                skipped: skipped(),
+                approximate: object("galleries/g/n/approximate-0.bin"),
+            },
+        ),
         ("queries", TaskOutput::Queries { object: object("jobs/e/data/queries-0.json"), queries: 680 }),
         ("scores", TaskOutput::Scores { object: object("jobs/e/data/scores-0.parquet"), from: 0, queries: 170 }),
         ("report", TaskOutput::Report { key: "reports/r/manifest.json".into(), headline: headline() }),
@@ -433,10 +448,18 @@ fn manifests_and_releases() {
         rows: Split::All,
         embedding_dim: 300,
         vocabulary: vocabulary(),
-        shards: vec![ShardEntry { shard: 0, object: object("galleries/g/n/shard-0.parquet"), rows: 2_048 }],
+        shards: vec![ShardEntry {
+            shard: 0,
+            object: object("galleries/g/n/shard-0.parquet"),
+            rows: 2_048,
+            approximate: None,
+        }],
         skipped: skipped(),
     };
     check("embedded", &manifest);
+    let shards = manifest.shards.iter().cloned();
+    let indexed = |entry| ShardEntry { approximate: Some(object("galleries/g/n/approximate-0.bin")), ..entry };
+    check("indexed", &GenerationManifest { shards: shards.map(indexed).collect(), ..manifest });
     let manifest = ReportManifest {
         report: job("evaluate-1"),
         generation: generation(),
@@ -480,8 +503,29 @@ fn searches() {
         k: 20,
         min_coverage: 0.5,
         deadline_ms: 2_000,
+        filter: LabelFilter::default(),
+        recall: None,
+        paged: false,
+        cursor: None,
     };
     check("mixed", &request);
+    let filter = LabelFilter { with: vec!["Smiling".into()], without: vec!["Male".into()] };
+    check("filtered", &SearchRequest { filter, recall: Some(0.95), paged: true, ..request.clone() });
+    check("next", &SearchRequest { terms: vec![], cursor: Some("bmV4dA".into()), ..request });
+    let cursor = Cursor {
+        alias: name("main"),
+        release: 4,
+        model: job("pipeline-1"),
+        generation: generation(),
+        vector: vec![0.6, 0.8],
+        left_out: vec!["000001.jpg".into()],
+        filter: vec![(1, false)],
+        recall: Some(0.95),
+        answered: 20,
+        d2: 0.3,
+        item: "000002.jpg".into(),
+    };
+    check("page", &cursor);
     let results = SearchResults {
         release: 4,
         generation: generation(),
@@ -500,15 +544,33 @@ fn searches() {
         },
         vocabulary: vocabulary().names,
         timings_ms: vec![("total".into(), 3.25)],
+        matching: None,
+        recall: None,
+        next: None,
     };
-    check("found", &SearchReply::Found(Box::new(results)));
+    check("found", &SearchReply::Found(Box::new(results.clone())));
+    let recall = Recall { estimate: 0.97, shards: 1, exact: vec!["shard 0: it has no approximate index".into()] };
+    let results = SearchResults { matching: Some(3), recall: Some(recall), next: Some("bmV4dA".into()), ..results };
+    check("page", &SearchReply::Found(Box::new(results)));
     let error = SearchError { kind: SearchErrorKind::Coverage, message: "half is missing".into(), nearest: vec![] };
     check("error", &SearchReply::Error(error));
     let error = SearchError { kind: SearchErrorKind::Overloaded, message: "too many".into(), nearest: vec![] };
     check("overloaded", &SearchReply::Error(error));
+    let error = SearchError { kind: SearchErrorKind::Expired, message: "is gone".into(), nearest: vec![] };
+    check("expired", &SearchReply::Error(error));
 
+    let top_k = |filter, recall| LeafAsk::TopK {
+        shards: vec![0, 2],
+        query: vec![0.6, 0.8],
+        k: 20,
+        details: true,
+        filter,
+        recall,
+    };
     let asks = [
-        ("top-k", LeafAsk::TopK { shards: vec![0, 2], query: vec![0.6, 0.8], k: 20, details: true }),
+        ("top-k", top_k(vec![], None)),
+        ("filtered", top_k(vec![(0, true), (1, false)], None)),
+        ("approximate", top_k(vec![], Some(0.95))),
         ("details", LeafAsk::Details { rows: vec![(0, 17)] }),
         ("embedding", LeafAsk::Embedding { shards: vec![0], item: "000001.jpg".into() }),
     ];
@@ -517,16 +579,22 @@ fn searches() {
     }
     check("cancel", &LeafCancel { number: 77 });
     let candidate = Candidate { d2: 0.3, item: "000001.jpg".into(), shard: 0, row: 17 };
+    let top_k = |searched| LeafAnswer::TopK {
+        candidates: vec![candidate.clone()],
+        details: vec![Detail { labels: vec![1, 0], source_part: 0, source_row: 5 }],
+        searched,
+        missing: vec![(2, "not held".into())],
+    };
+    let whole = Searched::whole(0, 2_048);
+    let how = |how| Searched { how: Some(how), ..whole.clone() };
+    let approximate = [
+        how(How::Approximately { recall: 0.97 }),
+        Searched { shard: 1, ..how(How::Exactly { because: "it has no approximate index".into() }) },
+    ];
     let answers = [
-        (
-            "top-k",
-            LeafAnswer::TopK {
-                candidates: vec![candidate],
-                details: vec![Detail { labels: vec![1, 0], source_part: 0, source_row: 5 }],
-                searched: vec![(0, 2_048)],
-                missing: vec![(2, "not held".into())],
-            },
-        ),
+        ("top-k", top_k(vec![whole.clone()])),
+        ("filtered", top_k(vec![Searched { matching: 12, ..whole.clone() }])),
+        ("approximate", top_k(approximate.to_vec())),
         ("details", LeafAnswer::Details(vec![Detail { labels: vec![1, 0], source_part: 0, source_row: 5 }])),
         ("embedding", LeafAnswer::Embedding(Some(vec![0.6, 0.8]))),
         ("refused", LeafAnswer::Refused("generation `x` is not loaded".into())),

@@ -65,6 +65,7 @@ async fn a_task_done_twice_by_two_workers_gives_the_same_bytes() {
         let records = records(&client, job).await;
         let digest = |output| match output {
             TaskOutput::Shard { object, .. } => object.map(|object| object.digest),
+            TaskOutput::IndexedShard { object, .. } => Some(object.digest),
             _ => None,
         };
         records.into_iter().filter_map(|r| digest(r.output)).collect::<Vec<_>>()

@@ -184,7 +184,7 @@ impl World {
         let output = likeness_worker::job::run(&cx).await?;
         let task = started.elapsed();
         ensure!(
-            matches!(output, TaskOutput::Shard { rows, .. } if rows == ROWS as u64),
+            matches!(output, TaskOutput::Shard { rows, .. } | TaskOutput::IndexedShard { rows, .. } if rows == ROWS as u64),
             "rows are missing: {output:?}"
         );
         let started = Instant::now();

@@ -87,6 +87,7 @@ pub(crate) fn check_output(output: &TaskOutput) -> Result<(), TaskError> {
         | TaskOutput::Part { .. }
         | TaskOutput::Manifest { .. }
         | TaskOutput::Shard { .. }
+        | TaskOutput::IndexedShard { .. }
         | TaskOutput::Queries { .. }
         | TaskOutput::Scores { .. } => Vec::new(),
     };

@@ -94,7 +94,8 @@ impl World {
         let store = Store::open("memory:").await.unwrap();
         let device = DeviceThread::start(Device::Cpu).unwrap();
         let cache = Arc::new(Cache::new(store.clone(), 1 << 20));
-        let shared = Shared { store, device, cache, worker: WorkerId::new(worker).unwrap() };
+        let worker = WorkerId::new(worker).unwrap();
+        let shared = Shared { store, device, cache, worker, approximate_rows: None };
         let world = Self { shared, progress: watch::Sender::new(None) };
         world.put_dataset().await;
         world

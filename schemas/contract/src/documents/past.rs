@@ -1,0 +1,86 @@
+//! Past versions of documents, as they are still read; and written, where they say all of it.
+
+use serde::{Deserialize, Serialize};
+
+use super::{GenerationManifest, ObjectRef, ShardEntry, Skipped};
+use crate::codec::Message;
+use crate::ids::{Digest, JobId};
+use crate::jobs::{DatasetRef, GenerationRef};
+use crate::settings::{Split, Vocabulary};
+
+/// Version 1: no approximate indexes.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct GenerationManifestV1 {
+    generation: GenerationRef,
+    model: JobId,
+    weights: Digest,
+    dataset: DatasetRef,
+    rows: Split,
+    embedding_dim: u32,
+    vocabulary: Vocabulary,
+    shards: Vec<ShardEntryV1>,
+    skipped: Vec<Skipped>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct ShardEntryV1 {
+    shard: u32,
+    object: ObjectRef,
+    rows: u64,
+}
+
+impl Message for GenerationManifestV1 {
+    const NAME: &'static str = GenerationManifest::NAME;
+    const VERSION: u16 = 1;
+}
+
+impl GenerationManifestV1 {
+    /// The same manifest, if no shard has an approximate index.
+    pub fn of(manifest: &GenerationManifest) -> Option<Self> {
+        let GenerationManifest {
+            generation,
+            model,
+            weights,
+            dataset,
+            rows,
+            embedding_dim,
+            vocabulary,
+            shards,
+            skipped,
+        } = manifest;
+        let entry = |entry: &ShardEntry| {
+            let ShardEntry { shard, object, rows, approximate } = entry.clone();
+            approximate.is_none().then_some(ShardEntryV1 { shard, object, rows })
+        };
+        Some(Self {
+            generation: generation.clone(),
+            model: model.clone(),
+            weights: *weights,
+            dataset: dataset.clone(),
+            rows: *rows,
+            embedding_dim: *embedding_dim,
+            vocabulary: vocabulary.clone(),
+            shards: shards.iter().map(entry).collect::<Option<_>>()?,
+            skipped: skipped.clone(),
+        })
+    }
+}
+
+impl From<GenerationManifestV1> for GenerationManifest {
+    fn from(old: GenerationManifestV1) -> Self {
+        let GenerationManifestV1 {
+            generation,
+            model,
+            weights,
+            dataset,
+            rows,
+            embedding_dim,
+            vocabulary,
+            shards,
+            skipped,
+        } = old;
+        let entry = |ShardEntryV1 { shard, object, rows }| ShardEntry { shard, object, rows, approximate: None };
+        let shards = shards.into_iter().map(entry).collect();
+        Self { generation, model, weights, dataset, rows, embedding_dim, vocabulary, shards, skipped }
+    }
+}
