@@ -18,7 +18,7 @@ async fn weights(client: &Client, model: &JobId) -> Digest {
 /// Digests of all checkpoints, in order.
 async fn checkpoints(client: &Client, job: &JobId) -> Vec<(String, Digest)> {
     let digest = |output| match output {
-        TaskOutput::Checkpoint { object, .. } => Some(object.digest),
+        TaskOutput::Checkpoint(checkpoint) => Some(checkpoint.object.digest),
         _ => None,
     };
     let records = records(client, job).await;

@@ -177,8 +177,8 @@ fn lease() -> Lease {
 }
 
 fn objects(output: TaskOutput) -> (ObjectRef, Option<ObjectRef>) {
-    let TaskOutput::Checkpoint { object, metrics, .. } = output else { panic!("no checkpoint: {output:?}") };
-    (object, metrics)
+    let TaskOutput::Checkpoint(checkpoint) = output else { panic!("no checkpoint: {output:?}") };
+    (checkpoint.object, checkpoint.metrics)
 }
 
 #[tokio::test]
