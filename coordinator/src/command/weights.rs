@@ -34,7 +34,7 @@ pub async fn resolve(client: &Client, text: &str, architecture: Architecture) ->
     }
     let model = models::find(client.store(), text).await?;
     let bytes = client.store().read(&model.weights).await?;
-    check(text, &bytes, WholeParts::default(), architecture)?;
+    check(text, &bytes, architecture)?;
     say(format!(
         "start from model `{}`: head and attribute tower too, where dimension and attributes are the same",
         model.model
@@ -80,7 +80,7 @@ async fn download(url: &str) -> Outcome<Bytes> {
 }
 
 async fn bring(client: &Client, text: &str, bytes: Bytes, architecture: Architecture) -> Outcome<InitWeights> {
-    let words = check(text, &bytes, WholeParts::default(), architecture)?;
+    let words = check(text, &bytes, architecture)?;
     say(format!("start from `{text}`: {words}"));
     let digest = Digest::of(&bytes);
     let weights = client.store().create_object(keys::brought_weights(&digest), bytes, digest).await?;
@@ -88,8 +88,9 @@ async fn bring(client: &Client, text: &str, bytes: Bytes, architecture: Architec
 }
 
 /// What of the file is taken, in words.
-fn check(text: &str, bytes: &[u8], parts: WholeParts, architecture: Architecture) -> Outcome<String> {
-    let plan = Header::parse(bytes).and_then(|header| plan_start(architecture, parts, &header.shapes()));
+fn check(text: &str, bytes: &[u8], architecture: Architecture) -> Outcome<String> {
+    let plan =
+        Header::parse(bytes).and_then(|header| plan_start(architecture, WholeParts::default(), &header.shapes()));
     let plan = plan.map_err(|reason| Failure::usage(format!("`{text}` is no start for this training: {reason}")))?;
     Ok(plan.words(architecture))
 }
@@ -100,7 +101,7 @@ mod tests {
 
     #[test]
     fn a_pickle_is_refused_with_the_way_to_convert_it() {
-        let error = check("r.pth", b"PK\x03\x04", WholeParts::default(), Architecture::ResNet18).unwrap_err();
+        let error = check("r.pth", b"PK\x03\x04", Architecture::ResNet18).unwrap_err();
         assert_eq!(error.exit as u8, 64);
         let text = error.to_string();
         assert!(text.contains("`r.pth`") && text.contains("save_file"), "{text}");
