@@ -132,6 +132,9 @@ impl Made {
             validation_loss: None,
             training: nothing("training"),
             tensorboard: nothing("events"),
+            round: None,
+            validation_map: None,
+            stopped_early: false,
         };
         store.create_document(&keys::model_manifest(&job), &manifest).await.expect("the store takes a manifest");
         digest

@@ -89,23 +89,34 @@ pub struct ModelManifest {
     pub dataset: DatasetRef,
     /// Weights and batch-norm statistics, safetensors.
     pub weights: ObjectRef,
-    /// The last checkpoint, with optimizer state.
+    /// The checkpoint that they are from, with optimizer state.
     pub checkpoint: ObjectRef,
     /// Distance that the model was trained with and that ranks: always `euclidean`.
     pub distance: String,
-    /// Optimizer steps.
+    /// Optimizer steps behind the weights.
     pub steps: u64,
-    /// Loss on the validation split at the end.
+    /// Loss of the weights on the validation split.
     pub validation_loss: Option<f64>,
     /// Figures of all steps.
     pub training: ObjectRef,
     /// The same for TensorBoard.
     pub tensorboard: ObjectRef,
+    /// The round that the weights are from, counted from 0: the last, or the best where the training keeps that; not
+    /// known of models before version 2.
+    pub round: Option<u32>,
+    /// mAP of single attributes on the validation split with these weights.
+    pub validation_map: Option<f64>,
+    /// Whether the training ended before its last round because its mAP no longer rose.
+    pub stopped_early: bool,
 }
 
 impl Message for ModelManifest {
     const NAME: &'static str = "model";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
+
+    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        body.read::<past::ModelManifestV1>(Self::NAME).map(Self::from)
+    }
 }
 
 /// `galleries/<gallery>/<generation>/manifest.json`.

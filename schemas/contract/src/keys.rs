@@ -9,6 +9,8 @@ use crate::ids::{Digest, JobId, Name, RunNumber, TaskId};
 pub const JOBS: &str = "jobs";
 /// `datasets/`: every dataset lies below it.
 pub const DATASETS: &str = "datasets";
+/// `models/`: every model lies below it.
+pub const MODELS: &str = "models";
 /// `releases/`: every alias lies below it.
 pub const RELEASES: &str = "releases";
 
@@ -75,6 +77,11 @@ pub fn checkpoint(model: &JobId, round: u32, digest: &Digest) -> String {
 /// The weights of a finished model, without optimizer state.
 pub fn weights(model: &JobId, digest: &Digest) -> String {
     format!("models/{model}/weights-{}.safetensors", digest.short())
+}
+
+/// Weights that a training starts from, as a user brought them.
+pub fn brought_weights(digest: &Digest) -> String {
+    format!("weights/{digest}.safetensors")
 }
 
 /// The training figures of all steps.

@@ -125,6 +125,26 @@ fn train_stage() -> TrainStage {
     }
 }
 
+/// Every setting that version 1 did not have.
+fn every_setting() -> TrainSettings {
+    TrainSettings {
+        optimizer: Optimizer::Sgd(SgdSettings::default()),
+        clip_norm: 1.0,
+        backbone: BackboneSettings { lr_factor: 0.125, frozen_epochs: 2 },
+        init: Some(InitWeights {
+            source: "resnet18.safetensors".into(),
+            model: Some(job("train-0")),
+            weights: object("weights/0.safetensors"),
+        }),
+        random_crop: 0.0,
+        resized_crop: Some(ResizedCrop::from_scale(0.5)),
+        colour: ColourJitter { brightness: 0.25, contrast: 0.25, saturation: 0.25, hue: 0.0625 },
+        keep: Keep::Best,
+        patience: 3,
+        ..TrainSettings::default()
+    }
+}
+
 fn embed_stage() -> EmbedStage {
     EmbedStage { gallery: name("faces"), dataset: dataset(), rows: Split::All, gallery_rows: 9_032, shard_rows: 2_048 }
 }
@@ -186,6 +206,8 @@ fn specs_and_plans() {
     check("ingest-csv", &JobSpec { work: ingest, device: DeviceClass::Any, priority: Priority::Lo });
     let work = JobWork::Train(train_stage());
     check("train", &JobSpec { work, device: DeviceClass::Cpu, priority: Priority::Lo });
+    let work = JobWork::Train(TrainStage { train: every_setting(), ..train_stage() });
+    check("train-tuned", &JobSpec { work, device: DeviceClass::Cpu, priority: Priority::Lo });
     let work = JobWork::Embed { model: job("train-1"), embed: embed_stage() };
     check("embed", &JobSpec { work, device: DeviceClass::Metal, priority: Priority::Lo });
     let work = JobWork::Evaluate { generation: generation(), evaluate: evaluate_stage() };
@@ -246,15 +268,15 @@ fn records_runs_and_outcomes() {
         ),
         (
             "checkpoint",
-            TaskOutput::Checkpoint {
-                step: 200,
-                object: object("models/m/rounds/00004-0.safetensors"),
+            TaskOutput::Checkpoint(CheckpointOutput {
                 metrics: Some(object("models/m/rounds/figures-0.parquet")),
                 loss: Some(0.081),
-                validation_loss: None,
                 images_per_second: Some(412.5),
                 wait_share: Some(0.01),
-            },
+                validation_map: Some(0.5625),
+                best: Some(BestRound { round: 2, map: 0.59, since: 1 }),
+                ..CheckpointOutput::of(200, object("models/m/rounds/00004-0.safetensors"))
+            }),
         ),
         ("manifest", TaskOutput::Manifest { key: "datasets/d/v/manifest.json".into() }),
         (
@@ -340,7 +362,10 @@ fn coordinator_api() {
         alias: name("main"),
     };
     let submit = JobRequest { id: Some(job("nightly-7")), work, device: DeviceClass::Any, priority: Priority::Hi };
-    check("submit", &ApiRequest::Submit(submit));
+    check("submit", &ApiRequest::Submit(submit.clone()));
+    let RequestedWork::Pipeline { train, .. } = &submit.work else { unreachable!("just made") };
+    let work = RequestedWork::Train(TrainRequest { train: every_setting(), ..train.clone() });
+    check("submit-tuned", &ApiRequest::Submit(JobRequest { work, ..submit }));
     check("cancel", &ApiRequest::Cancel { job: job("j") });
     check("rollback", &ApiRequest::Rollback { alias: name("main"), to: Some(2) });
     check("promote", &ApiRequest::Promote { alias: name("main"), generation: generation(), report: None });
@@ -367,7 +392,10 @@ fn coordinator_api() {
         result: None,
         gate: None,
     };
-    check("detail", &ApiReply::JobDetail(Box::new(detail)));
+    check("detail", &ApiReply::JobDetail(Box::new(detail.clone())));
+    let work = JobWork::Train(TrainStage { train: every_setting(), ..train_stage() });
+    let spec = JobSpec { work, device: DeviceClass::Cpu, priority: Priority::Lo };
+    check("detail-tuned", &ApiReply::JobDetail(Box::new(JobDetail { spec, ..detail })));
     let status = Status {
         leader: worker(),
         workers: vec![presence()],
@@ -438,6 +466,9 @@ fn manifests_and_releases() {
         validation_loss: Some(0.08),
         training: object("models/m/training-0.parquet"),
         tensorboard: object("models/m/events.out.tfevents.0"),
+        round: Some(16),
+        validation_map: Some(0.5625),
+        stopped_early: true,
     };
     check("trained", &manifest);
     let manifest = GenerationManifest {

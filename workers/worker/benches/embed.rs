@@ -172,6 +172,9 @@ impl World {
             validation_loss: None,
             training: weights.clone(),
             tensorboard: weights,
+            round: None,
+            validation_map: None,
+            stopped_early: false,
         };
         self.put_document(&keys::model_manifest(&self.model), &manifest).await
     }

@@ -241,6 +241,9 @@ impl Bench {
             validation_loss: None,
             training: object("training".into()),
             tensorboard: object("events".into()),
+            round: None,
+            validation_map: None,
+            stopped_early: false,
         };
         self.store.create_document(&keys::model_manifest(job), &manifest).await.unwrap();
         (model, manifest)

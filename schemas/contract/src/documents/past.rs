@@ -2,13 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{GenerationManifest, ObjectRef, ShardEntry, Skipped};
+use super::{GenerationManifest, ModelManifest, ObjectRef, ShardEntry, Skipped};
 use crate::codec::Message;
 use crate::ids::{Digest, JobId};
 use crate::jobs::{DatasetRef, GenerationRef};
-use crate::settings::{Split, Vocabulary};
+use crate::settings::{ModelSettings, Split, TrainSettingsV1, Vocabulary};
 
-/// Version 1: no approximate indexes.
+/// Version 1 of a generation: no approximate indexes.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct GenerationManifestV1 {
     generation: GenerationRef,
@@ -82,5 +82,58 @@ impl From<GenerationManifestV1> for GenerationManifest {
         let entry = |ShardEntryV1 { shard, object, rows }| ShardEntry { shard, object, rows, approximate: None };
         let shards = shards.into_iter().map(entry).collect();
         Self { generation, model, weights, dataset, rows, embedding_dim, vocabulary, shards, skipped }
+    }
+}
+
+/// Version 1 of a model: the last round always, measured by its loss.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ModelManifestV1 {
+    model: JobId,
+    settings: ModelSettings,
+    train: TrainSettingsV1,
+    vocabulary: Vocabulary,
+    dataset: DatasetRef,
+    weights: ObjectRef,
+    checkpoint: ObjectRef,
+    distance: String,
+    steps: u64,
+    validation_loss: Option<f64>,
+    training: ObjectRef,
+    tensorboard: ObjectRef,
+}
+
+impl From<ModelManifestV1> for ModelManifest {
+    fn from(old: ModelManifestV1) -> Self {
+        let ModelManifestV1 {
+            model,
+            settings,
+            train,
+            vocabulary,
+            dataset,
+            weights,
+            checkpoint,
+            distance,
+            steps,
+            validation_loss,
+            training,
+            tensorboard,
+        } = old;
+        Self {
+            model,
+            settings,
+            train: train.into(),
+            vocabulary,
+            dataset,
+            weights,
+            checkpoint,
+            distance,
+            steps,
+            validation_loss,
+            training,
+            tensorboard,
+            round: None,
+            validation_map: None,
+            stopped_early: false,
+        }
     }
 }

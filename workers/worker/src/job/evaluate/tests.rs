@@ -143,6 +143,9 @@ impl World {
             validation_loss: None,
             training: training.clone(),
             tensorboard: training,
+            round: None,
+            validation_map: None,
+            stopped_early: false,
         };
         self.put_document(&keys::model_manifest(&job(id)), &manifest).await;
         let mut shards = Vec::new();
