@@ -13,7 +13,7 @@ use std::time::Instant;
 use candle_core::{Device, Tensor};
 use likeness_contract::documents::{DatasetManifest, GenerationManifest, PartEntry, ShardEntry, Skipped};
 use likeness_contract::ids::{Digest, JobId};
-use likeness_contract::jobs::{EmbedStage, GenerationRef, JobSpec, JobWork, TaskOutput, task_ids};
+use likeness_contract::jobs::{EmbedStage, GenerationRef, JobSpec, JobWork, TaskOutput, TaskRecord, task_ids};
 use likeness_contract::keys;
 use likeness_contract::settings::Split;
 use likeness_data::{Loader, Part};
@@ -93,14 +93,8 @@ pub async fn finish(cx: &TaskContext, model: &JobId, target: &GenerationRef) -> 
     let planned = shard_count(stage)?;
     for number in 0..planned {
         let record = cx.record(&task_ids::shard(cx.job(), &target.generation, number)).await?;
-        let (object, rows, left_out, approximate) = match record.output {
-            TaskOutput::Shard { object, rows, skipped } => (object, rows, skipped, None),
-            TaskOutput::IndexedShard { object, rows, skipped, approximate } => {
-                (Some(object), rows, skipped, Some(approximate))
-            }
-            _ => return Err(TaskError::invalid(format!("the record of `{}` is not of a shard", record.task))),
-        };
-        shards.extend(object.map(|object| ShardEntry { shard: number, object, rows, approximate }));
+        let (entry, left_out) = entry(number, record)?;
+        shards.extend(entry);
         skipped.extend(left_out);
         cx.progress(u64::from(number) + 1, u64::from(planned), "shards");
     }
@@ -123,6 +117,18 @@ pub async fn finish(cx: &TaskContext, model: &JobId, target: &GenerationRef) -> 
     cx.ensure_leased()?;
     cx.store.create_document(&key, &manifest).await?;
     Ok(TaskOutput::Manifest { key })
+}
+
+/// What the manifest says of a shard; nothing of one whose rows were all left out.
+fn entry(shard: u32, record: TaskRecord) -> Result<(Option<ShardEntry>, Vec<Skipped>), TaskError> {
+    let (object, rows, skipped, approximate) = match record.output {
+        TaskOutput::Shard { object, rows, skipped } => (object, rows, skipped, None),
+        TaskOutput::IndexedShard { object, rows, skipped, approximate } => {
+            (Some(object), rows, skipped, Some(approximate))
+        }
+        _ => return Err(TaskError::invalid(format!("the record of `{}` is not of a shard", record.task))),
+    };
+    Ok((object.map(|object| ShardEntry { shard, object, rows, approximate }), skipped))
 }
 
 fn embed_stage(spec: &JobSpec) -> Result<&EmbedStage, TaskError> {
@@ -337,6 +343,7 @@ fn check_unit_rows(embeddings: &[f32], rows: usize, dim: usize) -> Result<(), Ta
 #[cfg(test)]
 mod tests {
     use likeness_contract::documents::ObjectRef;
+    use likeness_contract::ids::{RunNumber, TaskId, WorkerId};
 
     use super::*;
 
@@ -376,6 +383,29 @@ mod tests {
             assert!(check_unit_rows(&bad, 1, 2).is_err(), "{bad:?}");
         }
         assert!(check_unit_rows(&[1.0, 0.0, 1.0], 2, 2).is_err());
+    }
+
+    #[test]
+    fn a_manifest_names_what_the_records_name() {
+        let object = |key: &str| ObjectRef { key: key.into(), digest: Digest::of(b""), bytes: 0 };
+        let entry_of = |output: TaskOutput| {
+            let (run, task) = (RunNumber(1), TaskId::new("shard-00002").unwrap());
+            let (job, worker) = (JobId::new("j").unwrap(), WorkerId::new("w").unwrap());
+            let (attempt, started_ms, finished_ms, device_ms) = (1, 0, 0, 0);
+            entry(2, TaskRecord { job, run, task, worker, attempt, started_ms, finished_ms, device_ms, output })
+        };
+        let skipped = vec![Skipped { item: "a".into(), reason: "it is no image".into() }];
+        let plain = TaskOutput::Shard { object: Some(object("s")), rows: 9, skipped: skipped.clone() };
+        let shard = ShardEntry { shard: 2, object: object("s"), rows: 9, approximate: None };
+        assert_eq!(entry_of(plain).unwrap(), (Some(shard.clone()), skipped.clone()));
+        let (rows, approximate) = (9, object("i"));
+        let indexed = TaskOutput::IndexedShard { object: object("s"), rows, skipped: vec![], approximate };
+        let with_index = ShardEntry { approximate: Some(object("i")), ..shard };
+        assert_eq!(entry_of(indexed).unwrap(), (Some(with_index), vec![]));
+        let none = TaskOutput::Shard { object: None, rows: 0, skipped: skipped.clone() };
+        assert_eq!(entry_of(none).unwrap(), (None, skipped));
+        let other = TaskOutput::Manifest { key: "m".into() };
+        assert_eq!(entry_of(other).unwrap_err().to_string(), "the record of `shard-00002` is not of a shard");
     }
 
     #[test]
