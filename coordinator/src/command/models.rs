@@ -245,6 +245,11 @@ fn save(path: &Path, bytes: &[u8]) -> Outcome<()> {
     std::fs::write(path, bytes).map_err(|e| Failure::failed(format!("can't write `{}`: {e}", path.display())))
 }
 
+/// The few digits that somebody wrote, not the many that `f32` makes of them.
+fn as_written(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or(f64::from(value))
+}
+
 /// All that another program needs to use the weights.
 fn describe(manifest: &ModelManifest) -> Value {
     let ModelManifest { model, settings, vocabulary, distance, .. } = manifest;
@@ -266,8 +271,8 @@ fn describe(manifest: &ModelManifest) -> Value {
             "crop": crop,
             "resize": "bilinear, antialiased",
             "input_px": preprocessing.input_px,
-            "mean": preprocessing.mean,
-            "std": preprocessing.std,
+            "mean": preprocessing.mean.map(as_written),
+            "std": preprocessing.std.map(as_written),
         },
         "query": {
             "encoding": settings.encoding,
@@ -279,4 +284,24 @@ fn describe(manifest: &ModelManifest) -> Value {
         "dataset": manifest.dataset,
         "weights_sha256": manifest.weights.digest,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_keep_the_digits_that_were_written() {
+        assert_eq!([0.485f32, 0.229].map(as_written), [0.485, 0.229]);
+    }
+
+    #[tokio::test]
+    async fn a_name_that_is_no_model_is_answered_with_the_nearest() {
+        let store = Store::open("memory:").await.unwrap();
+        assert!(find(&store, "main").await.unwrap_err().to_string().contains("none was trained yet"));
+        store.create("models/train-1/model.json", bytes::Bytes::from_static(b"{}")).await.unwrap();
+        let failure = find(&store, "train-2").await.unwrap_err();
+        assert_eq!(failure.exit as u8, 64);
+        assert!(failure.to_string().contains("did you mean `train-1`?"), "{failure}");
+    }
 }

@@ -12,7 +12,7 @@ use likeness_contract::weights::{Header, WholeParts, plan_start};
 use likeness_link::client::Client;
 use likeness_link::remote::{RemoteFiles, is_remote};
 
-use crate::command::exit::{Failure, Outcome};
+use crate::command::exit::{Exit, Failure, Outcome};
 use crate::command::models;
 use crate::command::output::say;
 
@@ -32,7 +32,10 @@ pub async fn resolve(client: &Client, text: &str, architecture: Architecture) ->
     if is_path(text) {
         return Err(no_file(text));
     }
-    let model = models::find(client.store(), text).await?;
+    let model = match models::find(client.store(), text).await {
+        Err(failure) if failure.exit == Exit::Usage && !neighbours(text).is_empty() => return Err(no_file(text)),
+        found => found?,
+    };
     let bytes = client.store().read(&model.weights).await?;
     check(text, &bytes, architecture)?;
     say(format!(
@@ -48,13 +51,17 @@ fn is_path(text: &str) -> bool {
 }
 
 fn no_file(text: &str) -> Failure {
+    Failure::usage(format!("there is no file, model or alias `{text}`{}", names::hint(&neighbours(text))))
+}
+
+/// Files beside it with nearly that name.
+fn neighbours(text: &str) -> Vec<String> {
     let path = Path::new(text);
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let there: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let nearest = names::nearest(name, there.iter().map(String::as_str));
-    Failure::usage(format!("there is no file `{text}`{}", names::hint(&nearest)))
+    names::nearest(name, there.iter().map(String::as_str))
 }
 
 fn too_large(text: &str, bytes: u64) -> Failure {

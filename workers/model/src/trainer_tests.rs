@@ -157,11 +157,10 @@ fn gradients_that_are_clipped_leave_a_smaller_step() {
         train(&mut trainer, 1);
         let after = values(&trainer);
         let learned = before.iter().zip(&after).filter(|(b, _)| !b.0.contains("running"));
-        let square = |(b, a): (&(String, Vec<f32>), &(String, Vec<f32>))| -> f64 {
-            // The decay of 1e-4 is no gradient.
-            b.1.iter().zip(&a.1).map(|(b, a)| f64::from(a - b + 0.1 * 1.9 * 1e-4 * b).powi(2)).sum()
-        };
-        learned.map(square).sum::<f64>().sqrt()
+        // The decay of 1e-4 is no gradient.
+        let square = |b: f32, a: f32| f64::from(a - b + 0.1 * 1.9 * 1e-4 * b).powi(2);
+        let of_tensor = |b: &[f32], a: &[f32]| b.iter().zip(a).map(|(b, a)| square(*b, *a)).sum::<f64>();
+        learned.map(|(b, a)| of_tensor(&b.1, &a.1)).sum::<f64>().sqrt()
     };
     // A first step with Nesterov momentum is lr (1 + μ) times the gradient.
     let norm = |clip| step(clip) / (0.1 * 1.9);

@@ -36,7 +36,9 @@ fn trained() -> Trainer {
     let trainer = Trainer::fresh(&model, &TrainSettings::default(), A, 10, &Device::Cpu).unwrap();
     let mut trainer = trainer.with_compute(CpuCompute { whole_network: true, winograd: Winograd::Off });
     for phase in 0..3 {
-        trainer.step(&tensor(phase, &[B, 3, PX, PX]), &tensor(10 + phase, &[B, A]), &tensor(20 + phase, &[B, A])).unwrap();
+        trainer
+            .step(&tensor(phase, &[B, 3, PX, PX]), &tensor(10 + phase, &[B, A]), &tensor(20 + phase, &[B, A]))
+            .unwrap();
     }
     trainer
 }
@@ -58,7 +60,8 @@ fn torchvision_computes_the_same_embeddings_from_an_exported_model() {
     let trainer = trained();
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("export");
     std::fs::create_dir_all(&folder).unwrap();
-    std::fs::write(folder.join("model.safetensors"), export(&trainer.model().weights().unwrap(), "{}").unwrap()).unwrap();
+    std::fs::write(folder.join("model.safetensors"), export(&trainer.model().weights().unwrap(), "{}").unwrap())
+        .unwrap();
     let (images, vectors) = (tensor(31, &[B, 3, PX, PX]), tensor(32, &[B, A]));
     write(&folder, "images", &images);
     write(&folder, "vectors", &vectors);
