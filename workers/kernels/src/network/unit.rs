@@ -28,8 +28,7 @@ impl Products {
 
     /// The gradient of the input, added to `dx` if asked for.
     pub fn input_gradient(&mut self, weight: &[f32], dy: &[f32], dims: Dims, dx: &mut [f32], add: bool) {
-        self.input.pack(weight);
-        self.input.run(dy, dims, dx, add);
+        self.input.run_once(weight, dy, dims, dx, add);
     }
 
     /// The gradient of the weights.
@@ -82,8 +81,7 @@ impl Unit {
 
     /// Convolves and takes the batch's statistics; the output stays within.
     pub fn convolve(&mut self, products: &mut Products, parameters: &[&[f32]], x: &[f32], dims: Dims) {
-        products.forward.pack(self.weight(parameters), None);
-        products.forward.run_with_sums(x, dims, &mut self.y, &mut self.sums);
+        products.forward.run_once(self.weight(parameters), x, dims, &mut self.y, &mut self.sums);
         self.normalize(parameters[self.weight + 1], parameters[self.weight + 2]);
     }
 

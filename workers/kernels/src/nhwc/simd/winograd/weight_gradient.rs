@@ -1,5 +1,8 @@
 //! Gradient of the weights through the transforms: for each position of a tile, the product of the transformed input
 //! and the transformed gradient of the output over all tiles.
+//!
+//! Both are transformed for all tiles first. A task then takes some input channels through all positions and on to the
+//! gradient itself, so that the products never leave its second cache.
 #![allow(clippy::needless_range_loop, reason = "arrays of vectors are read by index: iterators have an address")]
 
 use std::marker::PhantomData;
@@ -21,8 +24,10 @@ const WIDE: usize = 3 * 1024 * 1024;
 const STEP: usize = 6;
 /// Most tiles at once in a product: a panel of them stays in the first cache.
 const DEPTH: usize = 192;
-/// Most input channels of a product task.
-const ROWS: usize = 96;
+/// Products of a task: 440 KiB of a second cache of 1 MiB.
+const PRODUCTS: usize = 110 * 1024;
+/// Tasks wanted.
+const TASKS: usize = 8;
 
 /// Makes `dw`.
 #[derive(Debug)]
@@ -31,13 +36,11 @@ pub(in crate::nhwc) struct WinogradWeightGradient<I, S> {
     how: PhantomData<(I, S)>,
 }
 
-/// Transformed tensors of some tiles, and the products: `(position, tile, C_in)`, `(position, panel, tile, 16)`,
-/// `(position, C_in, C_out)`.
+/// Transformed tensors of some tiles: `(position, tile, C_in)` and `(position, panel, tile, 16)`.
 #[derive(Clone, Copy)]
 struct Block {
     input: Shared,
     gradient: Shared,
-    products: Shared,
     tiles: usize,
 }
 
@@ -51,28 +54,21 @@ impl<I: Simd, S: Sizes> WinogradWeightGradient<I, S> {
         self.shape.c_in + COLUMNS
     }
 
-    /// Values from one position's products to the next, and then some: positions never fall on the same set.
-    fn products_len(&self) -> usize {
-        self.shape.c_in * self.shape.c_out + COLUMNS
-    }
-
     fn run(&self, x: &[f32], dims: Dims, dy: &[f32], dw: &mut [f32]) {
         let tiles = Tiles::new(self.shape.out(dims), S::OUT);
+        assert!(S::SIDE == S::TILE || tiles.count() == dims.n, "this way is for pictures of one tile");
         let (positions, c_out) = (S::POSITIONS, self.shape.c_out);
         let most = (WIDE / (positions * (self.input_ld() + c_out))).max(96);
         let (blocks, len) = even_blocks::<I>(tiles.count(), most, 1);
+        let dw = Shared::new(dw);
         with_scratch(Slot::Input, positions * len * self.input_ld(), |input| {
             with_scratch(Slot::Output, positions * len * c_out, |gradient| {
-                with_scratch(Slot::Sums, positions * self.products_len(), |products| {
-                    let (input, gradient) = (Shared::new(input), Shared::new(gradient));
-                    let block = Block { input, gradient, products: Shared::new(products), tiles: len };
-                    for number in 0..blocks {
-                        let range = number * len..((number + 1) * len).min(tiles.count());
-                        self.transform(x, dims, dy, &tiles, range.clone(), block);
-                        self.multiply(range.len(), number > 0, block);
-                    }
-                    self.write(products, dw);
-                });
+                let block = Block { input: Shared::new(input), gradient: Shared::new(gradient), tiles: len };
+                for number in 0..blocks {
+                    let range = number * len..((number + 1) * len).min(tiles.count());
+                    self.transform(x, dims, dy, &tiles, range.clone(), block);
+                    self.multiply(range.len(), block, dw, number > 0);
+                }
             });
         });
     }
@@ -98,49 +94,77 @@ impl<I: Simd, S: Sizes> WinogradWeightGradient<I, S> {
         });
     }
 
-    /// Adds a block's products to those before it.
-    fn multiply(&self, tiles: usize, add: bool, block: Block) {
+    /// From a block's tensors to the gradient, on top of that of other blocks where `add` is set.
+    fn multiply(&self, tiles: usize, block: Block, dw: Shared, add: bool) {
         let ConvShape { c_in, c_out, .. } = self.shape;
-        let (row_blocks, len) = even_blocks::<I>(c_in, ROWS, 1);
-        let lda = self.input_ld();
-        for_tasks(S::POSITIONS * row_blocks, |task| {
-            let (position, first) = (task / row_blocks, task % row_blocks * len);
-            let rows = len.min(c_in - first);
-            for from in (0..tiles).step_by(DEPTH) {
-                for column in (0..c_out).step_by(I::WIDTH) {
-                    let a = block.input.at((position * block.tiles + from) * lda + first);
-                    let b = block.gradient.at((position * c_out + column) * block.tiles + from * COLUMNS);
-                    let c = block.products.at(position * self.products_len() + first * c_out + column);
-                    let panel_step = block.tiles * COLUMNS;
-                    let depth = DEPTH.min(tiles - from);
-                    let factors = Factors { depth, a, lda, b, ldb: COLUMNS, panel: panel_step };
-                    let place = Place { c, ld: c_out, add: add || from > 0 };
-                    // SAFETY: features and lengths; rows of a position are this task's own.
-                    unsafe { panel::<I, true>(rows, I::WIDTH.min(c_out - column), factors, place, None) };
+        let most = (PRODUCTS / (S::POSITIONS * c_out) / I::ROWS * I::ROWS).max(I::ROWS);
+        let (tasks, rows) = even_blocks::<I>(c_in, most, TASKS);
+        // Positions never fall on the same set.
+        let len = rows * c_out + COLUMNS;
+        for_tasks(tasks, |task| {
+            let inputs = task * rows..((task + 1) * rows).min(c_in);
+            with_scratch(Slot::Weights, S::POSITIONS * len, |products| {
+                let products = Shared::new(products);
+                // SAFETY: features and lengths; kernels of these inputs are this task's own.
+                unsafe {
+                    for position in 0..S::POSITIONS {
+                        self.products(position, inputs.clone(), tiles, block, products.at(position * len));
+                    }
+                    self.write(inputs, (products, len), dw, add);
                 }
-            }
+            });
         });
     }
 
-    /// From products to `(C_out, C_in, 3, 3)`.
-    fn write(&self, products: &[f32], dw: &mut [f32]) {
-        let ConvShape { c_in, c_out, .. } = self.shape;
-        let (products, len) = (Shared::reading(products), self.products_len());
-        let dw = Shared::new(dw);
-        for_tasks(c_in, |i| {
-            // SAFETY: features and lengths; kernels of this input channel are this task's own.
-            unsafe {
-                I::run(
-                    #[inline(always)]
-                    || {
-                        for o in (0..c_out).step_by(I::LANES) {
-                            let taps = kernel_gradient_tile::<I, S>((products.at(i * c_out + o), len));
-                            I::store_taps(taps, dw.at((o * c_in + i) * 9), c_in * 9);
-                        }
-                    },
-                );
+    /// Products of one position, `(inputs, C_out)`.
+    ///
+    /// # Safety
+    /// The processor has `I`; `block` holds so many tiles, `to` the products.
+    unsafe fn products(&self, position: usize, inputs: Range<usize>, tiles: usize, block: Block, to: *mut f32) {
+        let (c_out, lda) = (self.shape.c_out, self.input_ld());
+        for column in (0..c_out).step_by(I::WIDTH) {
+            for from in (0..tiles).step_by(DEPTH) {
+                let a = block.input.at((position * block.tiles + from) * lda + inputs.start);
+                let b = block.gradient.at((position * c_out + column) * block.tiles + from * COLUMNS);
+                let depth = DEPTH.min(tiles - from);
+                let factors = Factors { depth, a, lda, b, ldb: COLUMNS, panel: block.tiles * COLUMNS };
+                // SAFETY: the caller's.
+                unsafe {
+                    let place = Place { c: to.add(column), ld: c_out, add: from > 0 };
+                    panel::<I, true>(inputs.len(), I::WIDTH.min(c_out - column), factors, place, None);
+                }
             }
-        });
+        }
+    }
+
+    /// From products, positions `len` apart, to `(C_out, C_in, 3, 3)`.
+    ///
+    /// # Safety
+    /// The processor has `I`; `products` holds those of these inputs, `dw` their kernels, which nobody else writes.
+    unsafe fn write(&self, inputs: Range<usize>, (products, len): (Shared, usize), dw: Shared, add: bool) {
+        let ConvShape { c_in, c_out, .. } = self.shape;
+        // SAFETY: the caller's.
+        unsafe {
+            I::run(
+                #[inline(always)]
+                || {
+                    for o in (0..c_out).step_by(I::LANES) {
+                        for i in inputs.clone() {
+                            let from = products.at((i - inputs.start) * c_out + o);
+                            let mut taps = kernel_gradient_tile::<I, S>((from, len));
+                            let to = dw.at((o * c_in + i) * 9);
+                            if add {
+                                let before = I::load_taps(to, c_in * 9);
+                                for tap in 0..9 {
+                                    taps[tap] = I::add(before[tap], taps[tap]);
+                                }
+                            }
+                            I::store_taps(taps, to, c_in * 9);
+                        }
+                    }
+                },
+            );
+        }
     }
 }
 
