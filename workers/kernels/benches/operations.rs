@@ -142,7 +142,7 @@ fn peak(_: usize) -> f64 {
     f64::NAN
 }
 
-const WAYS: [Algorithm; 3] = [Algorithm::Gemm, Algorithm::WinogradF2, Algorithm::WinogradF4];
+const WAYS: [Algorithm; 4] = [Algorithm::Gemm, Algorithm::WinogradF2, Algorithm::WinogradF4, Algorithm::WinogradTwo];
 const PRODUCTS: [&str; 3] = ["forward", "input", "weight"];
 
 /// Median and least seconds of one product of a layer.
@@ -162,6 +162,15 @@ fn measure(layer: &Layer, product: &str, way: Algorithm, batch: usize, seconds: 
             let mut op = InputGradient::new(shape, way, isa);
             op.pack(&w);
             time(seconds, || op.run(&y, dims, &mut x, false))
+        }
+        "once" => {
+            let mut op = Forward::new(shape, way, isa);
+            let mut sums = ChannelSums::default();
+            time(seconds, || op.run_once(&w, &x, dims, &mut y, &mut sums))
+        }
+        "input-once" => {
+            let mut op = InputGradient::new(shape, way, isa);
+            time(seconds, || op.run_once(&w, &y, dims, &mut x, false))
         }
         "pack" => {
             let mut op = Forward::new(shape, way, isa);
@@ -255,7 +264,7 @@ fn main() {
             let dims = Dims { n: options.batch, h: layer.side, w: layer.side, c: shape.c_in };
             let choice = choose(&shape, dims, Isa::detect(), true);
             let taken = match *product {
-                "input" | "pack-input" => choice.input,
+                "input" | "pack-input" | "input-once" => choice.input,
                 "weight" => choice.weight,
                 _ => choice.forward,
             };
@@ -268,7 +277,7 @@ fn main() {
                 continue;
             }
             print!("{product} {}x {name}:", layer.times);
-            for way in WAYS.into_iter().filter(|way| way.supports(&shape)) {
+            for way in WAYS.into_iter().filter(|way| way.supports(&shape, dims)) {
                 let (median, best) = measure(&layer, product, way, options.batch, options.seconds);
                 let work = shape.flops(dims);
                 let rate = work / median / 1e9;

@@ -48,11 +48,43 @@ fn error(got: &[f32], want: &[f32]) -> f64 {
     difference / norm(&mut want.iter().copied()).max(1e-6)
 }
 
+/// A margin above every difference of distances, so that every triplet counts.
+const NO_CORNER: f64 = 5.0;
+
+/// Moves the image network's parameters to where its output is smooth, so that rounding can not decide anything: in
+/// its own way each engine could else take a value near 0 to the other side of a ReLU, or another of two nearly equal
+/// values as the largest.
+///
+/// Norms give `0.5 · x̂ ± 4`, even channels all above 0 and odd ones all below, shortcuts too. The first convolution's
+/// weights and the [`images`] are multiples of small powers of two, whose sums are exact in any order: its outputs are
+/// the same bits everywhere, or differ by far more than rounding.
+fn make_smooth(trainer: &Trainer) {
+    for (name, parameter) in &trainer.model().tensors().parameters {
+        let is_norm = name.starts_with("image.") && (name.contains(".bn") || name.contains(".downsample.1."));
+        let changed = |f: &dyn Fn(usize, f32) -> f32| {
+            let values = flat(parameter).into_iter().enumerate().map(|(i, v)| f(i, v)).collect();
+            parameter.set(&Tensor::from_vec(values, parameter.dims(), &Device::Cpu).unwrap()).unwrap();
+        };
+        match name.rsplit_once('.') {
+            Some((_, "weight")) if is_norm => changed(&|_, _| 0.5),
+            Some((_, "bias")) if is_norm => changed(&|i, _| if i % 2 == 0 { 4.0 } else { -4.0 }),
+            Some(("image.conv1", "weight")) => changed(&|_, v| (v * 256.0).round() / 256.0),
+            _ => {}
+        }
+    }
+}
+
+/// Images of few different values.
+fn images(px: usize) -> Tensor {
+    let sixteenths = (tensor(1, &[B, 3, px, px]) * 16.0).unwrap().round().unwrap();
+    (sixteenths / 16.0).unwrap()
+}
+
 /// Distances, gradients and new statistics of a training pass, by name.
 fn pass(trainer: &Trainer, [images, positives, negatives]: &[Tensor; 3]) -> Vec<(String, Vec<f32>)> {
     let (model, mut statistics) = (trainer.model(), BatchStatistics::default());
     let triplets = model.triplets_in_training(images, positives, negatives, false, &mut statistics).unwrap();
-    let gradients = model.gradients(&triplets.loss(0.5).unwrap(), false).unwrap();
+    let gradients = model.gradients(&triplets.loss(NO_CORNER).unwrap(), false).unwrap();
     let mut all = vec![("dp".to_owned(), flat(triplets.positive_distances()))];
     all.extend(model.tensors().parameters.iter().map(|(name, p)| (name.clone(), flat(gradients.get(p).unwrap()))));
     statistics.apply().unwrap();
@@ -62,19 +94,24 @@ fn pass(trainer: &Trainer, [images, positives, negatives]: &[Tensor; 3]) -> Vec<
 
 #[test]
 fn a_training_pass_equals_the_one_layer_by_layer() {
-    // So few values per channel, and fifty norms behind one another, blow rounding up: in PyTorch too. A value so near a
-    // ReLU's corner that rounding decides the side changes gradients by a hundredth on its own; that happens at sizes like
-    // 41, 45 or 47, on one instruction set or another. This size was chosen by trial as one where it happens on none.
-    for (architecture, px, conditioning) in [(Architecture::CnnS, 37, 1.0), (Architecture::ResNet50, 49, 50.0)] {
-        let want = pass(&trainer(architecture, px, LAYER_BY_LAYER), &batch(px));
-        for (winograd, tolerance) in [(Winograd::Off, 1e-3), (Winograd::On, 1e-2)] {
-            let compute = CpuCompute { whole_network: true, winograd };
-            let got = pass(&trainer(architecture, px, compute), &batch(px));
+    // At sizes at which on one instruction set or another a value lay too near a corner, before the corners were gone.
+    for (architecture, px) in [(Architecture::CnnS, 41), (Architecture::CnnS, 45), (Architecture::ResNet50, 49)] {
+        let [_, positives, negatives] = batch(px);
+        let batch = [images(px), positives, negatives];
+        let pass = |compute| {
+            let trainer = trainer(architecture, px, compute);
+            make_smooth(&trainer);
+            pass(&trainer, &batch)
+        };
+        let want = pass(LAYER_BY_LAYER);
+        for winograd in [Winograd::Off, Winograd::On] {
+            let got = pass(CpuCompute { whole_network: true, winograd });
             assert_eq!(got.len(), want.len());
             for ((name, got), (_, want)) in got.iter().zip(&want) {
                 // A bias before a norm has no gradient but rounding.
                 let error = if name == "attributes.linear1.bias" { 0.0 } else { error(got, want) };
-                assert!(error < conditioning * tolerance, "{name} of {architecture:?}, {winograd:?}: {error}");
+                // Gradients that differ little from pixel to pixel cancel in every norm: ten times what is seen.
+                assert!(error < 1e-2, "{name} of {architecture:?} at {px}, {winograd:?}: {error}");
             }
         }
     }

@@ -12,6 +12,9 @@ const MICRO_BATCH_PIXELS: usize = 2 * 224 * 224;
 /// Most images of a micro-batch: ResNet-18 at 64 pixels was slower by 8 and by 32.
 const MICRO_BATCH_IMAGES: usize = 16;
 
+/// Micro-batches that go through the last stage together: its maps are small and its weights many.
+const TOGETHER: usize = 4;
+
 /// A convolution and what its batch norm does in inference.
 #[derive(Clone, Copy, Debug)]
 pub struct Folded<'a> {
@@ -36,12 +39,15 @@ impl<'a> Folded<'a> {
 
 /// A network with its batch norms folded into its weights, for images of one size.
 ///
-/// A batch is cut into micro-batches whose activations stay in the cache; every image's features are the same
-/// bytes whichever images stand beside it.
+/// A batch is cut into micro-batches whose activations stay in the cache; a few of them go through the last stage
+/// together, so that its weights are read for many images. Every image's features are the same bytes whichever images
+/// stand beside it.
 #[derive(Debug)]
 pub struct InferNetwork {
     shape: NetworkShape,
+    /// All stages but the last.
     blocks: Vec<BlockUnits>,
+    last_stage: Vec<BlockUnits>,
     layers: Vec<Layer>,
     size: (usize, usize),
     micro_batch: usize,
@@ -64,6 +70,8 @@ struct Buffers {
     branch: [Vec<f32>; 2],
     /// Output of a downsampling shortcut.
     shortcut: Vec<f32>,
+    /// Input of the last stage, of several micro-batches.
+    together: Vec<f32>,
 }
 
 impl InferNetwork {
@@ -78,17 +86,20 @@ impl InferNetwork {
         isa: Isa,
         winograd: bool,
     ) -> Self {
-        let (units, blocks) = units(&shape);
+        let (units, mut blocks) = units(&shape);
         assert_eq!(convolutions.len(), units.len(), "convolutions");
+        let last_stage = blocks.split_off(blocks.len() - shape.depths[3]);
         let micro_batch = (MICRO_BATCH_PIXELS / (h * w)).clamp(1, MICRO_BATCH_IMAGES);
-        // The way of every convolution is that of a whole micro-batch, however few images come.
-        let plan = Plan::new(&shape, micro_batch, h, w);
+        // The way of every convolution is that of whole micro-batches, however few images come.
+        let plans = [1, TOGETHER].map(|number| Plan::new(&shape, number * micro_batch, h, w));
+        let first_of_last = last_stage.first().map_or(units.len(), |block| block.branch.start);
         let layer = |i: usize| {
-            let algorithm = table::choose(&units[i], plan.inputs[i], isa, winograd).forward;
+            let dims = plans[usize::from(i >= first_of_last)].inputs[i];
+            let algorithm = table::choose(&units[i], dims, isa, winograd).forward;
             Layer::new(Forward::new(units[i], algorithm, isa), &convolutions[i])
         };
         let layers = (0..units.len()).map(layer).collect();
-        Self { shape, blocks, layers, size: (h, w), micro_batch, idle: Mutex::default() }
+        Self { shape, blocks, last_stage, layers, size: (h, w), micro_batch, idle: Mutex::default() }
     }
 
     /// Height and width of the images that it takes.
@@ -105,9 +116,10 @@ impl InferNetwork {
         assert_eq!(images.len() / image * self.shape.features(), features.len(), "features");
         inside_pool(|| {
             let mut buffers = self.take_buffers();
-            let outputs = features.chunks_mut(self.micro_batch * self.shape.features());
-            for (images, features) in images.chunks(self.micro_batch * image).zip(outputs) {
-                self.micro_batch(&mut buffers, images, images.len() / image, features);
+            let many = TOGETHER * self.micro_batch;
+            let outputs = features.chunks_mut(many * self.shape.features());
+            for (images, features) in images.chunks(many * image).zip(outputs) {
+                self.some_images(&mut buffers, images, images.len() / image, features);
             }
             self.give_back(buffers);
         });
@@ -121,12 +133,23 @@ impl InferNetwork {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(buffers);
     }
 
-    fn micro_batch(&self, buffers: &mut Buffers, images: &[f32], n: usize, features: &mut [f32]) {
-        let plan = Plan::new(&self.shape, n, self.size.0, self.size.1);
-        self.stem(buffers, images, &plan);
-        for block in &self.blocks {
-            self.block(buffers, block, &plan);
+    /// The features of `n` images, few enough for the last stage.
+    fn some_images(&self, buffers: &mut Buffers, images: &[f32], n: usize, features: &mut [f32]) {
+        let (h, w) = self.size;
+        let plan = Plan::new(&self.shape, n, h, w);
+        let joint = self.last_stage.first().map_or(plan.last, |block| plan.inputs[block.branch.start]);
+        let mut together = std::mem::take(&mut buffers.together);
+        let inputs = at_least(&mut together, joint.len());
+        let image = 3 * h * w;
+        let parts = inputs.chunks_mut(self.micro_batch * joint.len() / n);
+        for (images, input) in images.chunks(self.micro_batch * image).zip(parts) {
+            let plan = Plan::new(&self.shape, images.len() / image, h, w);
+            self.stem(buffers, images, &plan);
+            self.blocks.iter().for_each(|block| self.block(buffers, block, &plan));
+            input.copy_from_slice(&buffers.x[..input.len()]);
         }
+        buffers.together = std::mem::replace(&mut buffers.x, together);
+        self.last_stage.iter().for_each(|block| self.block(buffers, block, &plan));
         average_pool(&buffers.x[..plan.last.len()], plan.last, features);
     }
 
@@ -142,7 +165,7 @@ impl InferNetwork {
 
     /// From a block's input to its output, both in `buffers.x`.
     fn block(&self, buffers: &mut Buffers, block: &BlockUnits, plan: &Plan) {
-        let Buffers { x, branch: [y, spare], shortcut } = buffers;
+        let Buffers { x, branch: [y, spare], shortcut, .. } = buffers;
         let input = plan.inputs[block.branch.start];
         let mut residual = &x[..input.len()];
         if let Some(d) = block.downsample {

@@ -200,5 +200,5 @@ fn features_do_not_depend_on_the_batch_around_nor_on_the_number_of_threads() {
     }
 }
 
-/// More images than one micro-batch takes.
-const MANY: usize = 35;
+/// More images than go through the last stage together.
+const MANY: usize = 67;

@@ -5,9 +5,7 @@ use rayon::prelude::*;
 use super::shape::{BlockUnits, Plan, units};
 use super::unit::{Products, Unit, products};
 use super::{NetworkShape, PER_UNIT, at_least, inside_pool};
-use crate::nhwc::{
-    ConvShape, Dims, Isa, average_pool, average_pool_backward, from_nchw, max_pool_3x3_s2, max_pool_backward, table,
-};
+use crate::nhwc::{ConvShape, Dims, Isa, average_pool, average_pool_backward, from_nchw, table};
 
 /// What one batch norm saw: what running statistics move towards.
 #[derive(Clone, Debug, PartialEq)]
@@ -143,12 +141,10 @@ impl Buffers {
     }
 
     fn stem_forward(&mut self, parameters: &[&[f32]]) {
-        let Self { plan, products, units, images, pooled, pool_index, gradients, .. } = self;
+        let Self { plan, products, units, images, pooled, pool_index, .. } = self;
         let stem = &mut units[0];
         stem.convolve(&mut products[stem.products], parameters, images, plan.inputs[0]);
-        let z = at_least(&mut gradients.stem, plan.outputs[0].len());
-        stem.activate(None, true, z);
-        max_pool_3x3_s2(z, plan.outputs[0], pooled, Some(pool_index));
+        stem.activate_and_pool(plan.outputs[0], pooled, pool_index);
     }
 
     /// The input of block `i`.
@@ -251,9 +247,8 @@ impl Buffers {
         let g = &mut buffers.block[..plan.pooled.len()];
         mask(g, pooled);
         let dy = at_least(&mut buffers.stem, plan.outputs[0].len());
-        max_pool_backward(g, pool_index, plan.outputs[0], dy);
         let stem = &units[0];
-        stem.norm_backward(parameters, None, dy, None, gradients);
+        stem.pooled_backward(parameters, (g, pool_index), plan.outputs[0], dy, gradients);
         products[stem.products].weight_gradient(images, plan.inputs[0], dy, stem.weight_slot(gradients));
     }
 }

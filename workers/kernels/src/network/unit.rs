@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use super::{NORM_EPS, NormStatistics, PER_UNIT};
 use crate::nhwc::{
-    ChannelSums, Choice, ConvShape, Dims, Forward, InputGradient, Isa, WeightGradient, norm_backward, scale_shift,
+    ChannelSums, Choice, ConvShape, Dims, Forward, InputGradient, Isa, WeightGradient, norm_backward, norm_max_pool,
+    norm_max_pool_backward, scale_shift,
 };
 
 /// The three products of a convolution. Weights are packed just before each use, so that all convolutions of one
@@ -28,8 +29,7 @@ impl Products {
 
     /// The gradient of the input, added to `dx` if asked for.
     pub fn input_gradient(&mut self, weight: &[f32], dy: &[f32], dims: Dims, dx: &mut [f32], add: bool) {
-        self.input.pack(weight);
-        self.input.run(dy, dims, dx, add);
+        self.input.run_once(weight, dy, dims, dx, add);
     }
 
     /// The gradient of the weights.
@@ -82,8 +82,7 @@ impl Unit {
 
     /// Convolves and takes the batch's statistics; the output stays within.
     pub fn convolve(&mut self, products: &mut Products, parameters: &[&[f32]], x: &[f32], dims: Dims) {
-        products.forward.pack(self.weight(parameters), None);
-        products.forward.run_with_sums(x, dims, &mut self.y, &mut self.sums);
+        products.forward.run_once(self.weight(parameters), x, dims, &mut self.y, &mut self.sums);
         self.normalize(parameters[self.weight + 1], parameters[self.weight + 2]);
     }
 
@@ -128,6 +127,28 @@ impl Unit {
             unreachable!("a norm has two parameters");
         };
         norm_backward(&self.y, z, g, &self.seen.mean, &self.inv_std, gamma, dy, dgamma, dbeta);
+    }
+
+    /// `z = max_pool(relu(norm(y)))`, and where the maxima were.
+    pub fn activate_and_pool(&self, dims: Dims, z: &mut [f32], index: &mut [u8]) {
+        norm_max_pool(&self.y, dims, &self.scale, &self.shift, z, index);
+    }
+
+    /// From the gradient `dz` of what [`Self::activate_and_pool`] made, 0 where that is, to that of the convolution.
+    pub fn pooled_backward(
+        &self,
+        parameters: &[&[f32]],
+        (dz, index): (&[f32], &[u8]),
+        dims: Dims,
+        dy: &mut [f32],
+        gradients: &mut [&mut [f32]],
+    ) {
+        let gamma = parameters[self.weight + 1];
+        let [dgamma, dbeta] = &mut gradients[self.norm_slots()] else {
+            unreachable!("a norm has two parameters");
+        };
+        let (mean, inv_std) = (&self.seen.mean, &self.inv_std);
+        norm_max_pool_backward(&self.y, dz, index, dims, mean, inv_std, gamma, dy, dgamma, dbeta);
     }
 
     fn norm_slots(&self) -> Range<usize> {

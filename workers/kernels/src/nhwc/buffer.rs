@@ -63,9 +63,11 @@ pub(super) enum Slot {
     Input,
     /// Second input, or output of a block of products.
     Output,
+    /// Weights of a task that transforms its own.
+    Weights,
 }
 
-const SLOTS: usize = 3;
+const SLOTS: usize = 4;
 
 thread_local! {
     static BUFFERS: [Cell<Buffer>; SLOTS] = const {

@@ -71,7 +71,7 @@ impl Forward {
     /// # Panics
     /// When a slice has another length.
     pub fn run(&self, x: &[f32], dims: Dims, y: &mut [f32], epilogue: &Epilogue<'_>) {
-        let out = self.check(x, dims, y);
+        let out = check(&self.shape, x, dims, y);
         assert!(epilogue.bias.is_none_or(|b| b.len() == out.c), "bias");
         assert!(epilogue.residual.is_none_or(|r| r.len() == out.len()), "residual");
         match &self.engine {
@@ -86,7 +86,7 @@ impl Forward {
     /// # Panics
     /// When a slice has another length.
     pub fn run_with_sums(&self, x: &[f32], dims: Dims, y: &mut [f32], sums: &mut ChannelSums) {
-        let out = self.check(x, dims, y);
+        let out = check(&self.shape, x, dims, y);
         let epilogue = Epilogue::default();
         match &self.engine {
             Engine::Portable(packed) => {
@@ -98,10 +98,27 @@ impl Forward {
         }
     }
 
-    fn check(&self, x: &[f32], dims: Dims, y: &[f32]) -> Dims {
-        let out = self.shape.out(dims);
-        assert_eq!(x.len(), dims.len(), "input");
-        assert_eq!(y.len(), out.len(), "output");
-        out
+    /// [`Self::pack`] without a scale, then [`Self::run_with_sums`], for weights that are used this once: pack them again
+    /// before any other call.
+    ///
+    /// # Panics
+    /// When a slice has another length.
+    pub fn run_once(&mut self, weight: &[f32], x: &[f32], dims: Dims, y: &mut [f32], sums: &mut ChannelSums) {
+        #[cfg(target_arch = "x86_64")]
+        if let Engine::Simd(kernel) = &mut self.engine {
+            assert_eq!(weight.len(), self.shape.weights(), "weights");
+            check(&self.shape, x, dims, y);
+            return kernel.run_once(weight, x, dims, y, sums);
+        }
+        self.pack(weight, None);
+        self.run_with_sums(x, dims, y, sums);
     }
+}
+
+/// The sizes of the output.
+fn check(shape: &ConvShape, x: &[f32], dims: Dims, y: &[f32]) -> Dims {
+    let out = shape.out(dims);
+    assert_eq!(x.len(), dims.len(), "input");
+    assert_eq!(y.len(), out.len(), "output");
+    out
 }

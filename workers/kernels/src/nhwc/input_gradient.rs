@@ -67,4 +67,20 @@ impl InputGradient {
             Engine::Simd(kernel) => kernel.run(dy, dims, dx, add),
         }
     }
+
+    /// [`Self::pack`], then [`Self::run`], for weights that are used this once: pack them again before any other call.
+    ///
+    /// # Panics
+    /// When a slice has another length.
+    pub fn run_once(&mut self, weight: &[f32], dy: &[f32], dims: Dims, dx: &mut [f32], add: bool) {
+        #[cfg(target_arch = "x86_64")]
+        if let Engine::Simd(kernel) = &mut self.engine {
+            assert_eq!(weight.len(), self.shape.weights(), "weights");
+            assert_eq!(dy.len(), self.shape.out(dims).len(), "gradient of the output");
+            assert_eq!(dx.len(), dims.len(), "gradient of the input");
+            return kernel.run_once(weight, dy, dims, dx, add);
+        }
+        self.pack(weight);
+        self.run(dy, dims, dx, add);
+    }
 }

@@ -77,9 +77,9 @@ impl Isa {
 ///
 /// Nothing in it is contracted to a fused multiply-add, so all write the same bytes.
 macro_rules! vectorised {
-    ($(#[$attribute:meta])* fn $name:ident($($argument:ident: $type:ty),* $(,)?) $body:block) => {
+    ($(#[$attribute:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $body:block) => {
         $(#[$attribute])*
-        fn $name($($argument: $type),*) {
+        $visibility fn $name($($argument: $type),*) {
             #[inline(always)]
             fn plain($($argument: $type),*) $body
 

@@ -39,6 +39,7 @@ mod pool;
 pub mod portable;
 #[cfg(target_arch = "x86_64")]
 mod simd;
+mod stem;
 mod sums;
 pub mod table;
 #[cfg(test)]
@@ -54,6 +55,7 @@ pub(crate) use isa::vectorised;
 pub use layout::from_nchw;
 pub use norm::{channel_sums, norm_backward, scale_shift};
 pub use pool::{average_pool, average_pool_backward, max_pool_3x3_s2, max_pool_backward};
+pub use stem::{norm_max_pool, norm_max_pool_backward};
 pub use sums::ChannelSums;
 pub use table::{Algorithm, Choice};
 pub use weight_gradient::WeightGradient;

@@ -7,7 +7,7 @@ use super::buffer::{Slot, with_scratch};
 use super::isa::vectorised;
 
 /// Values of one part of a tensor: it stays in a core's second cache between the loops over its channels.
-const PART: usize = 32 * 1024;
+pub(super) const PART: usize = 32 * 1024;
 /// Channels whose sums stay in registers while a part is read.
 const LANES: usize = 32;
 
@@ -74,7 +74,7 @@ pub fn scale_shift(y: &[f32], scale: &[f32], shift: &[f32], residual: Option<&[f
 }
 
 vectorised! {
-    fn scale_part(y: &[f32], scale: &[f32], shift: &[f32], residual: Option<&[f32]>, relu: bool, z: &mut [f32]) {
+    pub(super) fn scale_part(y: &[f32], scale: &[f32], shift: &[f32], residual: Option<&[f32]>, relu: bool, z: &mut [f32]) {
         let c = scale.len();
         let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
         for (pixel, (z, y)) in z.chunks_exact_mut(c).zip(y.chunks_exact(c)).enumerate() {
@@ -135,7 +135,7 @@ pub fn norm_backward(
 
 vectorised! {
     /// Masks `g` by `z > 0`, then `partial = (Σ g, Σ g · (y − mean))`.
-    fn mask_and_sum(y: &[f32], z: Option<&[f32]>, g: &mut [f32], mean: &[f32], partial: &mut [f32]) {
+    pub(super) fn mask_and_sum(y: &[f32], z: Option<&[f32]>, g: &mut [f32], mean: &[f32], partial: &mut [f32]) {
         let c = mean.len();
         if let Some(z) = z {
             g.iter_mut().zip(z).for_each(|(g, z)| *g = if *z > 0.0 { *g } else { 0.0 });
@@ -160,7 +160,7 @@ vectorised! {
 
 /// `dβ = Σ g`, `dγ = Σ g · x̂`, and as `coefficients` what [`apply_gradient`] needs of them:
 /// `(γ · inv_std, mean of g, inv_std · mean of g · x̂)`, means over `pixels`.
-fn gradient_of_parameters(
+pub(super) fn gradient_of_parameters(
     partial: &[f32],
     pixels: f64,
     inv_std: &[f32],
@@ -209,7 +209,7 @@ vectorised! {
 }
 
 vectorised! {
-    fn gradient_part_in_place(y: &[f32], g: &mut [f32], mean: &[f32], coefficients: &[f32]) {
+    pub(super) fn gradient_part_in_place(y: &[f32], g: &mut [f32], mean: &[f32], coefficients: &[f32]) {
         let c = mean.len();
         let (scale, mean_g, slope) = (&coefficients[..c], &coefficients[c..2 * c], &coefficients[2 * c..3 * c]);
         for (g, y) in g.chunks_exact_mut(c).zip(y.chunks_exact(c)) {

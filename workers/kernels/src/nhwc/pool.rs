@@ -6,7 +6,7 @@ use super::Dims;
 use super::isa::vectorised;
 
 /// Sizes after the max pool.
-fn pooled(x: Dims) -> Dims {
+pub(super) fn pooled(x: Dims) -> Dims {
     Dims { h: x.h.div_ceil(2), w: x.w.div_ceil(2), ..x }
 }
 
@@ -69,7 +69,7 @@ vectorised! {
 }
 
 vectorised! {
-    fn max_with_index(image: &[f32], dims: Dims, oy: usize, y: &mut [f32], index: &mut [u8]) {
+    pub(super) fn max_with_index(image: &[f32], dims: Dims, oy: usize, y: &mut [f32], index: &mut [u8]) {
         let pixels = y.chunks_exact_mut(dims.c).zip(index.chunks_exact_mut(dims.c));
         for (ox, (best, index)) in pixels.enumerate() {
             let mut taps = taps_of(dims, oy, ox);
@@ -111,7 +111,7 @@ fn windows_of(position: usize, side: usize) -> impl Iterator<Item = (usize, usiz
 }
 
 vectorised! {
-    fn max_backward_line(dy: &[f32], index: &[u8], dims: Dims, iy: usize, dx: &mut [f32]) {
+    pub(super) fn max_backward_line(dy: &[f32], index: &[u8], dims: Dims, iy: usize, dx: &mut [f32]) {
         let out = pooled(dims);
         dx.fill(0.0);
         for (ix, dx) in dx.chunks_exact_mut(dims.c).enumerate() {

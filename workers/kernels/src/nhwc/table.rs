@@ -11,19 +11,23 @@ pub enum Algorithm {
     WinogradF2,
     /// Winograd F(4×4, 3×3): 4 times fewer products, error about 5e-6.
     WinogradF4,
+    /// The same for pictures of at most 2×2 pixels, each one tile: 4 times fewer products, error as of the first.
+    WinogradTwo,
 }
 
 impl Algorithm {
-    /// Whether this way can do `shape`.
-    pub fn supports(self, shape: &ConvShape) -> bool {
-        let ConvShape { c_in, c_out, kernel, stride, padding } = *shape;
-        let winograd = kernel == 3 && stride == 1 && padding < 3 && c_in.is_multiple_of(16) && c_out.is_multiple_of(16);
-        self == Self::Gemm || winograd
+    /// Whether this way can do `shape` over an input of sizes `dims`.
+    pub fn supports(self, shape: &ConvShape, dims: Dims) -> bool {
+        let fits = self != Self::WinogradTwo || dims.h.max(dims.w) <= 2;
+        fits && self.or_gemm(shape) == self
     }
 
     /// Itself where it can do `shape`, else the way that can do any.
     pub(super) fn or_gemm(self, shape: &ConvShape) -> Self {
-        if self.supports(shape) { self } else { Self::Gemm }
+        let ConvShape { c_in, c_out, kernel, stride, padding } = *shape;
+        let winograd = kernel == 3 && stride == 1 && c_in.is_multiple_of(16) && c_out.is_multiple_of(16);
+        let pads = if self == Self::WinogradTwo { padding == 1 } else { padding < 3 };
+        if winograd && pads { self } else { Self::Gemm }
     }
 }
 
@@ -63,12 +67,20 @@ const WEIGHT: usize = 48;
 /// | 256 at 4 | 64 | 207 / 447 / **710** | 213 / 440 / **648** | 202 / 364 / **536** |
 /// | 512 at 2 | 64 | 215 / **382** / 167 | 204 / **390** / 163 | 186 / **268** / 118 |
 ///
+/// Pictures of at most 2×2 pixels are one tile each and take nine products for four outputs, with no more weights than
+/// the convolution has: for 512 channels at 2, batch 64, the gradient of the weights went at 441–489 in runs in which
+/// F(2×2) reached 240–269.
+///
 /// The gradient of the input of 512 channels at 7 takes F(2×2) because transforming the weights counts, which takes
 /// F(4×4) about three times as long.
 pub fn choose(shape: &ConvShape, dims: Dims, isa: Isa, winograd: bool) -> Choice {
     let out = shape.out(dims);
-    if isa == Isa::Portable || !winograd || !Algorithm::WinogradF2.supports(shape) || out.h.min(out.w) < 2 {
-        return Choice { forward: Algorithm::Gemm, input: Algorithm::Gemm, weight: Algorithm::Gemm };
+    let all = |way: Algorithm| Choice { forward: way, input: way, weight: way };
+    if isa == Isa::Portable || !winograd || !Algorithm::WinogradF2.supports(shape, dims) || out.h.min(out.w) < 2 {
+        return all(Algorithm::Gemm);
+    }
+    if Algorithm::WinogradTwo.supports(shape, dims) {
+        return all(Algorithm::WinogradTwo);
     }
     let tiles = |d: Dims, side: usize| d.n * d.h.div_ceil(side) * d.w.div_ceil(side);
     let pick = |d: Dims, least_f4: usize, least: usize| {
@@ -102,10 +114,10 @@ mod tests {
         let (gemm, f2, f4) = (Algorithm::Gemm, Algorithm::WinogradF2, Algorithm::WinogradF4);
         assert_eq!(at(8, 56), Choice { forward: f4, input: f4, weight: f4 });
         assert_eq!(at(8, 7), Choice { forward: f4, input: f2, weight: f2 });
-        assert_eq!(at(64, 2), Choice { forward: f2, input: f2, weight: f2 });
+        assert_eq!(at(64, 2).forward, Algorithm::WinogradTwo);
         assert_eq!(at(64, 5).forward, f2);
         assert_eq!(at(64, 1), Choice { forward: gemm, input: gemm, weight: gemm });
-        assert_eq!(at(1, 2), Choice { forward: gemm, input: gemm, weight: gemm });
+        assert_eq!(at(1, 3), Choice { forward: gemm, input: gemm, weight: gemm });
     }
 
     #[test]

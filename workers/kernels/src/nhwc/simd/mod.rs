@@ -25,7 +25,7 @@ use gemm::GemmForward;
 use input_gradient::GemmInputGradient;
 use vector::{Avx2, Avx512, Simd};
 use weight_gradient::GemmWeightGradient;
-use winograd::{F2, F4, Winograd, WinogradWeightGradient};
+use winograd::{F2, F4, Two, Winograd, WinogradWeightGradient};
 
 use super::{Algorithm, ChannelSums, ConvShape, Dims, Epilogue, Isa};
 
@@ -35,6 +35,11 @@ pub(super) trait ForwardKernel: Debug + Send + Sync {
     fn pack(&mut self, weight: &[f32], scale: Option<&[f32]>);
     /// `y = epilogue(conv(x))`, and the sums over its channels.
     fn run(&self, x: &[f32], dims: Dims, y: &mut [f32], epilogue: &Epilogue<'_>, sums: Option<&mut ChannelSums>);
+    /// `y = conv(x)` and its sums with weights that are used this once; those that were packed may be lost.
+    fn run_once(&mut self, weight: &[f32], x: &[f32], dims: Dims, y: &mut [f32], sums: &mut ChannelSums) {
+        self.pack(weight, None);
+        self.run(x, dims, y, &Epilogue::default(), Some(sums));
+    }
 }
 
 /// The gradient of the input, with the weights packed for it. Lengths are checked by the caller.
@@ -43,6 +48,11 @@ pub(super) trait InputKernel: Debug + Send + Sync {
     fn pack(&mut self, weight: &[f32]);
     /// `dx (+)= …` for an input of sizes `dims`.
     fn run(&self, dy: &[f32], dims: Dims, dx: &mut [f32], add: bool);
+    /// The same with weights that are used this once; those that were packed may be lost.
+    fn run_once(&mut self, weight: &[f32], dy: &[f32], dims: Dims, dx: &mut [f32], add: bool) {
+        self.pack(weight);
+        self.run(dy, dims, dx, add);
+    }
 }
 
 /// The gradient of the weights. Lengths are checked by the caller.
@@ -61,6 +71,7 @@ pub(super) fn forward(shape: ConvShape, algorithm: Algorithm, isa: Isa) -> Optio
             Algorithm::Gemm => Box::new(GemmForward::<I>::new(shape)),
             Algorithm::WinogradF2 => Box::new(Winograd::<I, F2>::forward(&shape)),
             Algorithm::WinogradF4 => Box::new(Winograd::<I, F4>::forward(&shape)),
+            Algorithm::WinogradTwo => Box::new(Winograd::<I, Two>::forward(&shape)),
         })
     }
     match checked(isa) {
@@ -80,6 +91,7 @@ pub(super) fn input_gradient(shape: ConvShape, algorithm: Algorithm, isa: Isa) -
             Algorithm::Gemm => Box::new(GemmInputGradient::<I>::new(shape)),
             Algorithm::WinogradF2 => Box::new(Winograd::<I, F2>::input_gradient(&shape)),
             Algorithm::WinogradF4 => Box::new(Winograd::<I, F4>::input_gradient(&shape)),
+            Algorithm::WinogradTwo => Box::new(Winograd::<I, Two>::input_gradient(&shape)),
         })
     }
     match checked(isa) {
@@ -99,6 +111,7 @@ pub(super) fn weight_gradient(shape: ConvShape, algorithm: Algorithm, isa: Isa) 
             Algorithm::Gemm => Box::new(GemmWeightGradient::<I>::new(shape)),
             Algorithm::WinogradF2 => Box::new(WinogradWeightGradient::<I, F2>::new(shape)),
             Algorithm::WinogradF4 => Box::new(WinogradWeightGradient::<I, F4>::new(shape)),
+            Algorithm::WinogradTwo => Box::new(WinogradWeightGradient::<I, Two>::new(shape)),
         })
     }
     match checked(isa) {

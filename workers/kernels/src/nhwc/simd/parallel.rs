@@ -38,11 +38,6 @@ impl Shared {
         Self(values.as_mut_ptr())
     }
 
-    /// Of a tensor that the tasks only read.
-    pub(super) fn reading(values: &[f32]) -> Self {
-        Self(values.as_ptr().cast_mut())
-    }
-
     /// Pointer to the value at `index`, which must lie inside.
     pub(super) fn at(self, index: usize) -> *mut f32 {
         self.0.wrapping_add(index)

@@ -134,10 +134,10 @@ impl<I: Simd> WeightKernel for GemmWeightGradient<I> {
 
 /// Sums of `count` parts, `step` values from one to the next.
 #[derive(Clone, Copy)]
-struct Parts {
-    first: *const f32,
-    count: usize,
-    step: usize,
+pub(super) struct Parts {
+    pub(super) first: *const f32,
+    pub(super) count: usize,
+    pub(super) step: usize,
 }
 
 impl Parts {
@@ -172,7 +172,7 @@ impl Parts {
     /// # Safety
     /// As [`Self::vector`]; `to` holds `len` values, as every part does.
     #[inline(always)]
-    unsafe fn add_up<I: Simd>(self, to: *mut f32, len: usize) {
+    pub(super) unsafe fn add_up<I: Simd>(self, to: *mut f32, len: usize) {
         let whole = len / I::LANES * I::LANES;
         // SAFETY: all is below `len`.
         unsafe {

@@ -85,6 +85,17 @@ prop_compose! {
     }
 }
 
+prop_compose! {
+    /// Pictures that are one tile.
+    fn tiny_case()(
+        (n, c_in, c_out) in (1usize..60, 1usize..10, 1usize..10),
+        (h, w) in (1usize..3, 1usize..3),
+    ) -> Case {
+        let (c_in, c_out) = (c_in * 16, c_out * 16);
+        Case { shape: ConvShape { c_in, c_out, kernel: 3, stride: 1, padding: 1 }, dims: Dims { n, h, w, c: c_in } }
+    }
+}
+
 /// Error allowed relative to the largest value.
 fn tolerance(way: Algorithm) -> f64 {
     if way == Algorithm::WinogradF4 { 1e-4 } else { 1e-5 }
@@ -92,13 +103,16 @@ fn tolerance(way: Algorithm) -> f64 {
 
 /// A case of any shape, or one that Winograd can do, which the other ways then do as well.
 fn either_case() -> impl Strategy<Value = Case> {
-    prop_oneof![any_case(), winograd_case()]
+    prop_oneof![any_case(), winograd_case(), tiny_case()]
 }
 
-/// Every way on every instruction set; those that can't do a shape give way to another.
-fn ways() -> Vec<(Algorithm, Isa)> {
-    let ways = [Algorithm::Gemm, Algorithm::WinogradF2, Algorithm::WinogradF4];
-    let fast = isas().into_iter().flat_map(|isa| ways.map(|way| (way, isa)));
+const WINOGRAD: [Algorithm; 3] = [Algorithm::WinogradF2, Algorithm::WinogradF4, Algorithm::WinogradTwo];
+
+/// Every way that can do a case, on every instruction set.
+fn ways(case: &Case) -> Vec<(Algorithm, Isa)> {
+    let all = std::iter::once(Algorithm::Gemm).chain(WINOGRAD);
+    let ways: Vec<_> = all.filter(|way| way.supports(&case.shape, case.dims)).collect();
+    let fast = isas().into_iter().flat_map(|isa| ways.iter().map(move |way| (*way, isa)));
     std::iter::once((Algorithm::Gemm, Isa::Portable)).chain(fast).collect()
 }
 
@@ -135,11 +149,9 @@ proptest! {
 
     /// Tiles cut off at the border, one block of tiles and several, both orders of the steps.
     #[test]
-    fn winograd_equals_the_plain_loops(case in winograd_case()) {
-        for isa in isas() {
-            for way in [Algorithm::WinogradF2, Algorithm::WinogradF4] {
-                case.check(way, isa, tolerance(way));
-            }
+    fn winograd_equals_the_plain_loops(case in prop_oneof![winograd_case(), tiny_case()]) {
+        for (way, isa) in ways(&case) {
+            case.check(way, isa, tolerance(way));
         }
     }
 
@@ -159,7 +171,7 @@ proptest! {
             *v = *v * scale[i % c] + if bias { shift[i % c] } else { 0.0 } + if residual { r[i] } else { 0.0 };
             *v = if relu { v.max(0.0) } else { *v };
         }
-        for (way, isa) in ways() {
+        for (way, isa) in ways(&case) {
             let mut layer = Forward::new(case.shape, way, isa);
             layer.pack(&w, Some(&scale));
             let mut y = vec![f32::NAN; want.len()];
@@ -172,7 +184,7 @@ proptest! {
     #[test]
     fn sums_equal_sums_over_the_output(case in either_case()) {
         let (x, w, _) = case.inputs();
-        for (way, isa) in ways() {
+        for (way, isa) in ways(&case) {
             let mut layer = Forward::new(case.shape, way, isa);
             layer.pack(&w, None);
             let mut y = vec![f32::NAN; case.out().len()];
@@ -188,10 +200,36 @@ proptest! {
         }
     }
 
+    /// Also where weights were packed before, and on top of what is there.
+    #[test]
+    fn weights_used_once_give_what_packed_ones_give(case in either_case()) {
+        let (x, w, dy) = case.inputs();
+        for (way, isa) in ways(&case) {
+            let (mut layer, mut sums) = (Forward::new(case.shape, way, isa), ChannelSums::default());
+            let mut y = vec![f32::NAN; case.out().len()];
+            layer.run_once(&w, &x, case.dims, &mut y, &mut sums);
+            prop_assert!(error(&y, &case.forward(way, isa, &x, &w)) < tolerance(way), "{way:?} {isa:?}");
+            let (mut want, mut again) = (ChannelSums::default(), y.clone());
+            layer.pack(&w, None);
+            layer.run_with_sums(&x, case.dims, &mut again, &mut want);
+            let close = |got: &[f64], want: &[f64]| {
+                let size = want.iter().fold(1.0f64, |m, v| m.max(v.abs()));
+                got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-4 * size)
+            };
+            prop_assert!(close(&sums.sum, &want.sum) && close(&sums.square, &want.square), "{way:?} {isa:?}");
+            let mut layer = InputGradient::new(case.shape, way, isa);
+            let mut dx = x.clone();
+            layer.run_once(&w, &dy, case.dims, &mut dx, true);
+            let bare = case.input_gradient(way, isa, &w, &dy);
+            let want: Vec<f32> = bare.iter().zip(&x).map(|(a, b)| a + b).collect();
+            prop_assert!(error(&dx, &want) < tolerance(way), "{way:?} {isa:?}");
+        }
+    }
+
     #[test]
     fn adding_to_a_gradient_adds(case in either_case()) {
         let (x, w, dy) = case.inputs();
-        for (way, isa) in ways() {
+        for (way, isa) in ways(&case) {
             let mut layer = InputGradient::new(case.shape, way, isa);
             layer.pack(&w);
             let mut dx = x.clone();
@@ -229,6 +267,8 @@ fn layers() -> Vec<Case> {
         Case::of(1024, 32, (1, 1, 0), 1, 7),
         Case::of(64, 64, (3, 1, 1), 3, 16),
         Case::of(96, 32, (3, 1, 1), 2, 7),
+        Case::of(160, 176, (3, 1, 1), 3, 4),
+        Case::of(192, 208, (3, 1, 1), 29, 2),
         Case::of(64, 128, (3, 2, 1), 2, 17),
         Case::of(32, 64, (3, 2, 1), 8, 2),
         Case::of(128, 96, (1, 2, 0), 2, 15),
@@ -244,8 +284,9 @@ fn smallest_shapes_equal_the_plain_loops() {
         Case::of(8, 18, (1, 1, 0), 1, 3),
         Case::of(5, 16, (1, 2, 0), 2, 3),
         Case::of(16, 16, (3, 1, 1), 1, 5),
+        Case::of(16, 16, (3, 1, 1), 2, 2),
     ];
-    for (case, (way, isa)) in cases.iter().flat_map(|case| ways().into_iter().map(move |way| (case, way))) {
+    for (case, (way, isa)) in cases.iter().flat_map(|case| ways(case).into_iter().map(move |way| (case, way))) {
         case.check(way, isa, tolerance(way));
     }
 }
@@ -267,7 +308,7 @@ fn winograd_over_several_blocks_equals_the_plain_loops() {
 #[test]
 fn gradients_are_adjoint() {
     for case in layers() {
-        for (way, isa) in ways() {
+        for (way, isa) in ways(&case) {
             check_adjoint(&case, way, isa, tolerance(way) / 10.0);
         }
     }
@@ -276,16 +317,18 @@ fn gradients_are_adjoint() {
 #[test]
 fn bytes_do_not_depend_on_the_number_of_threads() {
     for case in layers() {
-        for (algorithm, isa) in ways() {
+        for (algorithm, isa) in ways(&case) {
             let (x, w, dy) = case.inputs();
             let run = || {
                 let mut layer = Forward::new(case.shape, algorithm, isa);
                 layer.pack(&w, None);
                 let (mut y, mut sums) = (vec![0.0; case.out().len()], ChannelSums::default());
                 layer.run_with_sums(&x, case.dims, &mut y, &mut sums);
+                let mut once = vec![0.0; case.out().len()];
+                layer.run_once(&w, &x, case.dims, &mut once, &mut ChannelSums::default());
                 let sums: Vec<u64> = sums.sum.iter().chain(&sums.square).map(|v| v.to_bits()).collect();
                 let dx = case.input_gradient(algorithm, isa, &w, &dy);
-                (bits(&y), sums, bits(&dx), bits(&case.weight_gradient(algorithm, isa, &x, &dy)))
+                (bits(&y), sums, bits(&once), bits(&dx), bits(&case.weight_gradient(algorithm, isa, &x, &dy)))
             };
             let one = with_threads(1, run);
             assert!(one == with_threads(2, run) && one == with_threads(3, run), "{case:?} {algorithm:?} {isa:?}");

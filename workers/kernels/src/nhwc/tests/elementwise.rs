@@ -116,6 +116,32 @@ proptest! {
         prop_assert!(error(&dx, &want) < 1e-6);
     }
 
+    /// Together the same bytes, and gradients to rounding, as one after the other.
+    #[test]
+    fn norm_and_max_pool_together_equal_the_two(n in 1usize..4, c in 1usize..40, h in 1usize..12, w in 1usize..12) {
+        let (dims, out) = (Dims { n, h, w, c }, Dims { n, h: h.div_ceil(2), w: w.div_ceil(2), c });
+        let y: Vec<f32> = values(1, dims.len()).iter().map(|v| (v * 4.0).round()).collect();
+        let (scale, shift, gamma) = (values(2, c), values(3, c), values(4, c));
+        let (mean, inv_std) = (values(5, c), vec![1.5; c]);
+        let (mut activated, mut want, mut want_index) = (y.clone(), vec![0.0; out.len()], vec![99; out.len()]);
+        scale_shift(&y, &scale, &shift, None, true, &mut activated);
+        max_pool_3x3_s2(&activated, dims, &mut want, Some(&mut want_index));
+        let (mut z, mut index) = (vec![f32::NAN; out.len()], vec![77; out.len()]);
+        norm_max_pool(&y, dims, &scale, &shift, &mut z, &mut index);
+        prop_assert_eq!(bits(&z), bits(&want));
+        prop_assert_eq!(&index, &want_index);
+        let dz: Vec<f32> = values(6, out.len()).iter().zip(&z).map(|(g, z)| if *z > 0.0 { *g } else { 0.0 }).collect();
+        let (mut dy, mut want) = (vec![f32::NAN; y.len()], vec![f32::NAN; y.len()]);
+        let [mut dgamma, mut dbeta, mut want_dgamma, mut want_dbeta] = [(); 4].map(|()| vec![f32::NAN; c]);
+        max_pool_backward(&dz, &index, dims, &mut want);
+        norm_backward(&y, None, &mut want, &mean, &inv_std, &gamma, None, &mut want_dgamma, &mut want_dbeta);
+        norm_max_pool_backward(&y, &dz, &index, dims, &mean, &inv_std, &gamma, &mut dy, &mut dgamma, &mut dbeta);
+        let scale = dz.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
+        for (got, want) in [(&dy, &want), (&dgamma, &want_dgamma), (&dbeta, &want_dbeta)] {
+            prop_assert!(got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-4 * scale.max(w.abs())));
+        }
+    }
+
     #[test]
     fn average_pool_and_its_gradient(n in 1usize..4, c in 1usize..40, h in 1usize..9, w in 1usize..9) {
         let dims = Dims { n, h, w, c };

@@ -3,7 +3,9 @@
 //! Each of the tile's positions is a matrix product of its own, tiles × channels by channels × outputs. With few
 //! channels all transformed weights stay in the second cache, and a task takes a few tiles from input to output there.
 //! With many it would read all weights for each handful of tiles; then the three steps go over all tiles one after
-//! the other, and every weight is read once.
+//! the other, and every weight is read once. Where besides the weights are used once and the tiles are few, as in a
+//! training step at the end of a network, a task transforms the weights of some outputs, uses them, and forgets them:
+//! they never leave its second cache.
 #![allow(clippy::needless_range_loop, reason = "arrays of vectors are read by index: iterators have an address")]
 
 use std::marker::PhantomData;
@@ -28,6 +30,12 @@ const WIDE: usize = 3 * 1024 * 1024;
 const PRODUCT: usize = 96;
 /// Tiles of a transformation task where all tiles take each step together.
 const STEP: usize = 6;
+/// Outputs of a task that transforms its own weights.
+const OUTPUTS: usize = 32;
+/// Transformed weights of such a task at once: 600 KiB of a second cache of 1 MiB.
+const OWN_WEIGHTS: usize = 150 * 1024;
+/// Most tiles for which it is worth it: every task goes over all of their transformed inputs.
+const FEW_TILES: usize = 192;
 /// Most steps of the depth at once: twice what the plain product takes, for products are many and short.
 const DEPTH: usize = 288;
 /// Tasks wanted of a small batch.
@@ -55,12 +63,28 @@ struct Target<'a> {
     sums: Option<Shared>,
 }
 
-/// Transformed input and output of some tiles: `(position, tile, channels)`.
+/// Transformed input and some channels of the transformed output of some tiles: `(position, tile, channels)`.
 #[derive(Clone, Copy)]
 struct Block {
     input: Shared,
     output: Shared,
     tiles: usize,
+    /// First channel of the output.
+    first: usize,
+    /// Channels of the output.
+    wide: usize,
+}
+
+/// Transformed weights of a block's outputs for some inputs: `(position, panel, inputs, 16)`.
+#[derive(Clone, Copy)]
+struct Weights {
+    at: *const f32,
+    /// Values from one position to the next.
+    len: usize,
+    /// First input.
+    first: usize,
+    /// Inputs.
+    steps: usize,
 }
 
 impl<I: Simd, S: Sizes> Winograd<I, S> {
@@ -78,19 +102,39 @@ impl<I: Simd, S: Sizes> Winograd<I, S> {
 
     /// Takes the weights of the convolution that is meant.
     fn pack(&mut self, weight: &[f32], scale: Option<&[f32]>) {
-        let (c_in, turned) = (self.c_in, self.turned);
-        let len = self.position_len();
-        self.weights.set_len(S::POSITIONS * len);
-        let to = Shared::new(&mut self.weights);
+        let (c_in, len) = (self.c_in, self.position_len());
+        let mut weights = std::mem::take(&mut self.weights);
+        weights.set_len(S::POSITIONS * len);
+        let to = Shared::new(&mut weights);
+        for_tasks(self.c_out / COLUMNS, |panel| {
+            let columns = panel * COLUMNS..(panel + 1) * COLUMNS;
+            // SAFETY: features; these columns are this task's own.
+            unsafe { self.transform(weight, scale, columns, 0..c_in, (to.at(panel * c_in * COLUMNS), len)) };
+        });
+        self.weights = weights;
+    }
+
+    /// Transforms the weights of some columns and inputs to panels of 16 columns, positions `len` apart.
+    ///
+    /// # Safety
+    /// The processor has `I`; `to` holds them.
+    unsafe fn transform(
+        &self,
+        weight: &[f32],
+        scale: Option<&[f32]>,
+        columns: Range<usize>,
+        inputs: Range<usize>,
+        (to, len): (*mut f32, usize),
+    ) {
         // From one column of the panel to the next, and from one step of its depth to the next.
-        let (column_step, depth_step) = if turned { (9, self.c_out * 9) } else { (c_in * 9, 9) };
-        for_tasks(self.c_out / I::LANES, |group| {
-            let first = group * I::LANES;
-            let to = to.at(first / COLUMNS * c_in * COLUMNS + first % COLUMNS);
+        let (column_step, step) = if self.turned { (9, self.c_out * 9) } else { (self.c_in * 9, 9) };
+        for (number, first) in columns.step_by(I::LANES).enumerate() {
+            let at = number * I::LANES;
             let scale = scale.map(|scale| scale[first..].as_ptr());
-            let from = weight[first * column_step..].as_ptr();
-            // SAFETY: features; a vector of kernels is there for every depth, and these columns are this task's own.
+            let from = weight[first * column_step + inputs.start * step..].as_ptr();
+            // SAFETY: a vector of kernels is there for every input.
             unsafe {
+                let to = to.add(at / COLUMNS * inputs.len() * COLUMNS + at % COLUMNS);
                 I::run(
                     #[inline(always)]
                     || {
@@ -98,14 +142,22 @@ impl<I: Simd, S: Sizes> Winograd<I, S> {
                             #[inline(always)]
                             |scale| I::load(scale),
                         );
-                        for depth in 0..c_in {
-                            let from = (from.add(depth * depth_step), column_step);
-                            pack_vector::<I, S>(from, turned, scale, (to.add(depth * COLUMNS), len));
+                        for input in 0..inputs.len() {
+                            let from = (from.add(input * step), column_step);
+                            pack_vector::<I, S>(from, self.turned, scale, (to.add(input * COLUMNS), len));
                         }
                     },
                 );
             }
-        });
+        }
+    }
+
+    /// The tiles of the output for an input of sizes `dims`.
+    fn tiles(&self, dims: Dims) -> Tiles {
+        let side = |side: usize| side + 2 * self.padding - 2;
+        let tiles = Tiles::new(Dims { h: side(dims.h), w: side(dims.w), c: self.c_out, ..dims }, S::OUT);
+        assert!(S::SIDE == S::TILE || tiles.count() == dims.n, "this way is for pictures of one tile");
+        tiles
     }
 
     /// `y = epilogue(conv(x))`, on top of `y` where `add` is set; lengths are checked by the caller.
@@ -117,28 +169,40 @@ impl<I: Simd, S: Sizes> Winograd<I, S> {
         epilogue: &Epilogue<'_>,
         sums: Option<&mut ChannelSums>,
     ) {
-        let side = |side: usize| side + 2 * self.padding - 2;
-        let tiles = Tiles::new(Dims { h: side(dims.h), w: side(dims.w), c: self.c_out, ..dims }, S::OUT);
+        let tiles = self.tiles(dims);
         let narrow = self.weights.len() <= FEW_WEIGHTS;
         let (blocks, len) = self.cut(&tiles, narrow);
         let parts = if narrow { blocks } else { tiles.count().div_ceil(STEP) };
-        let mut sums = sums;
-        let partial = sums.as_mut().map(|sums| {
-            let partial = sums.partial(parts, self.c_out);
-            partial.fill(0.0);
-            Shared::new(partial)
-        });
-        let target = Target { y: Shared::new(y), add, epilogue: *epilogue, sums: partial };
-        let run = Run { layer: self, x, dims, tiles, target };
         let block = |number: usize| number * len..((number + 1) * len).min(tiles.count());
-        if narrow {
-            for_tasks(blocks, |number| run.narrow(number, block(number)));
-        } else {
-            (0..blocks).for_each(|number| run.wide(block(number)));
+        with_partial(sums, parts, self.c_out, |sums| {
+            let target = Target { y: Shared::new(y), add, epilogue: *epilogue, sums };
+            let run = Run { layer: self, x, dims, tiles, target };
+            if narrow {
+                for_tasks(blocks, |number| run.narrow(number, block(number)));
+            } else {
+                (0..blocks).for_each(|number| run.wide(block(number)));
+            }
+        });
+    }
+
+    /// [`Self::pack`], then [`Self::run`] without an epilogue, where the weights are for this once.
+    fn run_once(
+        &mut self,
+        weight: &[f32],
+        (x, dims): (&[f32], Dims),
+        y: &mut [f32],
+        add: bool,
+        sums: Option<&mut ChannelSums>,
+    ) {
+        let tiles = self.tiles(dims);
+        if S::POSITIONS * self.position_len() <= FEW_WEIGHTS || tiles.count() > FEW_TILES {
+            self.pack(weight, None);
+            return self.run((x, dims), y, add, &Epilogue::default(), sums);
         }
-        if let Some(sums) = sums {
-            sums.reduce(parts, self.c_out);
-        }
+        with_partial(sums, 1, self.c_out, |sums| {
+            let target = Target { y: Shared::new(y), add, epilogue: Epilogue::default(), sums };
+            Run { layer: self, x, dims, tiles, target }.by_outputs(weight);
+        });
     }
 
     /// `(blocks, tiles of each)`, by the sizes alone.
@@ -148,6 +212,12 @@ impl<I: Simd, S: Sizes> Winograd<I, S> {
             return even_blocks::<I>(tiles.count(), (NARROW / of_tile).clamp(24, 48) / I::ROWS * I::ROWS, TASKS);
         }
         even_blocks::<I>(tiles.count(), (WIDE / of_tile).max(I::ROWS) / I::ROWS * I::ROWS, 1)
+    }
+
+    /// Sizes of the input for an output of sizes `dims`.
+    fn before(&self, dims: Dims) -> Dims {
+        let side = |side: usize| side + 2 - 2 * self.padding;
+        Dims { h: side(dims.h), w: side(dims.w), c: self.c_in, ..dims }
     }
 
     /// Values from one position's weights to the next, and then some: positions never fall on the same set.
@@ -169,6 +239,10 @@ impl<I: Simd, S: Sizes> ForwardKernel for Winograd<I, S> {
     fn run(&self, x: &[f32], dims: Dims, y: &mut [f32], epilogue: &Epilogue<'_>, sums: Option<&mut ChannelSums>) {
         self.run((x, dims), y, false, epilogue, sums);
     }
+
+    fn run_once(&mut self, weight: &[f32], x: &[f32], dims: Dims, y: &mut [f32], sums: &mut ChannelSums) {
+        self.run_once(weight, (x, dims), y, false, Some(sums));
+    }
 }
 
 impl<I: Simd, S: Sizes> InputKernel for Winograd<I, S> {
@@ -177,10 +251,23 @@ impl<I: Simd, S: Sizes> InputKernel for Winograd<I, S> {
     }
 
     fn run(&self, dy: &[f32], dims: Dims, dx: &mut [f32], add: bool) {
-        let side = |side: usize| side + 2 - 2 * self.padding;
-        let out = Dims { h: side(dims.h), w: side(dims.w), c: self.c_in, ..dims };
-        self.run((dy, out), dx, add, &Epilogue::default(), None);
+        self.run((dy, self.before(dims)), dx, add, &Epilogue::default(), None);
     }
+
+    fn run_once(&mut self, weight: &[f32], dy: &[f32], dims: Dims, dx: &mut [f32], add: bool) {
+        self.run_once(weight, (dy, self.before(dims)), dx, add, None);
+    }
+}
+
+/// Calls `f` with room for the sums of so many parts, all 0, if any are asked for, and adds them up.
+fn with_partial(sums: Option<&mut ChannelSums>, parts: usize, c: usize, f: impl FnOnce(Option<Shared>)) {
+    let Some(sums) = sums else {
+        return f(None);
+    };
+    let partial = sums.partial(parts, c);
+    partial.fill(0.0);
+    f(Some(Shared::new(partial)));
+    sums.reduce(parts, c);
 }
 
 /// # Safety
@@ -222,11 +309,18 @@ struct Run<'a, I, S> {
 impl<I: Simd, S: Sizes> Run<'_, I, S> {
     /// Calls `f` with room for the tiles of a block.
     fn with_block(&self, tiles: usize, f: impl FnOnce(Block)) {
+        let wide = self.layer.c_out;
         with_scratch(Slot::Input, S::POSITIONS * tiles * self.layer.input_ld(), |input| {
-            with_scratch(Slot::Output, S::POSITIONS * tiles * self.layer.c_out, |output| {
-                f(Block { input: Shared::new(input), output: Shared::new(output), tiles });
+            with_scratch(Slot::Output, S::POSITIONS * tiles * wide, |output| {
+                f(Block { input: Shared::new(input), output: Shared::new(output), tiles, first: 0, wide });
             });
         });
+    }
+
+    /// The weights as they were packed.
+    fn packed(&self) -> Weights {
+        let Winograd { c_in, ref weights, .. } = *self.layer;
+        Weights { at: weights.as_ptr(), len: self.layer.position_len(), first: 0, steps: c_in }
     }
 
     /// One task's tiles from input to output.
@@ -236,7 +330,7 @@ impl<I: Simd, S: Sizes> Run<'_, I, S> {
             unsafe {
                 self.transform_input(tiles.clone(), tiles.start, block);
                 for position in 0..S::POSITIONS {
-                    self.multiply(position, 0..tiles.len(), block);
+                    self.multiply(position, 0..tiles.len(), self.packed(), block);
                 }
                 self.transform_output(tiles.clone(), tiles.start, block, part);
             }
@@ -258,12 +352,54 @@ impl<I: Simd, S: Sizes> Run<'_, I, S> {
                 let (position, product) = (task / products, task % products);
                 let rows = product * len..((product + 1) * len).min(tiles.len());
                 // SAFETY: as above.
-                unsafe { self.multiply(position, rows, block) };
+                unsafe { self.multiply(position, rows, self.packed(), block) };
             });
             for_tasks(steps, |number| {
                 let part = tiles.start / STEP + number;
                 // SAFETY: as above.
                 unsafe { self.transform_output(step(number), tiles.start, block, part) };
+            });
+        });
+    }
+
+    /// All tiles, each task some outputs.
+    fn by_outputs(&self, weight: &[f32]) {
+        let (layer, tiles) = (self.layer, self.tiles.count());
+        with_scratch(Slot::Input, S::POSITIONS * tiles * layer.input_ld(), |input| {
+            let input = Shared::new(input);
+            for_tasks(tiles.div_ceil(STEP), |step| {
+                let tiles_of_step = step * STEP..((step + 1) * STEP).min(tiles);
+                let block = Block { input, output: input, tiles, first: 0, wide: 0 };
+                // SAFETY: features and lengths; tiles are this task's own.
+                unsafe { self.transform_input(tiles_of_step, 0, block) };
+            });
+            for_tasks(layer.c_out.div_ceil(OUTPUTS), |task| {
+                let first = task * OUTPUTS;
+                self.some_outputs(weight, input, first..(first + OUTPUTS).min(layer.c_out));
+            });
+        });
+    }
+
+    /// Some outputs of all tiles.
+    fn some_outputs(&self, weight: &[f32], input: Shared, outputs: Range<usize>) {
+        let (layer, tiles, wide) = (self.layer, self.tiles.count(), outputs.len());
+        let most = (OWN_WEIGHTS / (S::POSITIONS * wide)).max(1);
+        let steps = layer.c_in.div_ceil(layer.c_in.div_ceil(most)).next_multiple_of(COLUMNS);
+        let len = steps * wide + COLUMNS;
+        with_scratch(Slot::Weights, S::POSITIONS * len, |weights| {
+            with_scratch(Slot::Output, S::POSITIONS * tiles * wide, |output| {
+                let block = Block { input, output: Shared::new(output), tiles, first: outputs.start, wide };
+                for first in (0..layer.c_in).step_by(steps) {
+                    let inputs = first..(first + steps).min(layer.c_in);
+                    // SAFETY: features and lengths; weights and output are this task's own.
+                    unsafe {
+                        layer.transform(weight, None, outputs.clone(), inputs.clone(), (weights.as_mut_ptr(), len));
+                        let weights = Weights { at: weights.as_ptr(), len, first, steps: inputs.len() };
+                        (0..S::POSITIONS).for_each(|position| self.multiply(position, 0..tiles, weights, block));
+                    }
+                }
+                // SAFETY: features and lengths; these channels are this task's own.
+                unsafe { self.transform_output(0..tiles, 0, block, 0) };
             });
         });
     }
@@ -283,25 +419,24 @@ impl<I: Simd, S: Sizes> Run<'_, I, S> {
         }
     }
 
-    /// Products of one position.
+    /// Products of one position, on top of those of inputs before these.
     ///
     /// # Safety
-    /// As [`Self::transform_input`]; nobody else writes these rows and panels.
-    unsafe fn multiply(&self, position: usize, rows: Range<usize>, block: Block) {
-        let Winograd { c_in, c_out, ref weights, .. } = *self.layer;
+    /// As [`Self::transform_input`]; nobody else writes these rows and channels.
+    unsafe fn multiply(&self, position: usize, rows: Range<usize>, weights: Weights, block: Block) {
         let lda = self.layer.input_ld();
-        let weights = &weights[position * self.layer.position_len()..];
-        let step = c_in.div_ceil(c_in.div_ceil(DEPTH)).next_multiple_of(8);
-        for column in (0..c_out).step_by(I::WIDTH) {
-            for from in (0..c_in).step_by(step) {
-                let b = weights[column * c_in + from * COLUMNS..].as_ptr();
-                let a = block.input.at((position * block.tiles + rows.start) * lda + from);
-                let c = block.output.at((position * block.tiles + rows.start) * c_out + column);
-                let depth = step.min(c_in - from);
-                let factors = Factors { depth, a, lda, b, ldb: COLUMNS, panel: c_in * COLUMNS };
-                let place = Place { c, ld: c_out, add: from > 0 };
+        let Weights { at, len, first, steps } = weights;
+        let step = steps.div_ceil(steps.div_ceil(DEPTH)).next_multiple_of(8);
+        for column in (0..block.wide).step_by(I::WIDTH) {
+            for from in (0..steps).step_by(step) {
+                let b = at.wrapping_add(position * len + column * steps + from * COLUMNS);
+                let a = block.input.at((position * block.tiles + rows.start) * lda + first + from);
+                let c = block.output.at((position * block.tiles + rows.start) * block.wide + column);
+                let depth = step.min(steps - from);
+                let factors = Factors { depth, a, lda, b, ldb: COLUMNS, panel: steps * COLUMNS };
+                let place = Place { c, ld: block.wide, add: first + from > 0 };
                 // SAFETY: the caller's.
-                unsafe { panel::<I, false>(rows.len(), I::WIDTH.min(c_out - column), factors, place, None) };
+                unsafe { panel::<I, false>(rows.len(), I::WIDTH.min(block.wide - column), factors, place, None) };
             }
         }
     }
@@ -309,15 +444,13 @@ impl<I: Simd, S: Sizes> Run<'_, I, S> {
     /// # Safety
     /// As [`Self::transform_input`]; nobody else writes these tiles or this part of the sums.
     unsafe fn transform_output(&self, tiles: Range<usize>, base: usize, block: Block, part: usize) {
-        let c = self.layer.c_out;
         // SAFETY: the caller's.
         unsafe {
             I::run(
                 #[inline(always)]
                 || {
                     for number in tiles {
-                        let from = block.output.at((number - base) * c);
-                        self.output_of_tile(number, (from, block.tiles * c), part);
+                        self.output_of_tile(number, number - base, block, part);
                     }
                 },
             );
@@ -325,29 +458,31 @@ impl<I: Simd, S: Sizes> Run<'_, I, S> {
     }
 
     /// # Safety
-    /// As [`Self::transform_output`]; `from` holds every position of the tile.
+    /// As [`Self::transform_output`]; the tile is the `index`-th of the block.
     #[inline(always)]
-    unsafe fn output_of_tile(&self, number: usize, (from, step): (*const f32, usize), part: usize) {
+    unsafe fn output_of_tile(&self, number: usize, index: usize, block: Block, part: usize) {
         let (tiles, tile, c) = (&self.tiles, self.tiles.at(number), self.layer.c_out);
         let (high, wide) = tiles.inside(tile);
-        let sums = self.target.sums;
         let first = (tile.picture * tiles.dims.h + tile.y) * tiles.dims.w + tile.x;
-        for at in (0..c).step_by(I::LANES) {
+        for at in (0..block.wide).step_by(I::LANES) {
             // SAFETY: channels are a multiple of the lanes, and outputs beyond the picture are left out.
             unsafe {
-                let y = output_tile::<I, S>((from.add(at), step));
-                let (mut sum, mut square) = (I::zero(), I::zero());
+                let from = block.output.at(index * block.wide + at);
+                let y = output_tile::<I, S>((from, block.tiles * block.wide));
+                let at = block.first + at;
+                // Sums of lines, so that one does not wait for the other.
+                let (mut sum, mut square) = ([I::zero(); 4], [I::zero(); 4]);
                 for i in 0..S::OUT {
                     for j in 0..S::OUT {
                         if i < high && j < wide {
                             let v = self.put(y[i][j], first + i * tiles.dims.w + j, at);
-                            (sum, square) = (I::add(sum, v), I::fma(v, v, square));
+                            (sum[i], square[i]) = (I::add(sum[i], v), I::fma(v, v, square[i]));
                         }
                     }
                 }
-                if let Some(sums) = sums {
-                    add_to::<I>(sums.at(part * 2 * c + at), sum);
-                    add_to::<I>(sums.at((part * 2 + 1) * c + at), square);
+                if let Some(sums) = self.target.sums {
+                    add_lines::<I>(sums.at(part * 2 * c + at), sum);
+                    add_lines::<I>(sums.at((part * 2 + 1) * c + at), square);
                 }
             }
         }
@@ -385,9 +520,9 @@ impl<I: Simd, S: Sizes> Run<'_, I, S> {
 /// # Safety
 /// The processor has `I`; `to` holds a vector that nobody else touches.
 #[inline(always)]
-unsafe fn add_to<I: Simd>(to: *mut f32, v: I::V) {
+unsafe fn add_lines<I: Simd>(to: *mut f32, v: [I::V; 4]) {
     // SAFETY: the caller's.
-    unsafe { I::store(to, I::add(I::load(to), v)) }
+    unsafe { I::store(to, I::add(I::load(to), I::add(I::add(v[0], v[1]), I::add(v[2], v[3])))) }
 }
 
 /// Transforms the tile at `(y, x)` of a picture; what lies outside is 0.

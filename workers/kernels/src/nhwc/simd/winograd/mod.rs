@@ -6,5 +6,5 @@ mod transforms;
 mod weight_gradient;
 
 pub(super) use convolution::Winograd;
-pub(super) use transforms::{F2, F4};
+pub(super) use transforms::{F2, F4, Two};
 pub(super) use weight_gradient::WinogradWeightGradient;

@@ -20,9 +20,11 @@ pub(in crate::nhwc) trait Sizes: Copy + std::fmt::Debug + Send + Sync + 'static 
     /// Side of the outputs of a tile.
     const OUT: usize;
     /// Side of a tile: outputs and the kernel's overlap.
-    const TILE: usize;
-    /// Number of a tile's values, and so of products.
-    const POSITIONS: usize = Self::TILE * Self::TILE;
+    const TILE: usize = Self::OUT + 2;
+    /// Side of a transformed tile.
+    const SIDE: usize = Self::TILE;
+    /// Number of a transformed tile's values, and so of products.
+    const POSITIONS: usize = Self::SIDE * Self::SIDE;
     /// `Bᵀ d`
     unsafe fn input<I: Simd>(d: [I::V; MOST]) -> [I::V; MOST];
     /// `G g`
@@ -42,6 +44,11 @@ pub(in crate::nhwc) struct F4;
 /// F(2×2, 3×3): 16 products for 4 outputs.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::nhwc) struct F2;
+
+/// A picture of at most 2×2 pixels with padding 1 as one tile: 9 products for 4 outputs. All but the innermost values
+/// of the tile are padding, so that in one dimension `y₀ = w₁ x₀ + w₂ x₁` and `y₁ = w₀ x₀ + w₁ x₁`: three products.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::nhwc) struct Two;
 
 /// `a · b + c`
 ///
@@ -65,7 +72,6 @@ unsafe fn mul<I: Simd>(a: f32, b: I::V) -> I::V {
 
 impl Sizes for F4 {
     const OUT: usize = 4;
-    const TILE: usize = 6;
 
     #[inline(always)]
     unsafe fn input<I: Simd>(d: [I::V; MOST]) -> [I::V; MOST] {
@@ -145,7 +151,6 @@ impl Sizes for F4 {
 
 impl Sizes for F2 {
     const OUT: usize = 2;
-    const TILE: usize = 4;
 
     #[inline(always)]
     unsafe fn input<I: Simd>(d: [I::V; MOST]) -> [I::V; MOST] {
@@ -184,6 +189,41 @@ impl Sizes for F2 {
     }
 }
 
+impl Sizes for Two {
+    const OUT: usize = 2;
+    const SIDE: usize = 3;
+
+    #[inline(always)]
+    unsafe fn input<I: Simd>(d: [I::V; MOST]) -> [I::V; MOST] {
+        // SAFETY: the caller's.
+        unsafe { [I::add(d[1], d[2]), d[2], d[1], d[0], d[0], d[0]] }
+    }
+
+    #[inline(always)]
+    unsafe fn kernel<I: Simd>(g: [I::V; 3]) -> [I::V; MOST] {
+        // SAFETY: the caller's.
+        unsafe { [g[1], I::sub(g[2], g[1]), I::sub(g[0], g[1]), g[0], g[0], g[0]] }
+    }
+
+    #[inline(always)]
+    unsafe fn kernel_transposed<I: Simd>(u: [I::V; MOST]) -> [I::V; 3] {
+        // SAFETY: the caller's.
+        unsafe { [u[2], I::sub(u[0], I::add(u[1], u[2])), u[1]] }
+    }
+
+    #[inline(always)]
+    unsafe fn output<I: Simd>(m: [I::V; MOST]) -> [I::V; 4] {
+        // SAFETY: the caller's.
+        unsafe { [I::add(m[0], m[1]), I::add(m[0], m[2]), m[0], m[0]] }
+    }
+
+    #[inline(always)]
+    unsafe fn output_transposed<I: Simd>(y: [I::V; 4]) -> [I::V; MOST] {
+        // SAFETY: the caller's.
+        unsafe { [I::add(y[0], y[1]), y[0], y[1], y[0], y[0], y[0]] }
+    }
+}
+
 /// `Bᵀ d B` of one tile.
 ///
 /// # Safety
@@ -199,14 +239,14 @@ pub(super) unsafe fn input_tile<I: Simd, S: Sizes>(d: &[[I::V; MOST]; MOST], (to
                 column[i] = d[i][j];
             }
             let column = S::input::<I>(column);
-            for i in 0..S::TILE {
+            for i in 0..S::SIDE {
                 t[i][j] = column[i];
             }
         }
-        for i in 0..S::TILE {
+        for i in 0..S::SIDE {
             let row = S::input::<I>(t[i]);
-            for j in 0..S::TILE {
-                I::store(to.add((i * S::TILE + j) * step), row[j]);
+            for j in 0..S::SIDE {
+                I::store(to.add((i * S::SIDE + j) * step), row[j]);
             }
         }
     }
@@ -221,10 +261,10 @@ pub(super) unsafe fn output_tile<I: Simd, S: Sizes>((from, step): (*const f32, u
     // SAFETY: the caller's.
     unsafe {
         let mut t = [[I::zero(); MOST]; 4];
-        for j in 0..S::TILE {
+        for j in 0..S::SIDE {
             let mut column = [I::zero(); MOST];
-            for i in 0..S::TILE {
-                column[i] = I::load(from.add((i * S::TILE + j) * step));
+            for i in 0..S::SIDE {
+                column[i] = I::load(from.add((i * S::SIDE + j) * step));
             }
             let column = S::output::<I>(column);
             for i in 0..S::OUT {
@@ -254,14 +294,14 @@ pub(super) unsafe fn output_gradient_tile<I: Simd, S: Sizes>(y: &[[I::V; 4]; 4],
                 column[i] = y[i][j];
             }
             let column = S::output_transposed::<I>(column);
-            for i in 0..S::TILE {
+            for i in 0..S::SIDE {
                 t[i][j] = column[i];
             }
         }
-        for i in 0..S::TILE {
+        for i in 0..S::SIDE {
             let row = S::output_transposed::<I>(t[i]);
-            for j in 0..S::TILE {
-                I::store(to.add((i * S::TILE + j) * step), row[j]);
+            for j in 0..S::SIDE {
+                I::store(to.add((i * S::SIDE + j) * step), row[j]);
             }
         }
     }
@@ -278,14 +318,14 @@ pub(super) unsafe fn kernel_tile<I: Simd, S: Sizes>(g: &[I::V; 9], (to, step): (
         let mut t = [[I::zero(); 3]; MOST];
         for x in 0..3 {
             let column = S::kernel::<I>([g[x], g[3 + x], g[6 + x]]);
-            for i in 0..S::TILE {
+            for i in 0..S::SIDE {
                 t[i][x] = column[i];
             }
         }
-        for i in 0..S::TILE {
+        for i in 0..S::SIDE {
             let row = S::kernel::<I>(t[i]);
-            for j in 0..S::TILE {
-                I::store(to.add((i * S::TILE + j) * step), row[j]);
+            for j in 0..S::SIDE {
+                I::store(to.add((i * S::SIDE + j) * step), row[j]);
             }
         }
     }
@@ -300,10 +340,10 @@ pub(super) unsafe fn kernel_gradient_tile<I: Simd, S: Sizes>((from, step): (*con
     // SAFETY: the caller's.
     unsafe {
         let mut t = [[I::zero(); MOST]; 3];
-        for j in 0..S::TILE {
+        for j in 0..S::SIDE {
             let mut column = [I::zero(); MOST];
-            for i in 0..S::TILE {
-                column[i] = I::load(from.add((i * S::TILE + j) * step));
+            for i in 0..S::SIDE {
+                column[i] = I::load(from.add((i * S::SIDE + j) * step));
             }
             let column = S::kernel_transposed::<I>(column);
             for x in 0..3 {

@@ -1,5 +1,9 @@
 //! Gradient of the weights through the transforms: for each position of a tile, the product of the transformed input
 //! and the transformed gradient of the output over all tiles.
+//!
+//! With few channels the products of all positions stay in the second cache, and a task takes some of the tiles, a few at
+//! a time; the gradients of these parts are added up in order. With many, all tiles are transformed first, and a task
+//! takes some input channels through all positions and on to the gradient, so that the products never leave its cache.
 #![allow(clippy::needless_range_loop, reason = "arrays of vectors are read by index: iterators have an address")]
 
 use std::marker::PhantomData;
@@ -13,6 +17,7 @@ use crate::nhwc::simd::WeightKernel;
 use crate::nhwc::simd::microkernel::{COLUMNS, Factors, Place, panel};
 use crate::nhwc::simd::parallel::{Shared, for_tasks};
 use crate::nhwc::simd::vector::Simd;
+use crate::nhwc::simd::weight_gradient::Parts;
 use crate::nhwc::{ConvShape, Dims};
 
 /// Values of the transformed tensors of a block of tiles: 12 MiB.
@@ -21,8 +26,16 @@ const WIDE: usize = 3 * 1024 * 1024;
 const STEP: usize = 6;
 /// Most tiles at once in a product: a panel of them stays in the first cache.
 const DEPTH: usize = 192;
-/// Most input channels of a product task.
-const ROWS: usize = 96;
+/// Most products of all positions that a task with some of the tiles makes: 600 KiB of a second cache of 1 MiB.
+const FEW_PRODUCTS: usize = 150 * 1024;
+/// Tiles that such a task takes at a time.
+const AT_A_TIME: usize = 24;
+/// Fewest tiles of such a task.
+const PART: usize = 96;
+/// Products of a task with some of the inputs: 440 KiB of a second cache of 1 MiB.
+const PRODUCTS: usize = 110 * 1024;
+/// Tasks wanted.
+const TASKS: usize = 8;
 
 /// Makes `dw`.
 #[derive(Debug)]
@@ -31,13 +44,11 @@ pub(in crate::nhwc) struct WinogradWeightGradient<I, S> {
     how: PhantomData<(I, S)>,
 }
 
-/// Transformed tensors of some tiles, and the products: `(position, tile, C_in)`, `(position, panel, tile, 16)`,
-/// `(position, C_in, C_out)`.
+/// Transformed tensors of some tiles: `(position, tile, C_in)` and `(position, panel, tile, 16)`.
 #[derive(Clone, Copy)]
 struct Block {
     input: Shared,
     gradient: Shared,
-    products: Shared,
     tiles: usize,
 }
 
@@ -51,96 +62,201 @@ impl<I: Simd, S: Sizes> WinogradWeightGradient<I, S> {
         self.shape.c_in + COLUMNS
     }
 
-    /// Values from one position's products to the next, and then some: positions never fall on the same set.
-    fn products_len(&self) -> usize {
-        self.shape.c_in * self.shape.c_out + COLUMNS
-    }
-
     fn run(&self, x: &[f32], dims: Dims, dy: &[f32], dw: &mut [f32]) {
         let tiles = Tiles::new(self.shape.out(dims), S::OUT);
-        let (positions, c_out) = (S::POSITIONS, self.shape.c_out);
-        let most = (WIDE / (positions * (self.input_ld() + c_out))).max(96);
-        let (blocks, len) = even_blocks::<I>(tiles.count(), most, 1);
-        with_scratch(Slot::Input, positions * len * self.input_ld(), |input| {
-            with_scratch(Slot::Output, positions * len * c_out, |gradient| {
-                with_scratch(Slot::Sums, positions * self.products_len(), |products| {
-                    let (input, gradient) = (Shared::new(input), Shared::new(gradient));
-                    let block = Block { input, gradient, products: Shared::new(products), tiles: len };
-                    for number in 0..blocks {
-                        let range = number * len..((number + 1) * len).min(tiles.count());
-                        self.transform(x, dims, dy, &tiles, range.clone(), block);
-                        self.multiply(range.len(), number > 0, block);
+        assert!(S::SIDE == S::TILE || tiles.count() == dims.n, "this way is for pictures of one tile");
+        let run = Run { layer: self, x, dims, dy, tiles };
+        if S::POSITIONS * self.shape.c_in * self.shape.c_out <= FEW_PRODUCTS {
+            run.by_tiles(dw);
+        } else {
+            run.by_inputs(Shared::new(dw));
+        }
+    }
+
+    /// From a block's tensors to the gradient, on top of that of other blocks where `add` is set.
+    fn multiply(&self, tiles: usize, block: Block, dw: Shared, add: bool) {
+        let ConvShape { c_in, c_out, .. } = self.shape;
+        let most = (PRODUCTS / (S::POSITIONS * c_out) / I::ROWS * I::ROWS).max(I::ROWS);
+        let (tasks, rows) = even_blocks::<I>(c_in, most, TASKS);
+        // Positions never fall on the same set.
+        let len = rows * c_out + COLUMNS;
+        for_tasks(tasks, |task| {
+            let inputs = task * rows..((task + 1) * rows).min(c_in);
+            with_scratch(Slot::Weights, S::POSITIONS * len, |products| {
+                let products = Shared::new(products);
+                // SAFETY: features and lengths; kernels of these inputs are this task's own.
+                unsafe {
+                    for position in 0..S::POSITIONS {
+                        let to = (products.at(position * len), false);
+                        self.products(position, inputs.clone(), tiles, block, to);
                     }
-                    self.write(products, dw);
-                });
+                    self.write(inputs, (products, len), dw.at(0), add);
+                }
             });
         });
     }
 
-    /// Transforms both tensors' tiles of a block.
-    fn transform(&self, x: &[f32], dims: Dims, dy: &[f32], tiles: &Tiles, range: Range<usize>, block: Block) {
-        let (ld, padding) = (self.input_ld(), self.shape.padding as isize);
-        let out = tiles.dims;
-        for_tasks(range.len().div_ceil(STEP), |step| {
-            for number in step * STEP..((step + 1) * STEP).min(range.len()) {
-                let tile = tiles.at(range.start + number);
-                let picture = |d: Dims| tile.picture * d.h * d.w * d.c..(tile.picture + 1) * d.h * d.w * d.c;
-                let x = (x[picture(dims)].as_ptr(), dims);
-                let dy = (dy[picture(out)].as_ptr(), out);
-                let origin = (tile.y as isize - padding, tile.x as isize - padding);
-                // SAFETY: features and lengths; tiles are this task's own.
-                unsafe {
-                    input_of_tile::<I, S>(x, origin, (block.input.at(number * ld), block.tiles * ld));
-                    let to = (block.gradient.at(number * COLUMNS), block.tiles);
-                    gradient_of_tile::<I, S>(dy, (tile.y, tile.x), tiles.inside(tile), to);
-                }
-            }
-        });
-    }
-
-    /// Adds a block's products to those before it.
-    fn multiply(&self, tiles: usize, add: bool, block: Block) {
-        let ConvShape { c_in, c_out, .. } = self.shape;
-        let (row_blocks, len) = even_blocks::<I>(c_in, ROWS, 1);
-        let lda = self.input_ld();
-        for_tasks(S::POSITIONS * row_blocks, |task| {
-            let (position, first) = (task / row_blocks, task % row_blocks * len);
-            let rows = len.min(c_in - first);
+    /// Products of one position, `(inputs, C_out)`, on top of what is there if asked for.
+    ///
+    /// # Safety
+    /// The processor has `I`; `block` holds so many tiles, `to` the products.
+    unsafe fn products(
+        &self,
+        position: usize,
+        inputs: Range<usize>,
+        tiles: usize,
+        block: Block,
+        (to, add): (*mut f32, bool),
+    ) {
+        let (c_out, lda) = (self.shape.c_out, self.input_ld());
+        for column in (0..c_out).step_by(I::WIDTH) {
             for from in (0..tiles).step_by(DEPTH) {
-                for column in (0..c_out).step_by(I::WIDTH) {
-                    let a = block.input.at((position * block.tiles + from) * lda + first);
-                    let b = block.gradient.at((position * c_out + column) * block.tiles + from * COLUMNS);
-                    let c = block.products.at(position * self.products_len() + first * c_out + column);
-                    let panel_step = block.tiles * COLUMNS;
-                    let depth = DEPTH.min(tiles - from);
-                    let factors = Factors { depth, a, lda, b, ldb: COLUMNS, panel: panel_step };
-                    let place = Place { c, ld: c_out, add: add || from > 0 };
-                    // SAFETY: features and lengths; rows of a position are this task's own.
-                    unsafe { panel::<I, true>(rows, I::WIDTH.min(c_out - column), factors, place, None) };
+                let a = block.input.at((position * block.tiles + from) * lda + inputs.start);
+                let b = block.gradient.at((position * c_out + column) * block.tiles + from * COLUMNS);
+                let depth = DEPTH.min(tiles - from);
+                let factors = Factors { depth, a, lda, b, ldb: COLUMNS, panel: block.tiles * COLUMNS };
+                // SAFETY: the caller's.
+                unsafe {
+                    let place = Place { c: to.add(column), ld: c_out, add: add || from > 0 };
+                    panel::<I, true>(inputs.len(), I::WIDTH.min(c_out - column), factors, place, None);
                 }
+            }
+        }
+    }
+
+    /// From products, positions `len` apart, to `(C_out, C_in, 3, 3)`.
+    ///
+    /// # Safety
+    /// The processor has `I`; `products` holds those of these inputs, `dw` their kernels, which nobody else writes.
+    unsafe fn write(&self, inputs: Range<usize>, (products, len): (Shared, usize), dw: *mut f32, add: bool) {
+        let ConvShape { c_in, c_out, .. } = self.shape;
+        // SAFETY: the caller's.
+        unsafe {
+            I::run(
+                #[inline(always)]
+                || {
+                    for o in (0..c_out).step_by(I::LANES) {
+                        for i in inputs.clone() {
+                            let from = products.at((i - inputs.start) * c_out + o);
+                            let mut taps = kernel_gradient_tile::<I, S>((from, len));
+                            let to = dw.add((o * c_in + i) * 9);
+                            if add {
+                                let before = I::load_taps(to, c_in * 9);
+                                for tap in 0..9 {
+                                    taps[tap] = I::add(before[tap], taps[tap]);
+                                }
+                            }
+                            I::store_taps(taps, to, c_in * 9);
+                        }
+                    }
+                },
+            );
+        }
+    }
+}
+
+/// One call.
+struct Run<'a, I, S> {
+    layer: &'a WinogradWeightGradient<I, S>,
+    x: &'a [f32],
+    dims: Dims,
+    dy: &'a [f32],
+    tiles: Tiles,
+}
+
+impl<I: Simd, S: Sizes> Run<'_, I, S> {
+    /// Each task some of the tiles.
+    fn by_tiles(&self, dw: &mut [f32]) {
+        let (count, len) = (self.tiles.count(), dw.len());
+        let (parts, tiles) = even_blocks::<I>(count, count, TASKS.min(count.div_ceil(PART)));
+        with_scratch(Slot::Sums, parts * len, |sums| {
+            let sums = Shared::new(sums);
+            for_tasks(parts, |part| self.part(part * tiles..((part + 1) * tiles).min(count), sums.at(part * len)));
+            let (to, channel) = (Shared::new(dw), self.layer.shape.depth());
+            for_tasks(self.layer.shape.c_out, |o| {
+                let parts = Parts { first: sums.at(o * channel), count: parts, step: len };
+                // SAFETY: features; this output channel is this task's own.
+                unsafe {
+                    I::run(
+                        #[inline(always)]
+                        || parts.add_up::<I>(to.at(o * channel), channel),
+                    );
+                }
+            });
+        });
+    }
+
+    /// The gradient that some tiles give.
+    fn part(&self, tiles: Range<usize>, dw: *mut f32) {
+        let WinogradWeightGradient { shape: ConvShape { c_in, c_out, .. }, .. } = *self.layer;
+        let len = c_in * c_out + COLUMNS;
+        with_scratch(Slot::Weights, S::POSITIONS * len, |products| {
+            let products = Shared::new(products);
+            self.with_block(AT_A_TIME, |block| {
+                for first in tiles.clone().step_by(AT_A_TIME) {
+                    let range = first..(first + AT_A_TIME).min(tiles.end);
+                    // SAFETY: features and lengths; the block and the products are this task's own.
+                    unsafe {
+                        self.transform(range.clone(), first, block);
+                        for position in 0..S::POSITIONS {
+                            let to = (products.at(position * len), first > tiles.start);
+                            self.layer.products(position, 0..c_in, range.len(), block, to);
+                        }
+                    }
+                }
+            });
+            // SAFETY: features; `dw` is this task's own.
+            unsafe { self.layer.write(0..c_in, (products, len), dw, false) };
+        });
+    }
+
+    /// Each task some of the inputs.
+    fn by_inputs(&self, dw: Shared) {
+        let (count, of_tile) = (self.tiles.count(), S::POSITIONS * (self.layer.input_ld() + self.layer.shape.c_out));
+        let (blocks, len) = even_blocks::<I>(count, (WIDE / of_tile).max(96), 1);
+        self.with_block(len, |block| {
+            for number in 0..blocks {
+                let first = number * len;
+                let tiles = len.min(count - first);
+                for_tasks(tiles.div_ceil(STEP), |step| {
+                    let range = first + step * STEP..first + ((step + 1) * STEP).min(tiles);
+                    // SAFETY: features and lengths; these tiles are this task's own.
+                    unsafe { self.transform(range, first, block) };
+                });
+                self.layer.multiply(tiles, block, dw, number > 0);
             }
         });
     }
 
-    /// From products to `(C_out, C_in, 3, 3)`.
-    fn write(&self, products: &[f32], dw: &mut [f32]) {
-        let ConvShape { c_in, c_out, .. } = self.shape;
-        let (products, len) = (Shared::reading(products), self.products_len());
-        let dw = Shared::new(dw);
-        for_tasks(c_in, |i| {
-            // SAFETY: features and lengths; kernels of this input channel are this task's own.
-            unsafe {
-                I::run(
-                    #[inline(always)]
-                    || {
-                        for o in (0..c_out).step_by(I::LANES) {
-                            let taps = kernel_gradient_tile::<I, S>((products.at(i * c_out + o), len));
-                            I::store_taps(taps, dw.at((o * c_in + i) * 9), c_in * 9);
-                        }
-                    },
-                );
-            }
+    /// Calls `f` with room for the transformed tensors of so many tiles.
+    fn with_block(&self, tiles: usize, f: impl FnOnce(Block)) {
+        with_scratch(Slot::Input, S::POSITIONS * tiles * self.layer.input_ld(), |input| {
+            with_scratch(Slot::Output, S::POSITIONS * tiles * self.layer.shape.c_out, |gradient| {
+                f(Block { input: Shared::new(input), gradient: Shared::new(gradient), tiles });
+            });
         });
+    }
+
+    /// Transforms both tensors' tiles.
+    ///
+    /// # Safety
+    /// Features and lengths; `block` holds the tiles, counted from `base`, and nobody else writes them.
+    unsafe fn transform(&self, tiles: Range<usize>, base: usize, block: Block) {
+        let (ld, padding) = (self.layer.input_ld(), self.layer.shape.padding as isize);
+        let (dims, out) = (self.dims, self.tiles.dims);
+        for number in tiles {
+            let (tile, at) = (self.tiles.at(number), number - base);
+            let picture = |d: Dims| tile.picture * d.h * d.w * d.c..(tile.picture + 1) * d.h * d.w * d.c;
+            let x = (self.x[picture(dims)].as_ptr(), dims);
+            let dy = (self.dy[picture(out)].as_ptr(), out);
+            let origin = (tile.y as isize - padding, tile.x as isize - padding);
+            // SAFETY: the caller's.
+            unsafe {
+                input_of_tile::<I, S>(x, origin, (block.input.at(at * ld), block.tiles * ld));
+                let to = (block.gradient.at(at * COLUMNS), block.tiles);
+                gradient_of_tile::<I, S>(dy, (tile.y, tile.x), self.tiles.inside(tile), to);
+            }
+        }
     }
 }
 
