@@ -35,7 +35,8 @@ const CROSSOVER: [usize; 8] = [1, 2, 4, 8, 15, 17, 24, 32];
 /// Parts of the rows that a filtered query is about, of 1,000.
 const SHARES: [u32; 5] = [900, 500, 200, 50, 5];
 /// Recalls that are asked of the approximate index.
-const TARGETS: [f64; 6] = [0.9, 0.95, 0.96, 0.98, 0.99, 0.995];
+const TARGETS: [f64; 16] =
+    [0.88, 0.9, 0.92, 0.93, 0.94, 0.95, 0.96, 0.965, 0.97, 0.975, 0.98, 0.983, 0.986, 0.99, 0.993, 0.996];
 const QUERIES: usize = 256;
 const CHECKED: usize = 6;
 

@@ -8,6 +8,7 @@ pub(crate) mod four;
 pub(crate) mod frame;
 pub(crate) mod query;
 pub(crate) mod seven;
+pub(crate) mod two;
 
 use rayon::prelude::*;
 
@@ -18,7 +19,7 @@ use four::Four;
 use frame::Frame;
 use query::NORMS;
 pub(crate) use seven::Fit as SevenFit;
-use seven::Seven;
+pub(crate) use seven::Seven;
 
 /// Rows of which the mean is taken.
 const MEAN_ROWS: usize = 4096;

@@ -26,16 +26,16 @@ pub(crate) struct Seven {
 }
 
 impl Seven {
-    pub(super) fn row_bytes(dim: usize) -> usize {
+    pub(crate) fn row_bytes(dim: usize) -> usize {
         (dim.next_multiple_of(PAD) + TAIL_BYTES).next_multiple_of(ALIGN)
     }
 
     /// Memory for rows, not yet written.
-    pub(super) fn memory(rows: usize, dim: usize) -> Result<Memory> {
+    pub(crate) fn memory(rows: usize, dim: usize) -> Result<Memory> {
         Memory::zeroed(rows * Self::row_bytes(dim))
     }
 
-    pub(super) fn new(dim: usize, memory: Memory, stats: Stats) -> Self {
+    pub(crate) fn new(dim: usize, memory: Memory, stats: Stats) -> Self {
         Self { dim, memory, stats }
     }
 

@@ -25,6 +25,8 @@ pub(crate) const WIDE: usize = 4;
 pub(crate) const FOUR_STEP: usize = 8;
 /// Steps after which the 16-bit lanes of the 4-bit kernel are emptied.
 pub(crate) const FOUR_SEGMENT: usize = 40;
+/// Dimensions of one step of the 2-bit kernel: four times four bytes, from the lowest bits to the highest.
+pub(crate) const TWO_STEP: usize = 16;
 /// Dimensions of one step of the 7-bit kernel: four bytes.
 pub(crate) const SEVEN_STEP: usize = 4;
 /// Steps after which the 16-bit lanes of the 7-bit kernel are emptied.
@@ -48,6 +50,11 @@ pub(crate) trait Dots: Copy {
     /// Per step `block` has four bytes of every row; low halves are the first four dimensions, high halves the next.
     fn four<const Q: usize>(self, block: &[u8], queries: [&QueryCodes; Q]) -> [[i32; BLOCK]; Q];
 
+    /// Σ p·c of 16 rows of 2-bit codes c with a query whose codes fill whole steps.
+    ///
+    /// Per step `block` has four bytes of every row; their lowest two bits are the first four dimensions.
+    fn two(self, block: &[u8], query: &QueryCodes) -> [i32; BLOCK];
+
     /// Σ p·(c − 64) of three groups of rows of 7-bit codes c with four queries, (group × query × row).
     ///
     /// Per step a group has four bytes of each of its rows; the groups follow each other.
@@ -55,6 +62,9 @@ pub(crate) trait Dots: Copy {
 
     /// Σ p·c of one row of 7-bit codes, modulo 2³²; the lengths are equal multiples of 16.
     fn row(self, row: &[u8], query: &[i16]) -> i32;
+
+    /// A bit for each score that is above `limit`; NaN is not.
+    fn above(self, scores: &[f32; BLOCK], limit: f32) -> u16;
 
     /// Asks for memory that will soon be read.
     fn prefetch<T>(self, values: &[T]);
@@ -135,6 +145,18 @@ mod tests {
         }
     }
 
+    struct Two<'a>(&'a [u8], &'a QueryCodes);
+    impl Work for Two<'_> {
+        type Output = ([i32; BLOCK], u16);
+        #[inline(always)]
+        fn call<D: Dots>(self, dots: D) -> Self::Output {
+            let sums = dots.two(self.0, self.1);
+            let mut scores = sums.map(|sum| sum as f32);
+            scores[3] = f32::NAN;
+            (sums, dots.above(&scores, scores[5]))
+        }
+    }
+
     struct Seven<'a>(&'a [u8], &'a [QueryCodes; 4]);
     impl Work for Seven<'_> {
         type Output = [[[i32; GROUP]; WIDE]; GROUPS];
@@ -189,6 +211,7 @@ mod tests {
                 if extreme { if hash & 1 == 0 { 0 } else { 0xff } } else { hash }
             };
             let four: Vec<u8> = (0..dim.div_ceil(FOUR_STEP) * 64).map(byte).collect();
+            let two: Vec<u8> = (0..dim.div_ceil(TWO_STEP) * 64).map(byte).collect();
             let steps = dim.div_ceil(SEVEN_STEP);
             let seven: Vec<u8> = (0..GROUPS * steps * 32).map(|i| byte(i) % 127 + 1).collect();
             let row: Vec<u8> = (0..dim.next_multiple_of(16)).map(|i| byte(i) % 127 + 1).collect();
@@ -197,7 +220,10 @@ mod tests {
             // The largest norms that rows of these codes can have.
             let four_queries = queries(dim, seed, four_shape(dim, 8.0 * (FOUR_SEGMENT as f64 * 4.0).sqrt()));
             let seven_queries = queries(dim, seed, seven_shape(dim, 63.0 * (SEVEN_SEGMENT as f64 * 2.0).sqrt()));
+            let mut two_query = four_queries[seed as usize % 4].clone();
+            two_query.codes.resize(dim.next_multiple_of(TWO_STEP), 0);
             let expected = Portable;
+            let expected_two = Two(&two, &two_query).call(expected);
             let expected = (
                 Four(&four, &four_queries).call(expected),
                 Seven(&seven, &seven_queries).call(expected),
@@ -206,6 +232,7 @@ mod tests {
             for isa in Isa::all() {
                 prop_assert_eq!(isa.run(Four(&four, &four_queries)), expected.0.clone(), "{:?}", isa);
                 prop_assert_eq!(isa.run(Seven(&seven, &seven_queries)), expected.1, "{:?}", isa);
+                prop_assert_eq!(isa.run(Two(&two, &two_query)), expected_two, "{:?}", isa);
                 prop_assert_eq!(isa.run(Row(&row, &wide)), expected.2, "{:?}", isa);
             }
         }
