@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use parquet::file::reader::ChunkReader;
@@ -22,7 +23,7 @@ use crate::rows::{ShardRows, check_codes, check_embedding, is_surely_unit};
 /// Bytes of memory of a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
-    /// f32 rows with their padding.
+    /// f32 rows with their padding; 0 where they lie in a local file, which the system caches as it likes.
     pub embeddings: usize,
     /// Quantised copies of the rows.
     pub codes: usize,
@@ -67,6 +68,8 @@ pub struct Shard {
     /// What a fast search reads.
     codes: Option<Codes>,
     approximate: Option<Approximate>,
+    /// Keeps its local file from being thrown away.
+    lease: Option<Arc<()>>,
 }
 
 impl Shard {
@@ -114,9 +117,19 @@ impl Shard {
         Ok(Self::of(number, embeddings, columns, attributes, by_id))
     }
 
-    fn of(number: u32, embeddings: Embeddings, columns: Columns, attributes: usize, by_id: Order) -> Self {
+    pub(crate) fn of(number: u32, embeddings: Embeddings, columns: Columns, attributes: usize, by_id: Order) -> Self {
         let label_columns = LabelColumns::new(&columns.labels, attributes);
-        Self { number, embeddings, columns, attributes, by_id, label_columns, codes: None, approximate: None }
+        Self {
+            number,
+            embeddings,
+            columns,
+            attributes,
+            by_id,
+            label_columns,
+            codes: None,
+            approximate: None,
+            lease: None,
+        }
     }
 
     /// Quantises the rows for fast searches, on the current rayon pool; without that a search reads all rows.
@@ -211,6 +224,23 @@ impl Shard {
             ids: ids.bytes() + self.by_id.bytes(),
             approximate: self.approximate.as_ref().map_or(0, Approximate::bytes),
         }
+    }
+
+    pub(crate) fn set_codes(&mut self, codes: Option<Codes>) {
+        self.codes = codes;
+    }
+
+    pub(crate) fn set_lease(&mut self, lease: Arc<()>) {
+        self.lease = Some(lease);
+    }
+
+    /// Whether the f32 rows lie in a local file, so that the system can take their memory back at any time.
+    pub fn is_mapped(&self) -> bool {
+        self.embeddings.is_mapped()
+    }
+
+    pub(crate) fn columns(&self) -> (&Columns, &Order) {
+        (&self.columns, &self.by_id)
     }
 
     pub(crate) fn codes(&self) -> Option<&Codes> {
