@@ -37,6 +37,8 @@ const VERSION: u32 = 1;
 const PAGE: usize = 4096;
 /// Bytes that a thread reads or checks at once.
 const PIECE: usize = 4 << 20;
+/// The same for rows, which are not kept: they stay in the second cache.
+const ROWS_PIECE: usize = 512 << 10;
 /// Header before the sections: magic, version, D, A, 0, N, digest.
 const FIXED_BYTES: usize = 8 + 4 * 4 + 8 + 32;
 /// Place, length and checksum of a section.
@@ -320,20 +322,34 @@ impl Opened {
             unsafe { Memory::mapped(self.disk.file(), at, len) }
                 .map_err(|source| wrong("can't be mapped").caused_by(source))?
         };
-        let rows_of_piece = (PIECE / (4 * stride)).max(1);
-        let pieces = memory.floats().par_chunks(rows_of_piece * stride).enumerate().map(|(piece, floats)| {
-            let first = piece * rows_of_piece;
-            let rows = floats.chunks_exact(stride).enumerate();
-            let doubtful = rows.filter(|(_, row)| !is_surely_unit(&row[..self.dim]));
-            let bytes = &memory.bytes()[first * stride * 4..][..floats.len() * 4];
-            ((crc32c(bytes), bytes.len()), doubtful.map(|(row, _)| first + row).collect::<Vec<usize>>())
-        });
-        let (parts, doubtful): (Vec<(u32, usize)>, Vec<Vec<usize>>) = pieces.unzip();
+        // Read beside the map: faults of all its pages would take longer than the copies.
+        let piece_rows = (ROWS_PIECE / (4 * stride)).max(1);
+        let pieces = (0..self.rows.div_ceil(piece_rows)).into_par_iter().map_init(
+            || Memory::zeroed(piece_rows * stride * 4),
+            |piece, number| {
+                self.check_rows(number * piece_rows, piece_rows, piece.as_mut().map_err(|_| Error::memory(len))?)
+            },
+        );
+        let pieces: Vec<((u32, usize), Vec<usize>)> = pieces.collect::<Result<_>>()?;
+        let (parts, doubtful): (Vec<(u32, usize)>, Vec<Vec<usize>>) = pieces.into_iter().unzip();
         if combined(&parts) != expected {
             return Err(damaged(Section::Embeddings));
         }
         memory.expect_any_order();
         Ok((Embeddings::of(memory, self.dim), doubtful.concat()))
+    }
+
+    /// Checksum and length of some rows, and those that are perhaps not of unit norm.
+    fn check_rows(&self, first: usize, count: usize, into: &mut Memory) -> Result<((u32, usize), Vec<usize>)> {
+        let stride = self.dim.next_multiple_of(LINE);
+        let count = count.min(self.rows - first);
+        let bytes = &mut into.bytes_mut()[..count * stride * 4];
+        let at = self.sections[Section::Embeddings as usize].0 + (first * stride * 4) as u64;
+        self.disk.read_exactly(bytes, at).map_err(|source| wrong("can't be read").caused_by(source))?;
+        let sum = (crc32c(bytes), bytes.len());
+        let rows = into.floats()[..count * stride].chunks_exact(stride).enumerate();
+        let doubtful = rows.filter(|(_, row)| !is_surely_unit(&row[..self.dim])).map(|(row, _)| first + row);
+        Ok((sum, doubtful.collect()))
     }
 }
 

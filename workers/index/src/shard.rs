@@ -18,7 +18,7 @@ use crate::filter::{Filter, LabelColumns, RowSet};
 use crate::ids::Order;
 use crate::kernels::{Dots, Isa, Work};
 use crate::pages::Values;
-use crate::rows::{ShardRows, check_codes, check_embedding, is_surely_unit};
+use crate::rows::{ShardRows, check_codes, check_embedding, is_surely_one, is_surely_unit};
 
 /// Bytes of memory of a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -291,13 +291,26 @@ impl Work for Copy<'_> {
     type Output = Option<usize>;
 
     #[inline(always)]
-    fn call<D: Dots>(self, _: D) -> Option<usize> {
+    fn call<D: Dots>(self, dots: D) -> Option<usize> {
+        let Self { rows, dim, values: Values { first, bytes, .. } } = self;
         let mut doubtful = None;
-        write_rows(self.rows, self.dim, self.values.first, self.values.bytes, |row, embedding| {
-            if doubtful.is_none() && !is_surely_unit(embedding) {
+        let mut check = |row: usize, sound: bool| {
+            if doubtful.is_none() && !sound {
                 doubtful = Some(row);
             }
+        };
+        // A page may start and end within a row.
+        let row_bytes = 4 * dim;
+        let (head, rest) = bytes.split_at((first.next_multiple_of(dim) - first).saturating_mul(4).min(bytes.len()));
+        let (whole, tail) = rest.split_at(rest.len() / row_bytes * row_bytes);
+        let (row, stride) = (first.div_ceil(dim), dim.next_multiple_of(LINE));
+        write_rows(rows, dim, first, head, |row, embedding| check(row, is_surely_unit(embedding)));
+        let (mut next, start) = (row, (row * stride).min(rows.len()));
+        dots.copy_rows(whole, &mut rows[start..], dim, stride, |square| {
+            check(next, is_surely_one(square));
+            next += 1;
         });
+        write_rows(rows, dim, next * dim, tail, |row, embedding| check(row, is_surely_unit(embedding)));
         doubtful
     }
 }

@@ -66,6 +66,20 @@ pub(crate) trait Dots: Copy {
     /// A bit for each score that is above `limit`; NaN is not.
     fn above(self, scores: &[f32; BLOCK], limit: f32) -> u16;
 
+    /// Copies whole rows of `dim` little-endian f32 into rows that lie `stride` apart. Tells the sum of squares of each
+    /// to `each`, in order; it is added up in 16 lanes.
+    #[inline(always)]
+    fn copy_rows(self, from: &[u8], to: &mut [f32], dim: usize, stride: usize, mut each: impl FnMut(f32)) {
+        for (from, to) in from.chunks_exact(4 * dim).zip(to.chunks_exact_mut(stride)) {
+            let mut lanes = [0f32; 16];
+            for (i, (slot, bytes)) in to.iter_mut().zip(from.as_chunks::<4>().0).enumerate() {
+                *slot = f32::from_le_bytes(*bytes);
+                lanes[i % 16] += *slot * *slot;
+            }
+            each(lanes.iter().sum());
+        }
+    }
+
     /// Asks for memory that will soon be read.
     fn prefetch<T>(self, values: &[T]);
 }
@@ -196,6 +210,41 @@ mod tests {
             };
             query_codes(&(0..dim).map(value).collect::<Vec<_>>(), shape).0
         })
+    }
+
+    struct Rows<'a>(&'a [u8], usize);
+    impl Work for Rows<'_> {
+        type Output = (Vec<f32>, Vec<f32>);
+        #[inline(always)]
+        fn call<D: Dots>(self, dots: D) -> Self::Output {
+            let (rows, stride) = (self.0.len() / 4 / self.1, self.1.next_multiple_of(16));
+            let mut held = crate::buffer::Embeddings::zeroed(rows, self.1).expect("memory");
+            let mut sums = Vec::new();
+            dots.copy_rows(self.0, held.values_mut(), self.1, stride, |sum| sums.push(sum));
+            (held.padded(0, rows).to_vec(), sums)
+        }
+    }
+
+    #[test]
+    fn rows_are_copied_alike_by_every_set() {
+        for dim in [1, 15, 16, 17, 100, 300] {
+            let values: Vec<f32> = (0..7 * dim).map(|i| (i * 37 % 101) as f32 / 101.0 - 0.5).collect();
+            // From an odd address, as pages have them.
+            let bytes: Vec<u8> = std::iter::once(0).chain(values.iter().flat_map(|v| v.to_le_bytes())).collect();
+            let (expected, sums) = Rows(&bytes[1..], dim).call(Portable);
+            assert_eq!(
+                expected.chunks(dim.next_multiple_of(16)).flat_map(|row| row[..dim].to_vec()).collect::<Vec<_>>(),
+                values
+            );
+            for isa in Isa::all() {
+                let (rows, found) = isa.run(Rows(&bytes[1..], dim));
+                assert_eq!(rows, expected, "{isa:?} {dim}");
+                assert!(
+                    found.len() == 7 && found.iter().zip(&sums).all(|(a, b)| (a - b).abs() < 1e-4 * b),
+                    "{isa:?} {dim}"
+                );
+            }
+        }
     }
 
     proptest! {

@@ -346,9 +346,44 @@ pub(super) mod vnni {
             unsafe { above(scores, limit) }
         }
         #[inline(always)]
+        fn copy_rows(self, from: &[u8], to: &mut [f32], dim: usize, stride: usize, each: impl FnMut(f32)) {
+            // SAFETY: as above.
+            unsafe { copy_rows(from, to, dim, stride, each) }
+        }
+        #[inline(always)]
         fn prefetch<T>(self, values: &[T]) {
             prefetch_all(values);
         }
+    }
+
+    /// Past the caches: nobody reads the rows soon, and a plain store would first read what it writes over.
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512vl,avx512bw,avx512vnni")]
+    fn copy_rows(from: &[u8], to: &mut [f32], dim: usize, stride: usize, mut each: impl FnMut(f32)) {
+        const LANES: usize = 16;
+        const LINE_BYTES: usize = 64;
+        assert!(to.as_ptr().addr().is_multiple_of(LINE_BYTES) && stride.is_multiple_of(LANES), "rows of whole lines");
+        for (from, to) in from.chunks_exact(4 * dim).zip(to.chunks_exact_mut(stride)) {
+            let (lines, rest) = from.as_chunks::<LINE_BYTES>();
+            let mut squares = _mm512_setzero_ps();
+            for (bytes, line) in lines.iter().zip(to.as_chunks_mut::<LANES>().0) {
+                // SAFETY: both have 64 bytes; the load may be unaligned, and `line` is aligned, since its row starts on a
+                // line and it is a whole number of lines further.
+                unsafe {
+                    let values = _mm512_loadu_ps(bytes.as_ptr().cast());
+                    _mm512_stream_ps(line.as_mut_ptr(), values);
+                    squares = _mm512_fmadd_ps(values, values, squares);
+                }
+            }
+            let mut sum = _mm512_reduce_add_ps(squares);
+            for (slot, bytes) in to[lines.len() * LANES..].iter_mut().zip(rest.as_chunks::<4>().0) {
+                *slot = f32::from_le_bytes(*bytes);
+                sum += *slot * *slot;
+            }
+            each(sum);
+        }
+        // What was streamed is to be seen by whoever sees what follows.
+        _mm_sfence();
     }
 
     #[inline]
