@@ -1,10 +1,14 @@
-//! Memory of shards: zeroed, aligned to cache lines, on huge pages where the system has them.
+//! Memory of shards: zeroed, aligned to cache lines, on huge pages where the system has them; or a part of a file that
+//! is mapped and only read.
 //!
 //! A scan reads all of it, and candidates are read in any order: with small pages the translation of addresses
 //! would cost more than the reading.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::fs::File;
 use std::ptr::NonNull;
+
+use memmap2::{Mmap, MmapOptions};
 
 use crate::error::{Error, Result};
 
@@ -15,17 +19,20 @@ const LINE_BYTES: usize = 64;
 #[cfg(target_os = "linux")]
 const HUGE_BYTES: usize = 2 << 20;
 
-/// Zeroed bytes that start on a cache line.
+/// Bytes that start on a cache line; those that are allocated begin as zeros.
 pub(crate) struct Memory {
-    /// What was allocated.
     start: NonNull<u8>,
-    layout: Layout,
-    /// Where the bytes lie in it.
-    offset: usize,
     len: usize,
+    owner: Owner,
 }
 
-// SAFETY: a `Memory` owns its bytes, like a `Vec<u8>`.
+/// What the bytes lie in.
+enum Owner {
+    Allocated(NonNull<u8>, Layout),
+    Mapped(Mmap),
+}
+
+// SAFETY: a `Memory` owns its bytes, like a `Vec<u8>`; those of a map are only read.
 unsafe impl Send for Memory {}
 // SAFETY: as above; shared borrows only read.
 unsafe impl Sync for Memory {}
@@ -39,31 +46,67 @@ impl Memory {
         let padded = len.checked_add(align).ok_or_else(too_large)?;
         let layout = Layout::from_size_align(padded, 16).map_err(|_| too_large())?;
         // SAFETY: the layout has at least `align` bytes, so it is not empty.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(too_large)?;
-        let offset = start.as_ptr().addr().next_multiple_of(align) - start.as_ptr().addr();
-        let memory = Self { start, layout, offset, len };
+        let at = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(too_large)?;
+        let offset = at.as_ptr().addr().next_multiple_of(align) - at.as_ptr().addr();
+        // SAFETY: at most `align - 1` of the `len + align` bytes are left out.
+        let start = unsafe { at.add(offset) };
+        let memory = Self { start, len, owner: Owner::Allocated(at, layout) };
         memory.ask_for_huge_pages();
         Ok(memory)
     }
 
-    pub fn bytes(&self) -> &[u8] {
-        // SAFETY: `offset + len` bytes were allocated and zeroed, and live as long as `self`.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr().add(self.offset), self.len) }
+    /// A part of a file that starts on a page, without reading it.
+    ///
+    /// # Safety
+    /// Nobody changes or shortens the file as long as the result lives.
+    pub unsafe fn mapped(file: &File, offset: u64, len: usize) -> std::io::Result<Self> {
+        // SAFETY: the caller's promise.
+        let map = unsafe { MmapOptions::new().offset(offset).len(len).map(file)? };
+        let start = NonNull::new(map.as_ptr().cast_mut()).expect("a map has an address");
+        if !start.as_ptr().addr().is_multiple_of(LINE_BYTES) {
+            return Err(std::io::Error::other("a map that does not start on a cache line"));
+        }
+        Ok(Self { start, len, owner: Owner::Mapped(map) })
     }
 
+    /// Whether the bytes lie in a file.
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.owner, Owner::Mapped(_))
+    }
+
+    /// Says that single rows will be read, in any order; a hint.
+    #[cfg(unix)]
+    pub fn expect_any_order(&self) {
+        if let Owner::Mapped(map) = &self.owner {
+            let _ = map.advise(memmap2::Advice::Random);
+        }
+    }
+
+    #[cfg(not(unix))]
+    pub fn expect_any_order(&self) {}
+
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: `len` bytes from `start` were allocated and zeroed, or mapped, and live as long as `self`.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+
+    /// Panics for bytes of a file.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `bytes`; the borrow is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().add(self.offset), self.len) }
+        assert!(!self.is_mapped(), "a map is only read");
+        // SAFETY: as in `bytes`, allocated; the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 
     pub fn floats(&self) -> &[f32] {
         // SAFETY: as in `bytes`; the start is aligned to 64 bytes, and every bit pattern is an f32.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr().add(self.offset).cast(), self.len / 4) }
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), self.len / 4) }
     }
 
+    /// Panics for bytes of a file.
     pub fn floats_mut(&mut self) -> &mut [f32] {
-        // SAFETY: as in `floats`; the borrow is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().add(self.offset).cast(), self.len / 4) }
+        assert!(!self.is_mapped(), "a map is only read");
+        // SAFETY: as in `floats`, allocated; the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().cast(), self.len / 4) }
     }
 
     /// A hint: without it everything works, only slower.
@@ -73,8 +116,7 @@ impl Memory {
         if whole > 0 {
             // SAFETY: the range is inside the allocation and starts on a huge page; the advice changes no content.
             unsafe {
-                let start = self.start.as_ptr().add(self.offset);
-                libc::madvise(start.cast(), whole, libc::MADV_HUGEPAGE);
+                libc::madvise(self.start.as_ptr().cast(), whole, libc::MADV_HUGEPAGE);
             }
         }
     }
@@ -95,8 +137,10 @@ fn alignment(_: usize) -> usize {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: `start` was allocated with `layout`, and nothing borrows it any more.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) };
+        if let Owner::Allocated(at, layout) = &self.owner {
+            // SAFETY: `at` was allocated with `layout`, and nothing borrows it any more.
+            unsafe { dealloc(at.as_ptr(), *layout) };
+        }
     }
 }
 
@@ -118,6 +162,21 @@ pub(crate) struct Embeddings {
 }
 
 impl Embeddings {
+    /// Rows of `dim` values with their padding, as [`Self::bytes_of`] has them.
+    pub fn of(memory: Memory, dim: usize) -> Self {
+        Self { memory, dim, stride: dim.next_multiple_of(LINE) }
+    }
+
+    /// All rows with their padding.
+    pub fn bytes_of(&self) -> &[u8] {
+        self.memory.bytes()
+    }
+
+    /// Whether the rows lie in a file.
+    pub fn is_mapped(&self) -> bool {
+        self.memory.is_mapped()
+    }
+
     /// N rows of zeros.
     pub fn zeroed(rows: usize, dim: usize) -> Result<Self> {
         let stride = dim.next_multiple_of(LINE);
@@ -158,7 +217,7 @@ impl Embeddings {
 
     /// Bytes of memory.
     pub fn bytes(&self) -> usize {
-        self.memory.bytes().len()
+        if self.is_mapped() { 0 } else { self.memory.bytes().len() }
     }
 
     /// All rows with their padding, (N × stride).

@@ -50,6 +50,10 @@ impl Disk {
         Ok(Self { file: Arc::new(file), len, buffers: Arc::default() })
     }
 
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     fn read_at(&self, into: &mut [u8], position: u64) -> std::io::Result<usize> {
         #[cfg(unix)]
         return std::os::unix::fs::FileExt::read_at(&*self.file, into, position);
@@ -57,7 +61,7 @@ impl Disk {
         return std::os::windows::fs::FileExt::seek_read(&*self.file, into, position);
     }
 
-    fn read_exactly(&self, mut into: &mut [u8], mut position: u64) -> std::io::Result<()> {
+    pub fn read_exactly(&self, mut into: &mut [u8], mut position: u64) -> std::io::Result<()> {
         while !into.is_empty() {
             match self.read_at(into, position) {
                 Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),

@@ -34,6 +34,19 @@ impl Ids {
         Ok(all)
     }
 
+    /// From text and ends as [`Self::parts`] has them; `None` where they don't fit each other.
+    pub fn from_parts(text: Vec<u8>, ends: Vec<u32>) -> Option<Self> {
+        let text = String::from_utf8(text).ok()?;
+        let ascend = ends.is_sorted() && ends.last().copied().unwrap_or(0) as usize == text.len();
+        let whole = ends.iter().all(|end| text.is_char_boundary(*end as usize));
+        (ascend && whole).then_some(Self { text, ends })
+    }
+
+    /// The text of all ids, and where each ends.
+    pub fn parts(&self) -> (&[u8], &[u32]) {
+        (self.text.as_bytes(), &self.ends)
+    }
+
     pub fn len(&self) -> usize {
         self.ends.len()
     }
@@ -82,6 +95,20 @@ impl Ids {
         let order: Vec<u32> = keyed.into_iter().map(|(_, row)| row).collect();
         self.check(&order)?;
         Ok(Order::Listed(order))
+    }
+
+    /// Whether the ids ascend in this order, strictly, and none is empty.
+    pub fn is_in(&self, order: &Order) -> bool {
+        let filled = (0..self.len()).all(|row| !self.get(row).is_empty());
+        let ascends = match order {
+            Order::Rows => (1..self.len()).all(|row| self.compare(row as u32 - 1, row as u32).is_lt()),
+            Order::Listed(rows) => {
+                rows.len() == self.len()
+                    && rows.iter().all(|row| (*row as usize) < self.len())
+                    && rows.windows(2).all(|pair| self.compare(pair[0], pair[1]).is_lt())
+            }
+        };
+        filled && ascends
     }
 
     fn check(&self, order: &[u32]) -> Result<()> {

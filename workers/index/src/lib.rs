@@ -3,7 +3,8 @@
 //! A shard is an immutable slice of one generation: unit-norm embeddings with item ids, labels and a pointer
 //! to the source image. [`encode_shard`] and [`decode_shard`] are its file form (Parquet, readable by any
 //! tool), [`Shard`] its form in memory, [`top_k`] the search. [`Shard::with_codes`] makes searches several times
-//! faster than the rows can be read; `search` says how, and why answers stay what they are.
+//! faster than the rows can be read; `search` says how, and why answers stay what they are. [`Cache`] keeps shards on the
+//! local disk in a form that is ready at once and needs no memory for the f32 rows.
 //!
 //! Invariants.
 //! * Nothing enters a file or a [`Shard`] unchecked: every embedding is finite and of norm 1 ± 0.001, item ids
@@ -16,6 +17,7 @@
 
 mod approximate;
 mod buffer;
+mod cache;
 mod cancel;
 mod codes;
 mod disk;
@@ -24,12 +26,14 @@ mod file;
 mod filter;
 mod ids;
 mod kernels;
+mod local;
 mod pages;
 mod rows;
 mod search;
 mod shard;
 
 pub use approximate::{Approximate, Approximation, top_k_approximate};
+pub use cache::Cache;
 pub use cancel::Cancel;
 pub use error::{Error, ErrorKind, Result};
 pub use file::{decode_shard, encode_shard};

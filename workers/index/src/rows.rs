@@ -126,6 +126,11 @@ pub(crate) fn is_surely_unit(embedding: &[f32]) -> bool {
     for (lane, v) in lanes.iter_mut().zip(rest) {
         *lane += v * v;
     }
-    let square: f32 = lanes.iter().sum();
+    is_surely_one(lanes.iter().sum())
+}
+
+/// The same of an f32 sum of squares that was made in at least 16 lanes, with or without fused additions.
+#[inline(always)]
+pub(crate) fn is_surely_one(square: f32) -> bool {
     (square - 1.0).abs() < NORM_TOLERANCE as f32 / 2.0
 }

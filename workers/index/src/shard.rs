@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use parquet::file::reader::ChunkReader;
@@ -17,12 +18,12 @@ use crate::filter::{Filter, LabelColumns, RowSet};
 use crate::ids::Order;
 use crate::kernels::{Dots, Isa, Work};
 use crate::pages::Values;
-use crate::rows::{ShardRows, check_codes, check_embedding, is_surely_unit};
+use crate::rows::{ShardRows, check_codes, check_embedding, is_surely_one, is_surely_unit};
 
 /// Bytes of memory of a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
-    /// f32 rows with their padding.
+    /// f32 rows with their padding; 0 where they lie in a local file, which the system caches as it likes.
     pub embeddings: usize,
     /// Quantised copies of the rows.
     pub codes: usize,
@@ -67,6 +68,8 @@ pub struct Shard {
     /// What a fast search reads.
     codes: Option<Codes>,
     approximate: Option<Approximate>,
+    /// Keeps its local file from being thrown away.
+    lease: Option<Arc<()>>,
 }
 
 impl Shard {
@@ -114,9 +117,19 @@ impl Shard {
         Ok(Self::of(number, embeddings, columns, attributes, by_id))
     }
 
-    fn of(number: u32, embeddings: Embeddings, columns: Columns, attributes: usize, by_id: Order) -> Self {
+    pub(crate) fn of(number: u32, embeddings: Embeddings, columns: Columns, attributes: usize, by_id: Order) -> Self {
         let label_columns = LabelColumns::new(&columns.labels, attributes);
-        Self { number, embeddings, columns, attributes, by_id, label_columns, codes: None, approximate: None }
+        Self {
+            number,
+            embeddings,
+            columns,
+            attributes,
+            by_id,
+            label_columns,
+            codes: None,
+            approximate: None,
+            lease: None,
+        }
     }
 
     /// Quantises the rows for fast searches, on the current rayon pool; without that a search reads all rows.
@@ -213,6 +226,23 @@ impl Shard {
         }
     }
 
+    pub(crate) fn set_codes(&mut self, codes: Option<Codes>) {
+        self.codes = codes;
+    }
+
+    pub(crate) fn set_lease(&mut self, lease: Arc<()>) {
+        self.lease = Some(lease);
+    }
+
+    /// Whether the f32 rows lie in a local file, so that the system can take their memory back at any time.
+    pub fn is_mapped(&self) -> bool {
+        self.embeddings.is_mapped()
+    }
+
+    pub(crate) fn columns(&self) -> (&Columns, &Order) {
+        (&self.columns, &self.by_id)
+    }
+
     pub(crate) fn codes(&self) -> Option<&Codes> {
         self.codes.as_ref()
     }
@@ -261,13 +291,26 @@ impl Work for Copy<'_> {
     type Output = Option<usize>;
 
     #[inline(always)]
-    fn call<D: Dots>(self, _: D) -> Option<usize> {
+    fn call<D: Dots>(self, dots: D) -> Option<usize> {
+        let Self { rows, dim, values: Values { first, bytes, .. } } = self;
         let mut doubtful = None;
-        write_rows(self.rows, self.dim, self.values.first, self.values.bytes, |row, embedding| {
-            if doubtful.is_none() && !is_surely_unit(embedding) {
+        let mut check = |row: usize, sound: bool| {
+            if doubtful.is_none() && !sound {
                 doubtful = Some(row);
             }
+        };
+        // A page may start and end within a row.
+        let row_bytes = 4 * dim;
+        let (head, rest) = bytes.split_at((first.next_multiple_of(dim) - first).saturating_mul(4).min(bytes.len()));
+        let (whole, tail) = rest.split_at(rest.len() / row_bytes * row_bytes);
+        let (row, stride) = (first.div_ceil(dim), dim.next_multiple_of(LINE));
+        write_rows(rows, dim, first, head, |row, embedding| check(row, is_surely_unit(embedding)));
+        let (mut next, start) = (row, (row * stride).min(rows.len()));
+        dots.copy_rows(whole, &mut rows[start..], dim, stride, |square| {
+            check(next, is_surely_one(square));
+            next += 1;
         });
+        write_rows(rows, dim, next * dim, tail, |row, embedding| check(row, is_surely_unit(embedding)));
         doubtful
     }
 }

@@ -3,7 +3,7 @@
 //! | bytes | |
 //! |---|---|
 //! | 8 | `LKAPPROX` |
-//! | 4 | version, 1 |
+//! | 4 | version, 2 |
 //! | 4 | D |
 //! | 8 | N |
 //! | 4 | L, the number of lists |
@@ -11,7 +11,7 @@
 //! | 32 | SHA-256 of the shard's file |
 //! | 4·L·D | centroids, f32 |
 //! | 4·N | the list of each row, u32 |
-//! | 24·P | points: K u32, cut f32, lists u32, rerank u32, recall f32, rows looked at f32 |
+//! | 28·P | points: K u32, weight f32, cut f32, lists u32, rerank u32, recall f32, cost f32 |
 //! | 4 | CRC-32C of everything before |
 
 use super::lists::Lists;
@@ -22,9 +22,9 @@ use crate::error::{Error, Result};
 use crate::shard::Shard;
 
 const MAGIC: &[u8; 8] = b"LKAPPROX";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_BYTES: usize = 64;
-const POINT_BYTES: usize = 24;
+const POINT_BYTES: usize = 28;
 const SUM_BYTES: usize = 4;
 /// Bytes of a digest.
 const DIGEST_BYTES: usize = 32;
@@ -32,6 +32,8 @@ const DIGEST_BYTES: usize = 32;
 const MOST_POINTS: usize = 4096;
 /// Largest norm of a centroid, a mean of unit rows.
 const LARGEST_NORM: f64 = 1.01;
+/// Largest weight of a centroid's norm.
+const LARGEST_WEIGHT: f32 = 4.0;
 /// Rows that an effort may rerank.
 const MOST_RERANK: u32 = 1 << 20;
 
@@ -51,14 +53,15 @@ impl Approximate {
             bytes.extend(centroids.row(list).iter().flat_map(|v| v.to_le_bytes()));
         }
         bytes.extend(self.lists.assigned(shard.rows()).iter().flat_map(|list| list.to_le_bytes()));
-        for Point { k, effort: Effort { cut, lists, rerank }, recall, scanned } in &self.curve {
+        for Point { k, effort: Effort { weight, cut, lists, rerank }, recall, cost } in &self.curve {
             for value in [
                 k.to_le_bytes(),
+                weight.to_le_bytes(),
                 cut.to_le_bytes(),
                 lists.to_le_bytes(),
                 rerank.to_le_bytes(),
                 recall.to_le_bytes(),
-                scanned.to_le_bytes(),
+                cost.to_le_bytes(),
             ] {
                 bytes.extend_from_slice(&value);
             }
@@ -138,14 +141,15 @@ fn point(bytes: &[u8]) -> Result<Point> {
     let (number, float) = (|at: usize| u32::from_le_bytes(words[at]), |at: usize| f32::from_le_bytes(words[at]));
     let point = Point {
         k: number(0),
-        effort: Effort { cut: float(1), lists: number(2), rerank: number(3) },
-        recall: float(4),
-        scanned: float(5),
+        effort: Effort { weight: float(1), cut: float(2), lists: number(3), rerank: number(4) },
+        recall: float(5),
+        cost: float(6),
     };
     let sound = (1..=LARGEST_K as u32).contains(&point.k)
         && (point.k..=MOST_RERANK).contains(&point.effort.rerank)
+        && (0.0..=LARGEST_WEIGHT).contains(&point.effort.weight)
         && point.effort.cut.is_finite()
         && (0.0..=1.0).contains(&point.recall)
-        && point.scanned.is_finite();
+        && point.cost.is_finite();
     if sound { Ok(point) } else { Err(corrupt(&format!("has the point {point:?}"))) }
 }

@@ -1,12 +1,13 @@
-//! The rows of a shard in lists around centroids, as 4-bit codes of what the centroids leave over.
+//! The rows of a shard in lists around centroids, as 2-bit codes of what the centroids leave over.
 
 use rayon::prelude::*;
 
-use crate::buffer::Embeddings;
-use crate::codes::four::{Fit, Four};
+use crate::buffer::{Embeddings, Memory};
+use crate::codes::four::{self, Four};
 use crate::codes::frame::Frame;
 use crate::codes::query::{Shape, four_shape};
-use crate::codes::{Stats, half_square};
+use crate::codes::two::{self, Two};
+use crate::codes::{Seven, SevenFit, Stats, half_square};
 use crate::error::Result;
 use crate::kernels::{BLOCK, Dots, Isa, Work};
 
@@ -19,7 +20,8 @@ pub(super) struct Lists {
     centroids: Embeddings,
     frame: Frame,
     coarse: Four,
-    fine: Four,
+    heads: Seven,
+    fine: Two,
     /// The first block of each list, and the end of the last.
     starts: Vec<u32>,
     /// The row of every place in the blocks.
@@ -41,16 +43,10 @@ impl Lists {
             rows[*start as usize * BLOCK..][..members.len()].copy_from_slice(members);
         }
         let frame = Frame::new(dim, None, true);
-        let origin = vec![0.0; dim];
-        let every: Vec<u32> = (0..lists as u32).collect();
-        let (coarse, coarse_stats) = quantise(&centroids, &frame, lists, &[(&origin, &every)])?;
-        let around: Vec<(&[f32], &[u32])> =
-            members.iter().enumerate().map(|(list, members)| (centroids.row(list), members.as_slice())).collect();
-        let (fine, fine_stats) = quantise(embeddings, &frame, rows.len(), &around)?;
-        let stats = coarse_stats.and(fine_stats);
+        let (coarse, heads, stats) = quantise_centroids(&centroids, &frame)?;
+        let fine = quantise_rows(embeddings, &centroids, &frame, &members, rows.len())?;
         let shape = four_shape(dim, stats.lane_norm());
-        let (coarse, fine) = (Four::new(dim, coarse, stats), Four::new(dim, fine, stats));
-        Ok(Self { centroids, frame, coarse, fine, starts, rows, shape })
+        Ok(Self { centroids, frame, coarse, heads, fine, starts, rows, shape })
     }
 
     pub fn len(&self) -> usize {
@@ -65,24 +61,34 @@ impl Lists {
         &self.frame
     }
 
-    /// 4-bit codes of the centroids.
+    /// 4-bit codes of the centroids: which lists to look at.
     pub fn coarse(&self) -> &Four {
         &self.coarse
     }
 
-    /// 4-bit codes of the rows, list after list.
-    pub fn fine(&self) -> &Four {
+    /// 7-bit codes of the centroids: what the rows of a list have in common.
+    pub fn heads(&self) -> &Seven {
+        &self.heads
+    }
+
+    /// 2-bit codes of the rows, list after list.
+    pub fn fine(&self) -> &Two {
         &self.fine
     }
 
-    /// For the codes of a query, which meet both.
+    /// For the codes of a query that meet the coarse and the fine ones.
     pub fn shape(&self) -> Shape {
         self.shape
     }
 
     /// The blocks of a list.
-    pub fn blocks(&self, list: u32) -> std::ops::Range<usize> {
-        self.starts[list as usize] as usize..self.starts[list as usize + 1] as usize
+    pub fn blocks(&self, list: u32) -> std::ops::Range<u32> {
+        self.starts[list as usize]..self.starts[list as usize + 1]
+    }
+
+    /// Rows that a list surely has: its last block may be nearly empty.
+    pub fn least_rows(&self, list: u32) -> usize {
+        (self.blocks(list).len() * BLOCK).saturating_sub(BLOCK - 1)
     }
 
     /// The row at a place of the blocks.
@@ -90,73 +96,126 @@ impl Lists {
         self.rows[place as usize]
     }
 
+    /// All places of the blocks with the rows that lie there.
+    pub fn places(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.rows.iter().enumerate().filter(|(_, row)| **row != NO_ROW).map(|(place, row)| (place as u32, *row))
+    }
+
     /// The list of each of `count` rows.
     pub fn assigned(&self, count: usize) -> Vec<u32> {
         let mut assigned = vec![0; count];
         for list in 0..self.len() as u32 {
             let blocks = self.blocks(list);
-            let places = &self.rows[blocks.start * BLOCK..blocks.end * BLOCK];
+            let places = &self.rows[blocks.start as usize * BLOCK..blocks.end as usize * BLOCK];
             places.iter().filter(|row| **row != NO_ROW).for_each(|row| assigned[*row as usize] = list);
         }
         assigned
     }
 
     pub fn bytes(&self) -> usize {
-        let codes = self.coarse.bytes() + self.fine.bytes() + self.frame.bytes();
+        let codes = self.coarse.bytes() + self.heads.bytes() + self.fine.bytes() + self.frame.bytes();
         self.centroids.bytes() + codes + (self.starts.len() + self.rows.len()) * 4
     }
 }
 
-/// Codes of the members of each list around its centre; every list starts a block.
-fn quantise(
+/// Both kinds of codes of the centroids.
+fn quantise_centroids(centroids: &Embeddings, frame: &Frame) -> Result<(Four, Seven, Stats)> {
+    let (dim, lists) = (centroids.dim(), centroids.rows());
+    let (mut coarse, mut heads) = (Four::memory(lists, dim)?, Seven::memory(lists, dim)?);
+    let blocks = coarse.bytes_mut().par_chunks_exact_mut(Four::block_bytes(dim));
+    let tasks = blocks.zip(heads.bytes_mut().par_chunks_mut(BLOCK * Seven::row_bytes(dim))).enumerate();
+    let isa = Isa::best();
+    let stats = tasks
+        .map(|(block, (coarse, heads))| isa.run(QuantiseCentroids { centroids, frame, block, coarse, heads }))
+        .reduce(<(Stats, Stats)>::default, |a, b| (a.0.and(b.0), a.1.and(b.1)));
+    Ok((Four::new(dim, coarse, stats.0), Seven::new(dim, heads, stats.1), stats.0))
+}
+
+/// The centroids of one block.
+struct QuantiseCentroids<'a> {
+    centroids: &'a Embeddings,
+    frame: &'a Frame,
+    block: usize,
+    coarse: &'a mut [u8],
+    heads: &'a mut [u8],
+}
+
+impl Work for QuantiseCentroids<'_> {
+    type Output = (Stats, Stats);
+
+    #[inline(always)]
+    fn call<D: Dots>(self, _: D) -> (Stats, Stats) {
+        let Self { centroids, frame, block, coarse, heads } = self;
+        let dim = centroids.dim();
+        let (mut turned, mut narrow) = (vec![0.0; dim], vec![0.0; dim]);
+        let (mut four, mut seven) = (four::Fit::default(), SevenFit::default());
+        let mut stats = <(Stats, Stats)>::default();
+        let here = centroids.rows().saturating_sub(block * BLOCK).min(BLOCK);
+        for (at, head) in heads.chunks_exact_mut(Seven::row_bytes(dim)).enumerate() {
+            let centroid = centroids.row(block * BLOCK + at);
+            frame.apply(centroid, &mut turned);
+            narrow.iter_mut().zip(&turned).for_each(|(out, v)| *out = *v as f32);
+            four.fit(&turned, &narrow, &mut stats.0);
+            four.write(coarse, at, half_square(centroid));
+            seven.fit(&turned, &narrow, &mut stats.1);
+            seven.write(head, half_square(centroid));
+        }
+        (here..BLOCK).for_each(|at| four::Fit::write_none(coarse, at));
+        stats
+    }
+}
+
+/// Codes of the members of each list around its centroid; every list starts a block.
+fn quantise_rows(
     rows: &Embeddings,
+    centroids: &Embeddings,
     frame: &Frame,
+    members: &[Vec<u32>],
     places: usize,
-    lists: &[(&[f32], &[u32])],
-) -> Result<(crate::buffer::Memory, Stats)> {
-    let block_bytes = Four::block_bytes(rows.dim());
-    let mut memory = Four::memory(places, rows.dim())?;
-    let (mut left, mut parts) = (memory.bytes_mut(), Vec::with_capacity(lists.len()));
-    for (centre, members) in lists {
-        let (blocks, rest) = left.split_at_mut(members.len().div_ceil(BLOCK) * block_bytes);
-        parts.push(Quantise { rows, frame, centre, members, blocks });
+) -> Result<Two> {
+    let mut memory: Memory = Two::memory(places, rows.dim())?;
+    let (mut left, mut parts) = (memory.bytes_mut(), Vec::with_capacity(members.len()));
+    for (list, members) in members.iter().enumerate() {
+        let (blocks, rest) = left.split_at_mut(members.len().div_ceil(BLOCK) * Two::block_bytes(rows.dim()));
+        parts.push(QuantiseRows { rows, frame, centroid: centroids.row(list), members, blocks });
         left = rest;
     }
     let isa = Isa::best();
-    let stats = parts.into_par_iter().map(|part| isa.run(part)).reduce(Stats::default, Stats::and);
-    Ok((memory, stats))
+    parts.into_par_iter().for_each(|part| isa.run(part));
+    Ok(Two::new(rows.dim(), memory))
 }
 
 /// The rows of one list.
-struct Quantise<'a> {
+struct QuantiseRows<'a> {
     rows: &'a Embeddings,
     frame: &'a Frame,
-    centre: &'a [f32],
+    centroid: &'a [f32],
     members: &'a [u32],
     blocks: &'a mut [u8],
 }
 
-impl Work for Quantise<'_> {
-    type Output = Stats;
+impl Work for QuantiseRows<'_> {
+    type Output = ();
 
     #[inline(always)]
-    fn call<D: Dots>(self, _: D) -> Stats {
-        let dim = self.rows.dim();
-        let (mut turned, mut narrow) = (vec![0.0; dim], vec![0.0; dim]);
-        let (mut fit, mut stats) = (Fit::default(), Stats::default());
-        let block_bytes = Four::block_bytes(dim);
-        for (at, member) in self.members.iter().enumerate() {
-            let row = self.rows.row(*member as usize);
-            narrow.iter_mut().zip(row).zip(self.centre).for_each(|((out, v), c)| *out = v - c);
-            self.frame.apply(&narrow, &mut turned);
-            narrow.iter_mut().zip(&turned).for_each(|(out, v)| *out = *v as f32);
-            fit.fit(&turned, &narrow, &mut stats);
-            let block = &mut self.blocks[at / BLOCK * block_bytes..][..block_bytes];
-            fit.write(block, at % BLOCK, half_square(row));
+    fn call<D: Dots>(self, _: D) {
+        let Self { rows, frame, centroid, members, blocks } = self;
+        let dim = rows.dim();
+        let (mut centre, mut whole, mut rest) = (vec![0.0; dim], vec![0.0; dim], vec![0.0; dim]);
+        let mut narrow = vec![0.0; dim];
+        frame.apply(centroid, &mut centre);
+        let mut fit = two::Fit::default();
+        let mut blocks = blocks.chunks_exact_mut(Two::block_bytes(dim));
+        for members in members.chunks(BLOCK) {
+            let block = blocks.next().expect("a block for every 16 members");
+            for (at, member) in members.iter().enumerate() {
+                frame.apply(rows.row(*member as usize), &mut whole);
+                rest.iter_mut().zip(whole.iter().zip(&centre)).for_each(|(out, (v, c))| *out = v - c);
+                narrow.iter_mut().zip(&rest).for_each(|(out, v)| *out = *v as f32);
+                fit.fit(&rest, &narrow, &whole);
+                fit.write(block, at);
+            }
+            (members.len()..BLOCK).for_each(|at| two::Fit::write_none(block, at));
         }
-        for at in self.members.len()..self.members.len().next_multiple_of(BLOCK) {
-            Fit::write_none(&mut self.blocks[at / BLOCK * block_bytes..][..block_bytes], at % BLOCK);
-        }
-        stats
     }
 }

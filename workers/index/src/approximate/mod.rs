@@ -1,16 +1,19 @@
 //! Approximate search: only the lists that are likely to hold the nearest rows are looked at.
 //!
 //! The rows of a shard are cut into about 8·√N lists around centroids ([`kmeans`]). A query orders the lists by their
-//! centroids' scores, goes through the best of them on 4-bit codes, and reranks what looks best by the canonical
+//! centroids' scores, goes through the best of them on 2-bit codes, and reranks what looks best by the canonical
 //! distance: distances and order of what is found are those of the exact search, only rows can be missing.
 //!
-//! *Codes.* A row x of the list around c has 4-bit codes of x − c, so that q·x − ‖x‖²/2 is estimated as
-//! q·c + q·(x − c) − ‖x‖²/2 with an exact q·c. What is left after the centroid is shorter than the row, and so is the error.
+//! *Codes.* A row x of the list around c has 2-bit codes of x − c, so that q·x is estimated as q·c + q·(x − c), with q·c
+//! from 7-bit codes ([`crate::codes::two`]). Rows are of unit norm, so the order of q·x is the order of the distance. A scan
+//! is as fast as its codes can be read, and the few dozen rows more that two bits need reranked cost less than two bits more.
 //!
-//! *How far.* Lists whose score is more than a *cut* below the best one's are left out: a query in the middle of a cluster
-//! needs few lists, one between clusters needs more; and there is a largest number of lists. Which of both, and how many rows are reranked, follows from the
-//! target recall by a curve that is measured when the index is built, on rows that took no part in finding the centroids ([`calibrate`]).
-//! The curve speaks of queries like the rows; for other queries it is a guess.
+//! *How far.* Lists are ordered by q·c − w·‖c‖²/2: w = 1 is the distance of the centroid; a smaller w looks earlier at lists
+//! whose rows are far apart. Those whose score is more than a *cut* below the best one's are left out: a query in the middle of a
+//! cluster needs few lists, one between clusters needs more; and there is a largest number of lists. All that, and how
+//! many rows are reranked, follows from the target recall by a curve that is measured when the index is built, on rows
+//! that took no part in finding the centroids ([`calibrate`]). The recall that is told is a lower bound, of queries like the
+//! rows; for other queries it is a guess.
 //!
 //! *File.* Centroids, the list of every row and the curve; codes are made again when it is loaded. See
 //! `schemas/docs/approximate.md` and [`file`].
@@ -53,10 +56,10 @@ struct Point {
     /// Rows of the answers.
     k: u32,
     effort: Effort,
-    /// Part of the K nearest rows that were found, on average.
+    /// Part of the K nearest rows that it surely finds, on average.
     recall: f32,
-    /// Rows that were looked at, on average.
-    scanned: f32,
+    /// What it costs, in rows that are looked at.
+    cost: f32,
 }
 
 /// An answer of [`top_k_approximate`].
@@ -64,7 +67,8 @@ struct Point {
 pub struct Approximation {
     /// In ranking order.
     pub candidates: Vec<Candidate>,
-    /// The part of the true answer that is expected among them, by the samples of the shards; 1 is exact.
+    /// The part of the true answer that is among them on average, by the samples of the shards: a bound that the mean of
+    /// queries like the rows is below in one case of twenty; 1 is exact.
     pub recall: f64,
 }
 
@@ -74,7 +78,8 @@ impl Approximate {
 
     /// Builds the index on the current rayon pool; `None` for a shard of few rows, which is searched exactly as fast.
     ///
-    /// Equal shards give equal indexes, on any number of threads. A shard with codes is calibrated much faster.
+    /// Equal shards give equal indexes, on any number of threads. A shard with codes is calibrated much faster. Takes
+    /// time with N·√N.
     pub fn build(shard: &Shard) -> Result<Option<Self>> {
         if shard.rows() < LEAST_ROWS {
             return Ok(None);
@@ -96,12 +101,11 @@ impl Approximate {
         self.lists.bytes() + self.curve.len() * size_of::<Point>()
     }
 
-    /// The least effort that was measured to reach `recall` for `k`, with what it reached; `None` where none did.
+    /// The least effort that surely reaches `recall` for `k`, with what it reaches; `None` where none does.
     fn effort(&self, k: usize, recall: f64) -> Option<Point> {
         let class = self.curve.iter().map(|point| point.k as usize).filter(|class| *class >= k).min()?;
         let enough = |point: &&Point| point.k as usize == class && f64::from(point.recall) >= recall;
-        let cost = |point: &Point| probe::cost(point.scanned, point.effort.rerank);
-        self.curve.iter().filter(enough).min_by(|a, b| cost(a).total_cmp(&cost(b))).copied()
+        self.curve.iter().filter(enough).min_by(|a, b| a.cost.total_cmp(&b.cost)).copied()
     }
 }
 

@@ -90,6 +90,11 @@ impl Four {
     pub fn bytes(&self) -> usize {
         self.memory.bytes().len()
     }
+
+    /// All codes, and what they have in common.
+    pub fn parts_of_all(&self) -> (&[u8], Stats) {
+        (self.memory.bytes(), self.stats)
+    }
 }
 
 /// A row's codes with their scale and residual norm.

@@ -49,6 +49,11 @@ impl Frame {
         }
     }
 
+    /// What is taken away, if anything, and whether it turns.
+    pub fn parts(&self) -> (Option<&[f32]>, bool) {
+        (self.centre.as_deref(), self.signs.is_some())
+    }
+
     /// Bytes of memory, at most.
     pub fn most_bytes(dim: usize) -> usize {
         dim * 4 + MATRICES * dim * 8

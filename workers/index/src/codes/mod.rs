@@ -8,17 +8,18 @@ pub(crate) mod four;
 pub(crate) mod frame;
 pub(crate) mod query;
 pub(crate) mod seven;
+pub(crate) mod two;
 
 use rayon::prelude::*;
 
-use crate::buffer::Embeddings;
+use crate::buffer::{Embeddings, Memory};
 use crate::error::Result;
 use crate::kernels::{BLOCK, Dots, Isa, Work};
 use four::Four;
 use frame::Frame;
 use query::NORMS;
 pub(crate) use seven::Fit as SevenFit;
-use seven::Seven;
+pub(crate) use seven::Seven;
 
 /// Rows of which the mean is taken.
 const MEAN_ROWS: usize = 4096;
@@ -81,6 +82,23 @@ impl Codes {
             seven: Seven::new(dim, seven, all.seven),
             reach: all.reach,
         }))
+    }
+
+    /// From what [`Self::frame`] and the levels' `parts_of_all` told; `None` for sizes that don't fit.
+    pub fn of(
+        (count, dim): (usize, usize),
+        frame: Frame,
+        (four, four_stats): (Memory, Stats),
+        (seven, seven_stats): (Memory, Stats),
+        reach: f64,
+    ) -> Option<Self> {
+        let sizes = (count.div_ceil(BLOCK) * Four::block_bytes(dim), count * Seven::row_bytes(dim));
+        ((four.bytes().len(), seven.bytes().len()) == sizes && NORMS.contains(&reach)).then(|| Self {
+            frame,
+            four: Four::new(dim, four, four_stats),
+            seven: Seven::new(dim, seven, seven_stats),
+            reach,
+        })
     }
 
     pub fn frame(&self) -> &Frame {

@@ -218,13 +218,13 @@ impl Narrow {
         let four_level = Level::new(&place, unit, residual, codes.four().hat());
         let (row, unit, residual) = wide_codes(&turned, codes.seven().code_bytes());
         let row_level = Level::new(&place, unit, residual, codes.seven().hat());
-        let row_offset = row.iter().fold(0, |sum: i32, p| sum.wrapping_add(64 * i32::from(*p)));
+        let row_offset = row_offset(&row);
         Some(Self { place, four, four_level, row, row_offset, row_level })
     }
 }
 
 /// 16-bit codes for single rows; no sum of products with 7-bit codes leaves 32 bits.
-fn wide_codes(query: &[f64], padded: usize) -> (Vec<i16>, f32, f64) {
+pub(crate) fn wide_codes(query: &[f64], padded: usize) -> (Vec<i16>, f32, f64) {
     let limit = (i32::MAX / 63 / padded as i32).min(i32::from(i16::MAX));
     let largest = query.iter().fold(0f64, |a, v| a.max(v.abs()));
     let unit = (largest / f64::from(limit)) as f32 * (1.0 + 1e-6);
@@ -232,6 +232,11 @@ fn wide_codes(query: &[f64], padded: usize) -> (Vec<i16>, f32, f64) {
     let residual: f64 = query.iter().zip(&codes).map(|(v, p)| (v - f64::from(unit) * f64::from(*p)).powi(2)).sum();
     codes.resize(padded, 0);
     (codes, unit, residual.sqrt())
+}
+
+/// What the offset of a row's codes adds to its dot product, modulo 2³².
+pub(crate) fn row_offset(codes: &[i16]) -> i32 {
+    codes.iter().fold(0, |sum: i32, p| sum.wrapping_add(64 * i32::from(*p)))
 }
 
 /// A query for the tiles of the 7-bit level.

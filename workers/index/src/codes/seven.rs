@@ -26,16 +26,16 @@ pub(crate) struct Seven {
 }
 
 impl Seven {
-    pub(super) fn row_bytes(dim: usize) -> usize {
+    pub(crate) fn row_bytes(dim: usize) -> usize {
         (dim.next_multiple_of(PAD) + TAIL_BYTES).next_multiple_of(ALIGN)
     }
 
     /// Memory for rows, not yet written.
-    pub(super) fn memory(rows: usize, dim: usize) -> Result<Memory> {
+    pub(crate) fn memory(rows: usize, dim: usize) -> Result<Memory> {
         Memory::zeroed(rows * Self::row_bytes(dim))
     }
 
-    pub(super) fn new(dim: usize, memory: Memory, stats: Stats) -> Self {
+    pub(crate) fn new(dim: usize, memory: Memory, stats: Stats) -> Self {
         Self { dim, memory, stats }
     }
 
@@ -88,6 +88,11 @@ impl Seven {
 
     pub fn bytes(&self) -> usize {
         self.memory.bytes().len()
+    }
+
+    /// All codes, and what they have in common.
+    pub fn parts_of_all(&self) -> (&[u8], Stats) {
+        (self.memory.bytes(), self.stats)
     }
 }
 

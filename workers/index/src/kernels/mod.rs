@@ -25,6 +25,8 @@ pub(crate) const WIDE: usize = 4;
 pub(crate) const FOUR_STEP: usize = 8;
 /// Steps after which the 16-bit lanes of the 4-bit kernel are emptied.
 pub(crate) const FOUR_SEGMENT: usize = 40;
+/// Dimensions of one step of the 2-bit kernel: four times four bytes, from the lowest bits to the highest.
+pub(crate) const TWO_STEP: usize = 16;
 /// Dimensions of one step of the 7-bit kernel: four bytes.
 pub(crate) const SEVEN_STEP: usize = 4;
 /// Steps after which the 16-bit lanes of the 7-bit kernel are emptied.
@@ -48,6 +50,11 @@ pub(crate) trait Dots: Copy {
     /// Per step `block` has four bytes of every row; low halves are the first four dimensions, high halves the next.
     fn four<const Q: usize>(self, block: &[u8], queries: [&QueryCodes; Q]) -> [[i32; BLOCK]; Q];
 
+    /// Σ p·c of 16 rows of 2-bit codes c with a query whose codes fill whole steps.
+    ///
+    /// Per step `block` has four bytes of every row; their lowest two bits are the first four dimensions.
+    fn two(self, block: &[u8], query: &QueryCodes) -> [i32; BLOCK];
+
     /// Σ p·(c − 64) of three groups of rows of 7-bit codes c with four queries, (group × query × row).
     ///
     /// Per step a group has four bytes of each of its rows; the groups follow each other.
@@ -55,6 +62,23 @@ pub(crate) trait Dots: Copy {
 
     /// Σ p·c of one row of 7-bit codes, modulo 2³²; the lengths are equal multiples of 16.
     fn row(self, row: &[u8], query: &[i16]) -> i32;
+
+    /// A bit for each score that is above `limit`; NaN is not.
+    fn above(self, scores: &[f32; BLOCK], limit: f32) -> u16;
+
+    /// Copies whole rows of `dim` little-endian f32 into rows that lie `stride` apart. Tells the sum of squares of each
+    /// to `each`, in order; it is added up in 16 lanes.
+    #[inline(always)]
+    fn copy_rows(self, from: &[u8], to: &mut [f32], dim: usize, stride: usize, mut each: impl FnMut(f32)) {
+        for (from, to) in from.chunks_exact(4 * dim).zip(to.chunks_exact_mut(stride)) {
+            let mut lanes = [0f32; 16];
+            for (i, (slot, bytes)) in to.iter_mut().zip(from.as_chunks::<4>().0).enumerate() {
+                *slot = f32::from_le_bytes(*bytes);
+                lanes[i % 16] += *slot * *slot;
+            }
+            each(lanes.iter().sum());
+        }
+    }
 
     /// Asks for memory that will soon be read.
     fn prefetch<T>(self, values: &[T]);
@@ -135,6 +159,18 @@ mod tests {
         }
     }
 
+    struct Two<'a>(&'a [u8], &'a QueryCodes);
+    impl Work for Two<'_> {
+        type Output = ([i32; BLOCK], u16);
+        #[inline(always)]
+        fn call<D: Dots>(self, dots: D) -> Self::Output {
+            let sums = dots.two(self.0, self.1);
+            let mut scores = sums.map(|sum| sum as f32);
+            scores[3] = f32::NAN;
+            (sums, dots.above(&scores, scores[5]))
+        }
+    }
+
     struct Seven<'a>(&'a [u8], &'a [QueryCodes; 4]);
     impl Work for Seven<'_> {
         type Output = [[[i32; GROUP]; WIDE]; GROUPS];
@@ -176,6 +212,41 @@ mod tests {
         })
     }
 
+    struct Rows<'a>(&'a [u8], usize);
+    impl Work for Rows<'_> {
+        type Output = (Vec<f32>, Vec<f32>);
+        #[inline(always)]
+        fn call<D: Dots>(self, dots: D) -> Self::Output {
+            let (rows, stride) = (self.0.len() / 4 / self.1, self.1.next_multiple_of(16));
+            let mut held = crate::buffer::Embeddings::zeroed(rows, self.1).expect("memory");
+            let mut sums = Vec::new();
+            dots.copy_rows(self.0, held.values_mut(), self.1, stride, |sum| sums.push(sum));
+            (held.padded(0, rows).to_vec(), sums)
+        }
+    }
+
+    #[test]
+    fn rows_are_copied_alike_by_every_set() {
+        for dim in [1, 15, 16, 17, 100, 300] {
+            let values: Vec<f32> = (0..7 * dim).map(|i| (i * 37 % 101) as f32 / 101.0 - 0.5).collect();
+            // From an odd address, as pages have them.
+            let bytes: Vec<u8> = std::iter::once(0).chain(values.iter().flat_map(|v| v.to_le_bytes())).collect();
+            let (expected, sums) = Rows(&bytes[1..], dim).call(Portable);
+            assert_eq!(
+                expected.chunks(dim.next_multiple_of(16)).flat_map(|row| row[..dim].to_vec()).collect::<Vec<_>>(),
+                values
+            );
+            for isa in Isa::all() {
+                let (rows, found) = isa.run(Rows(&bytes[1..], dim));
+                assert_eq!(rows, expected, "{isa:?} {dim}");
+                assert!(
+                    found.len() == 7 && found.iter().zip(&sums).all(|(a, b)| (a - b).abs() < 1e-4 * b),
+                    "{isa:?} {dim}"
+                );
+            }
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(300))]
         #[test]
@@ -189,6 +260,7 @@ mod tests {
                 if extreme { if hash & 1 == 0 { 0 } else { 0xff } } else { hash }
             };
             let four: Vec<u8> = (0..dim.div_ceil(FOUR_STEP) * 64).map(byte).collect();
+            let two: Vec<u8> = (0..dim.div_ceil(TWO_STEP) * 64).map(byte).collect();
             let steps = dim.div_ceil(SEVEN_STEP);
             let seven: Vec<u8> = (0..GROUPS * steps * 32).map(|i| byte(i) % 127 + 1).collect();
             let row: Vec<u8> = (0..dim.next_multiple_of(16)).map(|i| byte(i) % 127 + 1).collect();
@@ -197,7 +269,10 @@ mod tests {
             // The largest norms that rows of these codes can have.
             let four_queries = queries(dim, seed, four_shape(dim, 8.0 * (FOUR_SEGMENT as f64 * 4.0).sqrt()));
             let seven_queries = queries(dim, seed, seven_shape(dim, 63.0 * (SEVEN_SEGMENT as f64 * 2.0).sqrt()));
+            let mut two_query = four_queries[seed as usize % 4].clone();
+            two_query.codes.resize(dim.next_multiple_of(TWO_STEP), 0);
             let expected = Portable;
+            let expected_two = Two(&two, &two_query).call(expected);
             let expected = (
                 Four(&four, &four_queries).call(expected),
                 Seven(&seven, &seven_queries).call(expected),
@@ -206,6 +281,7 @@ mod tests {
             for isa in Isa::all() {
                 prop_assert_eq!(isa.run(Four(&four, &four_queries)), expected.0.clone(), "{:?}", isa);
                 prop_assert_eq!(isa.run(Seven(&seven, &seven_queries)), expected.1, "{:?}", isa);
+                prop_assert_eq!(isa.run(Two(&two, &two_query)), expected_two, "{:?}", isa);
                 prop_assert_eq!(isa.run(Row(&row, &wide)), expected.2, "{:?}", isa);
             }
         }

@@ -1,6 +1,6 @@
 //! The kernels as plain loops: what the others must give.
 
-use super::{BLOCK, Dots, FOUR_STEP, GROUP, GROUPS, QueryCodes, SEVEN_STEP, WIDE};
+use super::{BLOCK, Dots, FOUR_STEP, GROUP, GROUPS, QueryCodes, SEVEN_STEP, TWO_STEP, WIDE};
 
 /// Runs on any processor.
 #[derive(Debug, Clone, Copy)]
@@ -22,6 +22,20 @@ impl Dots for Portable {
             }
             sums
         })
+    }
+
+    #[inline(always)]
+    fn two(self, block: &[u8], query: &QueryCodes) -> [i32; BLOCK] {
+        let mut sums = [0; BLOCK];
+        let steps = query.codes.as_chunks::<TWO_STEP>().0.iter();
+        for (bytes, codes) in block.as_chunks::<{ 4 * BLOCK }>().0.iter().zip(steps) {
+            for (sum, row) in sums.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                for (i, code) in codes.iter().enumerate() {
+                    *sum += i32::from(row[i % 4] >> (i / 4 * 2) & 3) * i32::from(*code);
+                }
+            }
+        }
+        sums
     }
 
     #[inline(always)]
@@ -47,6 +61,11 @@ impl Dots for Portable {
     #[inline(always)]
     fn row(self, row: &[u8], query: &[i16]) -> i32 {
         row.iter().zip(query).fold(0, |sum: i32, (c, p)| sum.wrapping_add(i32::from(*c) * i32::from(*p)))
+    }
+
+    #[inline(always)]
+    fn above(self, scores: &[f32; BLOCK], limit: f32) -> u16 {
+        scores.iter().enumerate().fold(0, |above, (i, score)| above | u16::from(*score > limit) << i)
     }
 
     #[inline(always)]

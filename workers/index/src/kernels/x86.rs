@@ -1,8 +1,10 @@
-//! The kernels for x86: AVX2, and AVX-512 VNNI in 256-bit registers.
+//! The kernels for x86: AVX2, and AVX-512 VNNI, where not said otherwise in 256-bit registers.
 
 use std::arch::x86_64::*;
 
-use super::{BLOCK, Dots, FOUR_SEGMENT, FOUR_STEP, GROUP, GROUPS, QueryCodes, SEVEN_SEGMENT, SEVEN_STEP, WIDE, Work};
+use super::{
+    BLOCK, Dots, FOUR_SEGMENT, FOUR_STEP, GROUP, GROUPS, QueryCodes, SEVEN_SEGMENT, SEVEN_STEP, TWO_STEP, WIDE, Work,
+};
 
 /// Bytes of a register.
 const BYTES: usize = 32;
@@ -129,6 +131,13 @@ fn check_seven(groups: &[u8], queries: &[&QueryCodes; WIDE]) -> usize {
     steps
 }
 
+#[inline(always)]
+fn check_two(block: &[u8], query: &QueryCodes) -> usize {
+    let steps = block.len() / (BYTES * HALVES);
+    assert!(query.codes.len() >= steps * TWO_STEP, "codes of one dimension");
+    steps
+}
+
 /// AVX2: products of bytes are added in 16-bit lanes, modulo 2¹⁶; no lane leaves its range.
 pub(super) mod avx2 {
     use super::*;
@@ -158,6 +167,16 @@ pub(super) mod avx2 {
         fn row(self, codes: &[u8], query: &[i16]) -> i32 {
             // SAFETY: as above.
             unsafe { row(codes, query) }
+        }
+        #[inline(always)]
+        fn two(self, block: &[u8], query: &QueryCodes) -> [i32; BLOCK] {
+            // SAFETY: as above.
+            unsafe { two(block, query) }
+        }
+        #[inline(always)]
+        fn above(self, scores: &[f32; BLOCK], limit: f32) -> u16 {
+            // SAFETY: as above.
+            unsafe { above(scores, limit) }
         }
         #[inline(always)]
         fn prefetch<T>(self, values: &[T]) {
@@ -199,6 +218,58 @@ pub(super) mod avx2 {
             }
         }
         blocks_of(sums)
+    }
+
+    /// Steps after which the 16-bit lanes of `two` are emptied: 40 pairs of products of at most 3·127 fit.
+    const TWO_SEGMENT: usize = 10;
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn two(block: &[u8], query: &QueryCodes) -> [i32; BLOCK] {
+        let steps = check_two(block, query);
+        let (mask, ones) = (_mm256_set1_epi8(3), _mm256_set1_epi16(1));
+        let mut sums = [[_mm256_setzero_si256(); HALVES]];
+        for first in (0..steps).step_by(TWO_SEGMENT) {
+            let mut lanes = [_mm256_setzero_si256(); HALVES];
+            for step in first..steps.min(first + TWO_SEGMENT) {
+                let mut query_codes = [_mm256_setzero_si256(); 4];
+                for (part, codes) in query_codes.iter_mut().enumerate() {
+                    // SAFETY: the query has at least as many codes as `steps` steps take.
+                    *codes = unsafe { broadcast(&query.codes, step * TWO_STEP + 4 * part) };
+                }
+                for (half, lanes) in lanes.iter_mut().enumerate() {
+                    // SAFETY: the block has `steps` steps of this many bytes.
+                    let codes = unsafe { load(block, (step * HALVES + half) * BYTES) };
+                    let parts = [
+                        codes,
+                        _mm256_srli_epi16::<2>(codes),
+                        _mm256_srli_epi16::<4>(codes),
+                        _mm256_srli_epi16::<6>(codes),
+                    ];
+                    for (part, p) in parts.into_iter().zip(query_codes) {
+                        let products = _mm256_maddubs_epi16(_mm256_and_si256(part, mask), p);
+                        *lanes = _mm256_add_epi16(*lanes, products);
+                    }
+                }
+            }
+            for half in 0..HALVES {
+                sums[0][half] = _mm256_add_epi32(sums[0][half], _mm256_madd_epi16(lanes[half], ones));
+            }
+        }
+        blocks_of(sums)[0]
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn above(scores: &[f32; BLOCK], limit: f32) -> u16 {
+        let limit = _mm256_set1_ps(limit);
+        let (low, high) = scores.split_at(GROUP);
+        let mask = |scores: &[f32]| {
+            // SAFETY: both parts have eight values; the load may be unaligned.
+            let scores = unsafe { _mm256_loadu_ps(scores.as_ptr()) };
+            _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(scores, limit)) as u16
+        };
+        mask(low) | mask(high) << GROUP
     }
 
     #[inline]
@@ -265,9 +336,54 @@ pub(super) mod vnni {
             unsafe { row(codes, query) }
         }
         #[inline(always)]
+        fn two(self, block: &[u8], query: &QueryCodes) -> [i32; BLOCK] {
+            // SAFETY: as above.
+            unsafe { two(block, query) }
+        }
+        #[inline(always)]
+        fn above(self, scores: &[f32; BLOCK], limit: f32) -> u16 {
+            // SAFETY: as above.
+            unsafe { above(scores, limit) }
+        }
+        #[inline(always)]
+        fn copy_rows(self, from: &[u8], to: &mut [f32], dim: usize, stride: usize, each: impl FnMut(f32)) {
+            // SAFETY: as above.
+            unsafe { copy_rows(from, to, dim, stride, each) }
+        }
+        #[inline(always)]
         fn prefetch<T>(self, values: &[T]) {
             prefetch_all(values);
         }
+    }
+
+    /// Past the caches: nobody reads the rows soon, and a plain store would first read what it writes over.
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512vl,avx512bw,avx512vnni")]
+    fn copy_rows(from: &[u8], to: &mut [f32], dim: usize, stride: usize, mut each: impl FnMut(f32)) {
+        const LANES: usize = 16;
+        const LINE_BYTES: usize = 64;
+        assert!(to.as_ptr().addr().is_multiple_of(LINE_BYTES) && stride.is_multiple_of(LANES), "rows of whole lines");
+        for (from, to) in from.chunks_exact(4 * dim).zip(to.chunks_exact_mut(stride)) {
+            let (lines, rest) = from.as_chunks::<LINE_BYTES>();
+            let mut squares = _mm512_setzero_ps();
+            for (bytes, line) in lines.iter().zip(to.as_chunks_mut::<LANES>().0) {
+                // SAFETY: both have 64 bytes; the load may be unaligned, and `line` is aligned, since its row starts on a
+                // line and it is a whole number of lines further.
+                unsafe {
+                    let values = _mm512_loadu_ps(bytes.as_ptr().cast());
+                    _mm512_stream_ps(line.as_mut_ptr(), values);
+                    squares = _mm512_fmadd_ps(values, values, squares);
+                }
+            }
+            let mut sum = _mm512_reduce_add_ps(squares);
+            for (slot, bytes) in to[lines.len() * LANES..].iter_mut().zip(rest.as_chunks::<4>().0) {
+                *slot = f32::from_le_bytes(*bytes);
+                sum += *slot * *slot;
+            }
+            each(sum);
+        }
+        // What was streamed is to be seen by whoever sees what follows.
+        _mm_sfence();
     }
 
     #[inline]
@@ -303,6 +419,41 @@ pub(super) mod vnni {
             }
         }
         blocks_of(all)
+    }
+
+    /// In 512-bit registers: a step of a block is one of them.
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512vl,avx512bw,avx512vnni")]
+    fn two(block: &[u8], query: &QueryCodes) -> [i32; BLOCK] {
+        let steps = check_two(block, query);
+        let mask = _mm512_set1_epi8(3);
+        // A sum for each part of the bytes: one sum would wait for each addition.
+        let mut sums = [_mm512_setzero_si512(); 4];
+        for step in 0..steps {
+            // SAFETY: the block has `steps` steps of 64 bytes; the load may be unaligned.
+            let codes = unsafe { _mm512_loadu_si512(block.as_ptr().add(step * BYTES * HALVES).cast()) };
+            let parts =
+                [codes, _mm512_srli_epi16::<2>(codes), _mm512_srli_epi16::<4>(codes), _mm512_srli_epi16::<6>(codes)];
+            for (i, part) in parts.into_iter().enumerate() {
+                let at = step * TWO_STEP + 4 * i;
+                // SAFETY: the query has at least as many codes as `steps` steps take.
+                let p = unsafe { query.codes.as_ptr().add(at).cast::<i32>().read_unaligned() };
+                sums[i] = _mm512_dpbusd_epi32(sums[i], _mm512_and_si512(part, mask), _mm512_set1_epi32(p));
+            }
+        }
+        let sum = _mm512_add_epi32(_mm512_add_epi32(sums[0], sums[1]), _mm512_add_epi32(sums[2], sums[3]));
+        let mut lanes = [0; BLOCK];
+        // SAFETY: the array has 64 bytes; the store may be unaligned.
+        unsafe { _mm512_storeu_si512(lanes.as_mut_ptr().cast(), sum) };
+        lanes
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512vl,avx512bw,avx512vnni")]
+    fn above(scores: &[f32; BLOCK], limit: f32) -> u16 {
+        // SAFETY: the array has 16 values; the load may be unaligned.
+        let scores = unsafe { _mm512_loadu_ps(scores.as_ptr()) };
+        _mm512_cmp_ps_mask::<_CMP_GT_OQ>(scores, _mm512_set1_ps(limit))
     }
 
     #[inline]
