@@ -261,6 +261,11 @@ impl Searcher {
     /// Ends it as SIGKILL does: in the middle of everything, without a farewell.
     fn kill(self) {}
 
+    /// How it ends by itself.
+    async fn ended(mut self) -> Result<Leaving, runtime::StartError> {
+        (&mut self.running).await.unwrap()
+    }
+
     /// Ends it as SIGTERM does.
     async fn leave(mut self) {
         self.shutdown.leaving.cancel();
@@ -880,4 +885,44 @@ async fn a_shard_that_does_not_fit_is_refused_by_name_and_taken_by_another() {
     let _large = bench.searcher("large", 2);
     let whole = bench.ask_all(&question).await;
     assert_eq!(found(&whole.hits), generation.nearest(&unit(&generation.rows[5].1), 20, ""));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_searcher_that_starts_again_takes_its_shards_from_its_disk() {
+    let bench = Bench::start().await;
+    let generation = bench.generation("g1", 1).await;
+    bench.alias(Some(generation.served(1)), None).await;
+    let folder = bench.folder.path().join("disk");
+    let cached = |limit: u64| SearchSettings {
+        cache: Some((folder.clone(), limit)),
+        ..SearchSettings::new(1, Duration::from_secs(600))
+    };
+    let question = strict(request(vec![vector(&generation.rows[5].1)]));
+    let expected = generation.nearest(&unit(&generation.rows[5].1), 20, "");
+    let first = bench.searcher_with("first", cached(1 << 30));
+    assert_eq!(found(&bench.ask_all(&question).await.hits), expected);
+    first.leave().await;
+    // Without the store's shards, and with one of the disk's damaged.
+    let mut kept: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    kept.retain(|path| path.extension().is_some_and(|extension| extension == "shard"));
+    assert_eq!(kept.len() as u32, SHARDS);
+    let damaged = kept.iter().find(|path| path.to_str().unwrap().contains(&hex_of(&generation, 2))).unwrap();
+    let mut bytes = std::fs::read(damaged).unwrap();
+    let end = bytes.len() - 1;
+    bytes[end] ^= 1;
+    std::fs::write(damaged, bytes).unwrap();
+    for shard in generation.manifest.shards.iter().filter(|entry| entry.shard != 2) {
+        std::fs::remove_file(bench.folder.path().join("store").join(&shard.object.key)).unwrap();
+    }
+    let second = bench.searcher_with("second", cached(1 << 30));
+    assert_eq!(found(&bench.ask_all(&question).await.hits), expected);
+    // The folder is one process's.
+    let other = bench.searcher_with("other", cached(1 << 30));
+    let ended = other.ended().await;
+    assert!(!matches!(ended, Ok(Leaving::Asked)), "{ended:?}");
+    second.leave().await;
+}
+
+fn hex_of(generation: &Generation, shard: usize) -> String {
+    generation.manifest.shards[shard].object.digest.to_string()
 }

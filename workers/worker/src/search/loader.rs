@@ -1,11 +1,13 @@
-//! Loads what a searcher holds from the store, and checks that its pieces belong together.
+//! Loads what a searcher holds from the store or from this machine's disk, and checks that its pieces belong together.
+
+use std::sync::Arc;
 
 use bytes::Bytes;
 use candle_core::Device;
 use likeness_contract::documents::{GenerationManifest, ModelManifest, ShardEntry};
 use likeness_contract::ids::Digest;
 use likeness_contract::messages::Served;
-use likeness_index::{Approximate, Shard};
+use likeness_index::{Approximate, Cache, Shard};
 use rayon::ThreadPool;
 
 use super::holdings::{HeldShard, Kit};
@@ -55,51 +57,102 @@ pub struct Loaded {
     pub trouble: Option<String>,
 }
 
-/// One shard of a generation, straight into memory and ready for fast searches; decoded on `pool`.
-pub async fn load_shard(
-    cx: &SearchContext,
-    pool: &ThreadPool,
-    kit: &Kit,
-    entry: &ShardEntry,
-) -> Result<Loaded, TaskError> {
-    let ShardEntry { shard: number, object, rows, approximate } = entry.clone();
-    let bytes = cx.store.read(&object).await?;
-    let index = match &approximate {
-        Some(index) => Some(cx.store.read(index).await.map_err(TaskError::from)),
-        None => None,
-    };
-    let (dim, attributes) = (kit.generation.embedding_dim as usize, kit.generation.vocabulary.len());
-    let (done, decoded) = tokio::sync::oneshot::channel();
-    let (digest, device) = (object.digest, cx.device.device().clone());
-    pool.spawn(move || {
-        let shard = Shard::decode(number, bytes, dim, attributes).and_then(|shard| ready(shard, &device));
-        let loaded = shard.map(|(shard, resident)| {
-            let (shard, trouble) = with_index(shard, index, &digest);
-            Loaded { shard: HeldShard::new(shard, resident), trouble }
-        });
-        // Nobody waits when the searcher leaves.
-        let _ = done.send(loaded);
-    });
-    let loaded = decoded.await.map_err(TaskError::transient)??;
-    if loaded.shard.rows() as u64 != rows {
-        let found = loaded.shard.rows();
-        return Err(TaskError::invalid(format!("`{}` has {found} rows, the manifest says {rows}", object.key)));
-    }
-    Ok(loaded)
+/// Where shards come from, and what makes them ready.
+#[derive(Debug)]
+pub struct Loader<'a> {
+    /// The store and the device.
+    pub cx: &'a SearchContext,
+    /// Decodes.
+    pub pool: &'a ThreadPool,
+    /// Shards on this machine's disk.
+    pub disk: Option<&'a Arc<Cache>>,
 }
 
-/// Ready for fast searches: with its rows on a device that is not the processor, else with codes.
-fn ready(shard: Shard, device: &Device) -> likeness_index::Result<(Shard, Option<Resident>)> {
-    if device.is_cpu() {
-        return Ok((shard.with_codes()?, None));
+impl Loader<'_> {
+    /// One shard of a generation, straight into memory and ready for fast searches: from the disk, if it is there whole, else
+    /// from the store.
+    pub async fn load(&self, kit: &Kit, entry: &ShardEntry) -> Result<Loaded, TaskError> {
+        let ShardEntry { shard: number, object, rows, approximate } = entry.clone();
+        let (store, digest) = (&self.cx.store, object.digest);
+        let (dim, attributes) = (kit.generation.embedding_dim as usize, kit.generation.vocabulary.len());
+        let kept = match self.disk.cloned() {
+            Some(disk) => self.on_pool(move || from_disk(&disk, number, &digest)).await?,
+            None => None,
+        };
+        let shard = match kept {
+            Some(shard) => shard,
+            None => {
+                let (bytes, disk) = (store.read(&object).await?, self.disk.cloned());
+                let decode = move || {
+                    let shard = Shard::decode(number, bytes, dim, attributes).and_then(Shard::with_codes)?;
+                    Ok::<_, likeness_index::Error>(match disk {
+                        Some(disk) => through_disk(&disk, shard, &digest),
+                        None => shard,
+                    })
+                };
+                self.on_pool(decode).await??
+            }
+        };
+        if shard.rows() as u64 != rows {
+            let found = shard.rows();
+            return Err(TaskError::invalid(format!("`{}` has {found} rows, the manifest says {rows}", object.key)));
+        }
+        let index = match &approximate {
+            Some(index) => Some(store.read(index).await.map_err(TaskError::from)),
+            None => None,
+        };
+        let device = self.cx.device.device().clone();
+        self.on_pool(move || {
+            let (shard, trouble) = with_index(shard, index, &digest);
+            let resident = on_device(&shard, &device);
+            Loaded { shard: HeldShard::new(shard, resident), trouble }
+        })
+        .await
     }
-    match Resident::new(&shard, device) {
-        Ok(resident) => Ok((shard, Some(resident))),
+
+    async fn on_pool<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> Result<T, TaskError> {
+        let (done, result) = tokio::sync::oneshot::channel();
+        self.pool.spawn(move || {
+            // Nobody waits when the searcher leaves.
+            let _ = done.send(f());
+        });
+        result.await.map_err(TaskError::transient)
+    }
+}
+
+fn from_disk(disk: &Cache, number: u32, digest: &Digest) -> Option<Shard> {
+    match disk.get(number, digest.as_bytes()) {
+        Ok(shard) => shard,
         Err(error) => {
-            tracing::warn!(shard = shard.number(), %error, "does not fit on the device: searched on the processor");
-            Ok((shard.with_codes()?, None))
+            tracing::warn!(shard = number, %error, "a shard on the disk is of no use, it is read from the store");
+            None
         }
     }
+}
+
+/// Keeps a shard on the disk and takes it from there: then its embeddings need no memory of the process. It stays as it is
+/// where that does not work.
+fn through_disk(disk: &Cache, shard: Shard, digest: &Digest) -> Shard {
+    let number = shard.number();
+    match disk.put(digest.as_bytes(), &shard) {
+        Ok(true) => from_disk(disk, number, digest).unwrap_or(shard),
+        Ok(false) => shard,
+        Err(error) => {
+            tracing::warn!(shard = number, %error, "a shard can't be kept on the disk");
+            shard
+        }
+    }
+}
+
+/// A shard's rows on a device that is not the processor.
+fn on_device(shard: &Shard, device: &Device) -> Option<Resident> {
+    if device.is_cpu() {
+        return None;
+    }
+    let resident = Resident::new(shard, device);
+    let failed =
+        |error| tracing::warn!(shard = shard.number(), %error, "does not fit on the device: searched on the processor");
+    resident.map_err(failed).ok()
 }
 
 /// A shard with its approximate index, or without and why: then it is searched exactly.

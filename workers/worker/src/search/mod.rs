@@ -26,6 +26,7 @@ mod service;
 pub mod settings;
 mod view;
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -33,6 +34,7 @@ use futures::StreamExt;
 use likeness_contract::codec::{self, Encoding};
 use likeness_contract::search::{LeafCancel, LeafRequest};
 use likeness_contract::subjects;
+use likeness_index::Cache;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -58,6 +60,8 @@ struct Searcher {
     cx: SearchContext,
     settings: SearchSettings,
     holdings: Arc<Holdings>,
+    /// Shards on this machine's disk.
+    disk: Option<Arc<Cache>>,
     leaf: Leaf,
     view: Mutex<View>,
     /// Sees every change of view or holdings.
@@ -73,12 +77,14 @@ impl Searcher {
         let threads = rayon::ThreadPoolBuilder::new().num_threads(cx.settings.threads);
         let pool = threads.thread_name(|i| format!("scan-{i}")).build().map_err(TaskError::transient)?;
         let holdings = Arc::new(Holdings::default());
+        let open = |(folder, limit): &(PathBuf, u64)| Cache::open(folder, *limit).map(Arc::new);
+        let disk = settings.cache.as_ref().map(open).transpose().map_err(TaskError::invalid)?;
         let leaf = Leaf::new(cx.worker.clone(), Arc::clone(&holdings), pool, &settings);
         let view = Mutex::new(View::new(cx.bus.timings().presence_ttl));
         let (changed, _) = watch::channel(());
         let numbers = Numbers::of(cx.worker.as_str());
         let (peers, embedded) = (Peers::default(), Embedded::default());
-        Ok(Self { cx, settings, holdings, leaf, view, changed, peers, numbers, embedded })
+        Ok(Self { cx, settings, holdings, disk, leaf, view, changed, peers, numbers, embedded })
     }
 
     fn view(&self) -> MutexGuard<'_, View> {

@@ -19,6 +19,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::keeper::{Inventory, Keeper, Step};
+use super::loader::Loader;
 use super::{Searcher, loader, memory};
 use crate::error::TaskError;
 
@@ -229,7 +230,7 @@ impl Keep {
     }
 
     async fn load_shards(&self, keeper: &mut Keeper, generation: GenerationRef, shards: Vec<u32>) {
-        let cx = &self.searcher.cx;
+        let loader = Loader { cx: &self.searcher.cx, pool: &self.pool, disk: self.searcher.disk.as_ref() };
         let Some(kit) = self.searcher.holdings.kit(&generation) else { return };
         let (dim, attributes) = (kit.generation.embedding_dim as usize, kit.generation.vocabulary.len());
         let entries = kit.generation.shards.iter().filter(|entry| shards.contains(&entry.shard));
@@ -240,7 +241,7 @@ impl Keep {
             failed(keeper, &generation, Some(number), &TaskError::transient(why));
         }
         let entries = kit.generation.shards.iter().filter(|entry| taken.contains(&entry.shard));
-        let loads = entries.map(|entry| async { (entry.shard, loader::load_shard(cx, &self.pool, &kit, entry).await) });
+        let loads = entries.map(|entry| async { (entry.shard, loader.load(&kit, entry).await) });
         for (number, loaded) in join_all(loads).await {
             match loaded {
                 Ok(loaded) => {

@@ -1,6 +1,7 @@
 //! Settings of a searcher.
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -20,6 +21,13 @@ pub struct SearchArgs {
     /// says so; without, there is no limit. After a switch two generations are held for a while
     #[arg(long, value_name = "BYTES", env = "LIKENESS_SEARCH_MEMORY")]
     pub search_memory: Option<ByteSize>,
+    /// Folder of this process alone in which shards are kept on disk: a searcher that starts again is ready at once, and
+    /// embeddings lie in the system's memory for files. Without, shards are read from the store at every start
+    #[arg(long, value_name = "DIR", env = "LIKENESS_SEARCH_CACHE")]
+    pub search_cache: Option<PathBuf>,
+    /// Bytes that the folder may hold; K, M, G are taken. The shards unused for the longest time go first
+    #[arg(long, value_name = "BYTES", env = "LIKENESS_SEARCH_CACHE_LIMIT", default_value = "64G")]
+    pub search_cache_limit: ByteSize,
 }
 
 /// What a searcher is told.
@@ -34,6 +42,8 @@ pub struct SearchSettings {
     pub waiting: usize,
     /// Bytes that shards may take.
     pub memory: Option<u64>,
+    /// Folder in which shards are kept on disk, and the bytes that it may hold.
+    pub cache: Option<(PathBuf, u64)>,
     /// First pause after something could not be loaded; doubles up to a minute.
     pub retry_first: Duration,
 }
@@ -42,7 +52,12 @@ impl SearchArgs {
     /// The settings that they mean.
     pub fn resolve(&self) -> SearchSettings {
         let memory = self.search_memory.map(|size| size.0);
-        SearchSettings { memory, ..SearchSettings::new(self.replicas.get(), Duration::from_secs(self.keep_generation)) }
+        let cache = self.search_cache.clone().map(|folder| (folder, self.search_cache_limit.0));
+        SearchSettings {
+            memory,
+            cache,
+            ..SearchSettings::new(self.replicas.get(), Duration::from_secs(self.keep_generation))
+        }
     }
 }
 
@@ -50,6 +65,6 @@ impl SearchSettings {
     /// The usual settings.
     pub fn new(replicas: usize, keep_generation: Duration) -> Self {
         let retry_first = Duration::from_secs(1);
-        Self { replicas, keep_generation, waiting: 512, memory: None, retry_first }
+        Self { replicas, keep_generation, waiting: 512, memory: None, cache: None, retry_first }
     }
 }
