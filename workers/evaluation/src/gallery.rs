@@ -3,7 +3,7 @@
 use likeness_contract::settings::Vocabulary;
 
 use crate::error::{Error, Result};
-use crate::queries::Term;
+use crate::queries::Query;
 
 /// Some rows of the gallery: ids, embeddings of dimension D, labels of A attributes.
 ///
@@ -120,22 +120,29 @@ pub enum Judgement {
     /// It has every `+` and no `−` attribute.
     Relevant,
     /// It fails at least one term.
-    NotRelevant,
-    /// A label that the query asks for is not known: the row is left out of this query.
+    NotRelevant {
+        /// Terms that it does fulfil.
+        fulfilled: u32,
+    },
+    /// A label that the query asks for is not known, or it is the query's own image: the row is left out of this query.
     Unjudged,
 }
 
-/// Judges a row by its labels.
-pub fn judge(terms: &[Term], labels: &[i8]) -> Judgement {
-    let mut relevant = true;
-    for term in terms {
+/// Judges a row by its id and labels.
+pub fn judge(query: &Query, item: &str, labels: &[i8]) -> Judgement {
+    let mut fulfilled = 0;
+    for term in &query.terms {
         match (labels[term.attribute as usize], term.positive) {
             (0, _) => return Judgement::Unjudged,
-            (1, true) | (-1, false) => {}
-            _ => relevant = false,
+            (1, true) | (-1, false) => fulfilled += 1,
+            _ => {}
         }
     }
-    if relevant { Judgement::Relevant } else { Judgement::NotRelevant }
+    match &query.image {
+        Some(image) if image.item == item => Judgement::Unjudged,
+        _ if fulfilled as usize == query.terms.len() => Judgement::Relevant,
+        _ => Judgement::NotRelevant { fulfilled },
+    }
 }
 
 /// Refuses `who` (a model, a set of queries) whose vocabulary `theirs` is not the gallery's: its queries would
@@ -164,19 +171,25 @@ pub fn check_dimension(model: &str, of_model: u32, gallery: &str, of_gallery: u3
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn term(attribute: u32, positive: bool) -> Term {
-        Term { attribute, positive }
-    }
+    use crate::queries::{QueryImage, QuerySet};
 
     #[test]
     fn an_unknown_label_leaves_the_row_out_even_when_another_term_fails() {
-        let terms = [term(0, true), term(1, false)];
-        assert_eq!(judge(&terms, &[1, -1]), Judgement::Relevant);
-        assert_eq!(judge(&terms, &[1, 1]), Judgement::NotRelevant);
-        assert_eq!(judge(&terms, &[-1, -1]), Judgement::NotRelevant);
-        assert_eq!(judge(&terms, &[-1, 0]), Judgement::Unjudged);
-        assert_eq!(judge(&terms, &[0, -1]), Judgement::Unjudged);
+        let query = Query::of(QuerySet::Pairs, &[(0, true), (1, false)]);
+        let judge = |labels: &[i8]| judge(&query, "a", labels);
+        assert_eq!(judge(&[1, -1]), Judgement::Relevant);
+        assert_eq!(judge(&[1, 1]), Judgement::NotRelevant { fulfilled: 1 });
+        assert_eq!(judge(&[-1, 1]), Judgement::NotRelevant { fulfilled: 0 });
+        assert_eq!(judge(&[-1, 0]), Judgement::Unjudged);
+        assert_eq!(judge(&[0, -1]), Judgement::Unjudged);
+    }
+
+    #[test]
+    fn the_image_that_asks_is_no_answer() {
+        let mut query = Query::of(QuerySet::Images, &[(0, true)]);
+        query.image = Some(QueryImage { item: "a".into(), index: 0, has: vec![] });
+        assert_eq!(judge(&query, "a", &[1]), Judgement::Unjudged);
+        assert_eq!(judge(&query, "b", &[1]), Judgement::Relevant);
     }
 
     #[test]

@@ -24,6 +24,6 @@ pub use error::{Error, ErrorKind, Result};
 pub use gallery::{Block, PlainBlock};
 pub use gate::gate;
 pub use headline::headline;
-pub use queries::{DrawnQueries, Query, QuerySet, Term, draw_queries};
+pub use queries::{DrawnQueries, Query, QueryImage, QuerySet, Term, draw_queries};
 pub use score::{Progress, score};
-pub use scores::{QueryScore, decode_scores, encode_scores};
+pub use scores::{Further, QueryScore, decode_scores, encode_scores};

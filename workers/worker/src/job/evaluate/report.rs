@@ -98,7 +98,7 @@ async fn look(cx: &TaskContext, gallery: &Gallery, queries: &[Query], picked: &[
     let asked: Vec<Query> = picked.iter().map(|pick| queries[pick.query as usize].clone()).collect();
     let gallery = gallery.clone();
     let look = move |device: &Device| {
-        let asked = embed_queries(&loaded, asked, device)?;
+        let asked = embed_queries(&loaded, &gallery, asked, device)?;
         let hits = top_items(&asked, SHOWN, gallery.blocks(), |number| gallery.wait_for_block(number))?;
         let mut places = HashMap::new();
         let mut labels = LabelCounts::new(gallery.manifest.vocabulary.len());
