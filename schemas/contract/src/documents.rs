@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::Message;
+use crate::codec::{CodecError, Message, OldBody};
 use crate::ids::{Digest, JobId, Name};
 use crate::jobs::{DatasetRef, GenerationRef};
 use crate::settings::{EvaluateSettings, ModelSettings, Split, TrainSettings, Vocabulary};
@@ -175,17 +175,58 @@ pub struct ReportManifest {
     pub html: ObjectRef,
     /// The headline table.
     pub headline: Vec<HeadlineRow>,
+    /// Rankings for other tools; none in a report of before.
+    pub trec: Option<TrecFiles>,
 }
 
 impl Message for ReportManifest {
     const NAME: &'static str = "report-manifest";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
+
+    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        body.read::<ReportManifestV1>(Self::NAME).map(Self::from)
+    }
+}
+
+/// Version 1 had no files for TREC's tools.
+#[derive(Deserialize)]
+struct ReportManifestV1 {
+    report: JobId,
+    generation: GenerationRef,
+    model: JobId,
+    rows: Split,
+    items: u64,
+    settings: EvaluateSettings,
+    json: ObjectRef,
+    queries: ObjectRef,
+    html: ObjectRef,
+    headline: Vec<HeadlineRow>,
+}
+
+impl From<ReportManifestV1> for ReportManifest {
+    fn from(old: ReportManifestV1) -> Self {
+        let ReportManifestV1 { report, generation, model, rows, items, settings, json, queries, html, headline } = old;
+        Self { report, generation, model, rows, items, settings, json, queries, html, headline, trec: None }
+    }
+}
+
+/// Files for `trec_eval` and its kin, of a sample of the queries where whole rankings would be long.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrecFiles {
+    /// Queries in them.
+    pub queries: u32,
+    /// Rankings.
+    pub run: ObjectRef,
+    /// Judgements, 0 or 1.
+    pub qrels: ObjectRef,
+    /// Judgements by the number of terms fulfilled.
+    pub graded_qrels: ObjectRef,
 }
 
 /// Means over a query set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HeadlineRow {
-    /// `singles`, `pairs`, `triples`.
+    /// `singles`, `pairs`, `triples`, `full`, `images`.
     pub set: String,
     /// Queries in it.
     pub queries: u32,

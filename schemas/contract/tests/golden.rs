@@ -448,6 +448,12 @@ fn manifests_and_releases() {
         queries: object("reports/r/queries-0.parquet"),
         html: object("reports/r/report-0.html"),
         headline: headline(),
+        trec: Some(TrecFiles {
+            queries: 306,
+            run: object("reports/r/run-0.trec"),
+            qrels: object("reports/r/qrels-0.trec"),
+            graded_qrels: object("reports/r/qrels-graded-0.trec"),
+        }),
     };
     check("evaluated", &manifest);
     let release = Release {

@@ -8,6 +8,7 @@
 //! number of threads, on how the gallery is cut into blocks, or on the order in which blocks come.
 
 pub mod bootstrap;
+pub mod compare;
 pub mod error;
 pub mod gallery;
 pub mod gate;
@@ -19,7 +20,9 @@ pub mod score;
 pub mod scores;
 pub mod sheets;
 pub mod training;
+pub mod trec;
 
+pub use compare::{Comparison, compare};
 pub use error::{Error, ErrorKind, Result};
 pub use gallery::{Block, PlainBlock};
 pub use gate::gate;

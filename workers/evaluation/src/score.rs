@@ -22,7 +22,7 @@ use crate::queries::{Query, QueryImage};
 use crate::scores::{Further, QueryScore};
 
 /// Bytes of distances that are held at once.
-pub const BUDGET_BYTES: usize = 256 << 20;
+pub const BUDGET_BYTES: usize = 128 << 20;
 /// Items at the head of a ranking that are looked at one by one.
 const FIRST: usize = 100;
 /// Rows of a block that all queries look at before the next: about 1 MiB of embeddings, so that they stay in
@@ -64,8 +64,9 @@ pub fn score_within<B: Block, E: From<Error>>(
 
     let mut scores = Vec::with_capacity(queries.len());
     for batch in batches {
+        let asked = queries[batch.clone()].iter().zip(&census.relevant[batch]);
         let mut rankings: Vec<Ranking<'_>> =
-            queries[batch].iter().map(|(query, embedding)| Ranking::new(query, embedding)).collect();
+            asked.map(|((query, embedding), relevant)| Ranking::new(query, embedding, *relevant)).collect();
         passes.rank(&mut load, &mut rankings, &census.order, Ranking::keep)?;
         rankings.par_iter_mut().for_each(Ranking::sort);
         passes.rank(&mut load, &mut rankings, &census.order, Ranking::count)?;
@@ -202,7 +203,7 @@ impl Counted {
         let mut used = 0;
         for (query, &relevant) in self.relevant.iter().enumerate() {
             // An item's distance and id, and the count before it.
-            let bytes = relevant as usize * (size_of::<(f64, u32)>() + size_of::<u64>());
+            let bytes = relevant as usize * (size_of::<(f64, u32)>() + size_of::<u32>());
             match batches.last_mut() {
                 Some(batch) if used + bytes <= budget_bytes => {
                     batch.end = query + 1;
@@ -236,7 +237,7 @@ struct Ranking<'a> {
     /// (d², place of the id) of the relevant items.
     relevant: Vec<(f64, u32)>,
     /// Other judged items that rank directly before relevant item `i`, after the one before it.
-    between: Vec<u64>,
+    between: Vec<u32>,
     /// Judged items by the number of terms that they fulfil.
     levels: Vec<u64>,
     /// The best judged items, at most [`FIRST`].
@@ -244,9 +245,11 @@ struct Ranking<'a> {
 }
 
 impl<'a> Ranking<'a> {
-    fn new(query: &'a Query, embedding: &'a [f32]) -> Self {
+    /// `relevant` items are to come: no room is taken for more.
+    fn new(query: &'a Query, embedding: &'a [f32], relevant: u64) -> Self {
         let levels = vec![0; query.terms.len() + 1];
-        Self { query, embedding, relevant: Vec::new(), between: Vec::new(), levels, first: Vec::new() }
+        let relevant = Vec::with_capacity(relevant as usize);
+        Self { query, embedding, relevant, between: Vec::new(), levels, first: Vec::new() }
     }
 
     fn keep<B: Block>(&mut self, block: &B, rows: Range<usize>, order: &[u32]) {
@@ -298,7 +301,7 @@ impl<'a> Ranking<'a> {
         let ranks: Vec<u64> = (1u64..)
             .zip(&self.between[..self.relevant.len()])
             .map(|(hits, between)| {
-                others += between;
+                others += u64::from(*between);
                 hits + others
             })
             .collect();

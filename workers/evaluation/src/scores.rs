@@ -191,7 +191,7 @@ pub fn join(ranges: Vec<Vec<QueryScore>>, expected: usize) -> Result<Vec<QuerySc
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn scores() -> Vec<QueryScore> {

@@ -279,6 +279,10 @@ async fn a_generation_is_evaluated_on_the_rows_of_its_split_and_a_repeated_repor
     for row in &manifest.headline[..3] {
         assert!(row.map > row.chance + 0.2, "embeddings of the labels themselves are far above chance: {row:?}");
     }
+    let trec = manifest.trec.unwrap();
+    let run = world.shared.store.read(&trec.run).await.unwrap();
+    let lines = std::str::from_utf8(&run).unwrap().lines().count();
+    assert!(trec.queries == queries && lines > 60 * queries as usize && lines <= 80 * queries as usize, "{lines}");
     let json = world.shared.store.read(&manifest.json).await.unwrap();
     let report: Report = serde_json::from_slice(&json).unwrap();
     assert_eq!(report.sets[0].queries_with_unjudged, 2);
