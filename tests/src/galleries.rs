@@ -53,7 +53,8 @@ impl Made {
             let digest = Digest::of(&bytes);
             let key = keys::shard(&gallery, &generation, number as u32, &digest);
             let object = store.create_object(key, bytes, digest).await.expect("the store takes a shard");
-            shards.push(ShardEntry { shard: number as u32, object, rows: shard.len() as u64 });
+            let (shard, rows, approximate) = (number as u32, shard.len() as u64, None);
+            shards.push(ShardEntry { shard, object, rows, approximate });
         }
         let manifest = GenerationManifest {
             generation: self.generation(),
@@ -131,6 +132,9 @@ impl Made {
             validation_loss: None,
             training: nothing("training"),
             tensorboard: nothing("events"),
+            round: None,
+            validation_map: None,
+            stopped_early: false,
         };
         store.create_document(&keys::model_manifest(&job), &manifest).await.expect("the store takes a manifest");
         digest

@@ -102,11 +102,5 @@ pub fn generation(job: &JobId) -> GenerationRef {
 pub fn search(with: &[&str], without: &[&str], k: u32) -> SearchRequest {
     let owned = |names: &[&str]| names.iter().map(ToString::to_string).collect();
     let term = Term::Attributes { with: owned(with), without: owned(without) };
-    SearchRequest {
-        alias: name("main"),
-        terms: vec![WeightedTerm { weight: 1.0, term }],
-        k,
-        min_coverage: 0.0,
-        deadline_ms: 5000,
-    }
+    SearchRequest::new(name("main"), vec![WeightedTerm { weight: 1.0, term }], k)
 }

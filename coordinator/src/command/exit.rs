@@ -127,7 +127,7 @@ impl From<SearchError> for Failure {
     fn from(error: SearchError) -> Self {
         let exit = match error.kind {
             SearchErrorKind::Invalid | SearchErrorKind::NotFound => Exit::Usage,
-            SearchErrorKind::Coverage | SearchErrorKind::Deadline => Exit::Failed,
+            SearchErrorKind::Coverage | SearchErrorKind::Deadline | SearchErrorKind::Expired => Exit::Failed,
             SearchErrorKind::Unavailable | SearchErrorKind::Overloaded => Exit::Unavailable,
         };
         Self { exit, error: anyhow::anyhow!("{}", with_hint(&error.message, &error.nearest)) }

@@ -14,6 +14,7 @@ mod exit;
 mod follow;
 mod ingest;
 mod jobs;
+mod models;
 mod options;
 mod output;
 mod pipeline;
@@ -30,6 +31,7 @@ mod status;
 mod summary;
 mod train;
 mod up;
+mod weights;
 
 use std::ffi::OsString;
 
@@ -102,6 +104,9 @@ enum Command {
     /// List, show, watch, cancel and retry jobs.
     #[command(subcommand)]
     Jobs(jobs::JobsCommand),
+    /// List and show models, and export their weights for PyTorch.
+    #[command(subcommand)]
+    Models(models::ModelsCommand),
     /// List, show, promote and roll back releases.
     #[command(subcommand)]
     Releases(releases::ReleasesCommand),
@@ -199,6 +204,7 @@ async fn dispatch(cli: Cli) -> Outcome {
         Command::Pipeline(args) => pipeline::run(&global, args).await,
         Command::Search(args) => search::run(&global, args).await,
         Command::Jobs(command) => jobs::run(&global, command).await,
+        Command::Models(command) => models::run(&global, command).await,
         Command::Releases(command) => releases::run(&global, command).await,
         Command::Report(command) => report::run(&global, command).await,
         Command::Datasets(command) => datasets::run(&global, command).await,
@@ -271,6 +277,11 @@ mod tests {
             "jobs watch j",
             "jobs cancel j",
             "jobs retry j",
+            "train --init w.safetensors --warm-up-epochs 2 --backbone-lr 0.1 --optimizer sgd --momentum 0.9 --clip-norm 1",
+            "train --init main --freeze backbone --patience 3 --keep best --resized-crop 0.3 --brightness 0.4 --hue 0.1",
+            "models list",
+            "models show main",
+            "models export main --out m.safetensors --force",
             "releases list",
             "releases show",
             "releases promote g/h",

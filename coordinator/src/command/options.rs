@@ -7,13 +7,16 @@ use likeness::core::validate::{INPUT_PX, MAX_EMBEDDING_DIM};
 use likeness_contract::ids::{JobId, Name};
 use likeness_contract::jobs::{DatasetSelector, DeviceClass, EmbedRequest, EvaluateStage, Priority, TrainRequest};
 use likeness_contract::settings::{
-    Architecture, Crop, EvaluateSettings, ModelSettings, NegativeMix, Preprocessing, QueryEncoding, Split,
+    AdamWSettings, Architecture, BackboneSettings, ColourJitter, Crop, EvaluateSettings, InitWeights, Keep,
+    ModelSettings, NegativeMix, Optimizer, Preprocessing, QueryEncoding, ResizedCrop, SgdSettings, Split,
     TrainSettings,
 };
+use likeness_link::client::Client;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::command::exit::{Failure, Outcome};
+use crate::command::weights;
 
 /// Rows of an ingest part and of a gallery shard unless said otherwise: 30–120 s of work on a processor.
 pub const DEFAULT_ROWS: u32 = 8192;
@@ -45,6 +48,24 @@ macro_rules! options {
             }
         }
     };
+}
+
+/// An optimizer by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OptimizerName {
+    /// AdamW.
+    Adamw,
+    /// SGD with Nesterov momentum.
+    Sgd,
+}
+
+/// A part of a model that can be held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Part {
+    /// All of the image tower but its head.
+    Backbone,
 }
 
 options! {
@@ -110,12 +131,21 @@ options! {
         /// Share of training queries that keep only a few of their attributes [default: 0.9].
         #[arg(long, value_name = "SHARE", help_heading = "Training")]
         masked_share: f32,
-        /// Peak learning rate [default: 0.002].
+        /// `adamw`, or `sgd` with Nesterov momentum [default: adamw].
+        #[arg(long, value_parser = words::<OptimizerName>(&["adamw", "sgd"]), help_heading = "Training")]
+        optimizer: OptimizerName,
+        /// Peak learning rate [default: 0.002; with sgd 0.1].
         #[arg(long, help_heading = "Training")]
         lr: f64,
-        /// Decoupled weight decay [default: 0.01].
+        /// Weight decay, decoupled with adamw [default: 0.01; with sgd 0.0001].
         #[arg(long, help_heading = "Training")]
         weight_decay: f64,
+        /// Momentum of sgd, 0 = none [default: 0.9].
+        #[arg(long, help_heading = "Training")]
+        momentum: f64,
+        /// Shrink all gradients together to at most this norm, 0 = off [default: 0].
+        #[arg(long, value_name = "NORM", help_heading = "Training")]
+        clip_norm: f64,
         /// Share of all steps in which the learning rate rises [default: 0.1].
         #[arg(long, value_name = "SHARE", help_heading = "Training")]
         warmup_share: f32,
@@ -125,9 +155,42 @@ options! {
         /// Largest random shift as a share of the side, 0 = off [default: 0.1].
         #[arg(long, value_name = "SHARE", help_heading = "Training")]
         random_crop: f32,
-        /// Validate after every so many rounds [default: 1].
+        /// Crop a random part of at least this share of the image and resize it, instead of --random-crop; torchvision's RandomResizedCrop [default: off].
+        #[arg(long, value_name = "SHARE", help_heading = "Training")]
+        resized_crop: f32,
+        /// Change brightness by a random factor of 1 ± this, 0 = off; this and the next three are torchvision's ColorJitter [default: 0].
+        #[arg(long, value_name = "SHARE", help_heading = "Training")]
+        brightness: f32,
+        /// Change contrast by a random factor of 1 ± this [default: 0].
+        #[arg(long, value_name = "SHARE", help_heading = "Training")]
+        contrast: f32,
+        /// Change saturation by a random factor of 1 ± this [default: 0].
+        #[arg(long, value_name = "SHARE", help_heading = "Training")]
+        saturation: f32,
+        /// Turn the hue by up to this share of the circle, at most 0.5 [default: 0].
+        #[arg(long, value_name = "SHARE", help_heading = "Training")]
+        hue: f32,
+        /// Measure loss and mAP on the validation images after every so many rounds [default: 1].
         #[arg(long, value_name = "ROUNDS", help_heading = "Training")]
         validate_every: u32,
+        /// Stop after so many validations in a row without a better mAP, and keep the best round, 0 = never [default: 0].
+        #[arg(long, value_name = "VALIDATIONS", help_heading = "Training")]
+        patience: u32,
+        /// The model is the `last` round, or the `best` by mAP on the validation images [default: last; with --patience best].
+        #[arg(long, value_parser = words::<Keep>(&["last", "best"]), help_heading = "Training")]
+        keep: Keep,
+        /// Start from these weights: a safetensors file or URL with torchvision's or timm's names, a model of ours, or an alias [default: fresh weights].
+        #[arg(long, value_name = "FILE|URL|MODEL", help_heading = "Start")]
+        init: String,
+        /// Learning rate of the backbone as a multiple of the others' [default: 1].
+        #[arg(long, value_name = "FACTOR", help_heading = "Start")]
+        backbone_lr: f64,
+        /// Train only head and attribute tower in the first epochs [default: 0].
+        #[arg(long, value_name = "EPOCHS", help_heading = "Start")]
+        warm_up_epochs: u32,
+        /// Never train this part: `backbone` [default: none].
+        #[arg(long, value_parser = words::<Part>(&["backbone"]), help_heading = "Start")]
+        freeze: Part,
         /// Seed of weights, order, augmentation and negatives [default: 0].
         #[arg(long, help_heading = "Training")]
         seed: u64,
@@ -209,9 +272,6 @@ impl TrainOptions {
     /// The settings with their defaults.
     pub fn resolve(&self) -> Outcome<TrainSettings> {
         let default = TrainSettings::default();
-        let mut optimizer = default.optimizer;
-        optimizer.lr = self.lr.unwrap_or(optimizer.lr);
-        optimizer.weight_decay = self.weight_decay.unwrap_or(optimizer.weight_decay);
         let settings = TrainSettings {
             epochs: self.epochs.unwrap_or(default.epochs),
             batch_size: self.batch_size.unwrap_or(default.batch_size),
@@ -219,15 +279,86 @@ impl TrainOptions {
             margin: self.margin.unwrap_or(default.margin),
             negatives: self.negatives()?,
             masked_share: self.masked_share.unwrap_or(default.masked_share),
-            optimizer,
+            optimizer: self.optimizer()?,
+            clip_norm: self.clip_norm.unwrap_or(default.clip_norm),
             warmup_share: self.warmup_share.unwrap_or(default.warmup_share),
+            backbone: self.backbone(self.epochs.unwrap_or(default.epochs))?,
+            init: None,
             mirror: self.mirror.unwrap_or(default.mirror),
-            random_crop: self.random_crop.unwrap_or(default.random_crop),
+            random_crop: self.random_crop(default.random_crop)?,
+            resized_crop: self.resized_crop.map(ResizedCrop::from_scale),
+            colour: self.colour(),
             validate_every: self.validate_every.unwrap_or(default.validate_every),
+            keep: self.keep(),
+            patience: self.patience.unwrap_or(default.patience),
             seed: self.seed.unwrap_or(default.seed),
         };
         check_train(&settings)?;
         Ok(settings)
+    }
+
+    fn optimizer(&self) -> Outcome<Optimizer> {
+        if self.optimizer == Some(OptimizerName::Sgd) {
+            let default = SgdSettings::default();
+            return Ok(Optimizer::Sgd(SgdSettings {
+                lr: self.lr.unwrap_or(default.lr),
+                momentum: self.momentum.unwrap_or(default.momentum),
+                weight_decay: self.weight_decay.unwrap_or(default.weight_decay),
+            }));
+        }
+        if self.momentum.is_some() {
+            return Err(Failure::usage("`momentum` is a setting of sgd: give `--optimizer sgd` too"));
+        }
+        let default = AdamWSettings::default();
+        Ok(Optimizer::AdamW(AdamWSettings {
+            lr: self.lr.unwrap_or(default.lr),
+            weight_decay: self.weight_decay.unwrap_or(default.weight_decay),
+            ..default
+        }))
+    }
+
+    fn backbone(&self, epochs: u32) -> Outcome<BackboneSettings> {
+        let default = BackboneSettings::default();
+        let warm_up = self.warm_up_epochs.unwrap_or(0);
+        if self.init.is_none() && (warm_up > 0 || self.freeze.is_some()) {
+            let option = if self.freeze.is_some() { "freeze" } else { "warm-up-epochs" };
+            return Err(Failure::usage(format!("`{option}` holds a backbone of fresh weights: give `--init` too")));
+        }
+        let lr_factor = self.backbone_lr.unwrap_or(default.lr_factor);
+        match self.freeze {
+            Some(Part::Backbone) if warm_up > 0 || self.backbone_lr.is_some() => Err(Failure::usage(
+                "`freeze` holds the backbone in every epoch: leave `warm-up-epochs` and `backbone-lr` out",
+            )),
+            Some(Part::Backbone) => Ok(BackboneSettings { lr_factor, frozen_epochs: epochs }),
+            None if warm_up > 0 && warm_up >= epochs => Err(Failure::usage(format!(
+                "`warm-up-epochs` is {warm_up} of {epochs} epochs: to hold the backbone in all of them, give `--freeze backbone`"
+            ))),
+            None => Ok(BackboneSettings { lr_factor, frozen_epochs: warm_up }),
+        }
+    }
+
+    /// A resized crop takes the place of the shift.
+    fn random_crop(&self, default: f32) -> Outcome<f32> {
+        match (self.random_crop, self.resized_crop) {
+            (shift, None) => Ok(shift.unwrap_or(default)),
+            (None | Some(0.0), Some(_)) => Ok(0.0),
+            (Some(_), Some(_)) => {
+                Err(Failure::usage("`resized-crop` takes the place of `random-crop`: leave one of them out"))
+            }
+        }
+    }
+
+    fn colour(&self) -> ColourJitter {
+        let Self { brightness, contrast, saturation, hue, .. } = self;
+        let [brightness, contrast, saturation, hue] =
+            [brightness, contrast, saturation, hue].map(|jitter| jitter.unwrap_or(0.0));
+        ColourJitter { brightness, contrast, saturation, hue }
+    }
+
+    /// Who stops early wants what was best.
+    fn keep(&self) -> Keep {
+        let stops = self.patience.is_some_and(|patience| patience > 0);
+        self.keep.unwrap_or(if stops { Keep::Best } else { Keep::Last })
     }
 
     fn negatives(&self) -> Outcome<NegativeMix> {
@@ -264,8 +395,26 @@ fn check_train(settings: &TrainSettings) -> Outcome<()> {
     within("warmup-share", settings.warmup_share, 0.0, 1.0)?;
     within("random-crop", settings.random_crop, 0.0, 0.5)?;
     above_0("margin", settings.margin, 2.0)?;
-    above_0("lr", settings.optimizer.lr, 10.0)?;
-    within("weight-decay", settings.optimizer.weight_decay, 0.0, 10.0)
+    above_0("lr", settings.optimizer.lr(), 10.0)?;
+    let weight_decay = match settings.optimizer {
+        Optimizer::AdamW(optimizer) => optimizer.weight_decay,
+        Optimizer::Sgd(optimizer) => {
+            within("momentum", optimizer.momentum, 0.0, 0.9999)?;
+            optimizer.weight_decay
+        }
+    };
+    within("weight-decay", weight_decay, 0.0, 10.0)?;
+    within("clip-norm", settings.clip_norm, 0.0, 1e6)?;
+    above_0("backbone-lr", settings.backbone.lr_factor, 100.0)?;
+    if let Some(crop) = settings.resized_crop {
+        above_0("resized-crop", crop.scale[0], 1.0)?;
+    }
+    let ColourJitter { brightness, contrast, saturation, hue } = settings.colour;
+    for (option, jitter) in [("brightness", brightness), ("contrast", contrast), ("saturation", saturation)] {
+        within(option, jitter, 0.0, 10.0)?;
+    }
+    within("hue", hue, 0.0, 0.5)?;
+    within("patience", settings.patience, 0, 1_000_000)
 }
 
 impl EmbedOptions {
@@ -301,9 +450,22 @@ impl EvaluateOptions {
     }
 }
 
-/// A training of `dataset`.
-pub fn train_request(dataset: DatasetSelector, model: &ModelOptions, train: &TrainOptions) -> Outcome<TrainRequest> {
-    Ok(TrainRequest { dataset, model: model.resolve()?, train: train.resolve()? })
+/// A training of `dataset` from `init`.
+pub fn train_request(
+    dataset: DatasetSelector,
+    model: &ModelOptions,
+    train: &TrainOptions,
+    init: Option<InitWeights>,
+) -> Outcome<TrainRequest> {
+    Ok(TrainRequest { dataset, model: model.resolve()?, train: TrainSettings { init, ..train.resolve()? } })
+}
+
+/// The weights that a training starts from, in the store.
+pub async fn start(client: &Client, model: &ModelOptions, train: &TrainOptions) -> Outcome<Option<InitWeights>> {
+    match &train.init {
+        Some(text) => Ok(Some(weights::resolve(client, text, model.resolve()?.architecture).await?)),
+        None => Ok(None),
+    }
 }
 
 /// Refuses a value outside `least..=most`, NaN too.
@@ -372,6 +534,47 @@ mod tests {
         assert!(error.contains("`margin` is NaN"), "{error}");
         let error = ModelOptions { input_px: Some(20), ..Default::default() }.resolve().unwrap_err().to_string();
         assert!(error.contains("`input-px` is 20"), "{error}");
+    }
+
+    #[test]
+    fn sgd_has_defaults_of_its_own_and_momentum_is_its_alone() {
+        let sgd = TrainOptions { optimizer: Some(OptimizerName::Sgd), lr: Some(0.5), ..Default::default() };
+        let expected = SgdSettings { lr: 0.5, ..SgdSettings::default() };
+        assert_eq!(sgd.resolve().unwrap().optimizer, Optimizer::Sgd(expected));
+        let error = TrainOptions { momentum: Some(0.5), ..Default::default() }.resolve().unwrap_err().to_string();
+        assert!(error.contains("--optimizer sgd"), "{error}");
+    }
+
+    #[test]
+    fn patience_keeps_the_best_unless_told_otherwise() {
+        let keep = |patience, keep| TrainOptions { patience, keep, ..Default::default() }.resolve().unwrap().keep;
+        assert_eq!(keep(Some(3), None), Keep::Best);
+        assert_eq!(keep(Some(3), Some(Keep::Last)), Keep::Last);
+        assert_eq!(keep(Some(0), None), Keep::Last);
+    }
+
+    #[test]
+    fn a_resized_crop_takes_the_place_of_the_shift() {
+        let options = TrainOptions { resized_crop: Some(0.3), ..Default::default() };
+        let settings = options.resolve().unwrap();
+        assert_eq!((settings.random_crop, settings.resized_crop.unwrap().scale), (0.0, [0.3, 1.0]));
+        assert!(TrainOptions { random_crop: Some(0.1), ..options }.resolve().is_err());
+        assert!(TrainOptions { resized_crop: Some(0.0), ..Default::default() }.resolve().is_err());
+    }
+
+    #[test]
+    fn a_backbone_is_held_for_some_epochs_or_for_all_and_only_with_weights() {
+        let with = TrainOptions { init: Some("w.safetensors".into()), epochs: Some(5), ..Default::default() };
+        let frozen = |options: TrainOptions| options.resolve().map(|settings| settings.backbone.frozen_epochs);
+        assert_eq!(frozen(TrainOptions { warm_up_epochs: Some(2), ..with.clone() }).unwrap(), 2);
+        assert_eq!(frozen(TrainOptions { freeze: Some(Part::Backbone), ..with.clone() }).unwrap(), 5);
+        let refused = |options: TrainOptions, word: &str| {
+            let error = frozen(options).unwrap_err().to_string();
+            assert!(error.contains(word), "{word}: {error}");
+        };
+        refused(TrainOptions { warm_up_epochs: Some(5), ..with.clone() }, "--freeze backbone");
+        refused(TrainOptions { warm_up_epochs: Some(2), init: None, ..with.clone() }, "--init");
+        refused(TrainOptions { freeze: Some(Part::Backbone), backbone_lr: Some(0.1), ..with }, "backbone-lr");
     }
 
     #[test]

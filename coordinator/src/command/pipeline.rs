@@ -5,12 +5,15 @@ use std::path::PathBuf;
 use clap::Args;
 use likeness_contract::ids::Name;
 use likeness_contract::jobs::{DatasetSelector, JobRequest, RequestedWork};
+use likeness_contract::settings::InitWeights;
 
 use crate::command::Global;
 use crate::command::config::JobFile;
 use crate::command::exit::{Failure, Outcome};
 use crate::command::follow;
-use crate::command::options::{EmbedOptions, EvaluateOptions, JobOptions, ModelOptions, TrainOptions, train_request};
+use crate::command::options::{
+    self, EmbedOptions, EvaluateOptions, JobOptions, ModelOptions, TrainOptions, train_request,
+};
 use crate::command::selectors::{DatasetArg, dataset_or_only};
 
 /// Alias without a name.
@@ -26,13 +29,14 @@ Examples:
   likeness pipeline                                     the only dataset, all defaults, alias main
   likeness pipeline --dataset celeba --architecture resnet50 --device cuda --alias faces
   likeness pipeline --config job.toml --epochs 30       flags win over the file
+  likeness pipeline --init main --patience 5            go on from the model that serves, stop when its mAP stays
 
 job.toml (every key is optional):
   dataset = \"celeba\"
   alias = \"main\"
   [job]       # id, device, priority
   [model]     # architecture, embedding_dim, encoding, input_px, crop
-  [train]     # epochs, batch_size, inner_steps, margin, lr, weight_decay, seed, …
+  [train]     # epochs, batch_size, inner_steps, margin, optimizer, lr, clip_norm, init, patience, seed, …
   [embed]     # gallery, rows, shard_rows
   [evaluate]  # rows, pairs, triples, min_relevant, seed")]
 pub struct PipelineArgs {
@@ -73,11 +77,11 @@ pub struct PipelineOptions {
 }
 
 impl PipelineOptions {
-    /// The job over a dataset; mistakes in settings are errors.
-    pub fn request(&self, dataset: DatasetSelector, alias: Name) -> Outcome<JobRequest> {
+    /// The job over a dataset, trained from `init`; mistakes in settings are errors.
+    pub fn request(&self, dataset: DatasetSelector, alias: Name, init: Option<InitWeights>) -> Outcome<JobRequest> {
         let work = RequestedWork::Pipeline {
             embed: self.embed.resolve(&dataset)?,
-            train: train_request(dataset, &self.model, &self.train)?,
+            train: train_request(dataset, &self.model, &self.train, init)?,
             evaluate: self.evaluate.resolve()?,
             alias,
         };
@@ -112,7 +116,8 @@ pub async fn run(global: &Global, args: PipelineArgs) -> Outcome {
     options.evaluate.resolve()?;
     let client = global.connection.client().await?;
     let dataset = dataset_or_only(&client, args.dataset.or(file.dataset)).await?;
-    let job = client.submit(options.request(dataset, alias)?).await?;
+    let init = options::start(&client, &options.model, &options.train).await?;
+    let job = client.submit(options.request(dataset, alias, init)?).await?;
     follow::submitted(global, &client, job, args.detach).await
 }
 
@@ -128,7 +133,7 @@ mod tests {
 
     #[test]
     fn by_default_the_gallery_is_all_images_and_the_report_the_test_rows() {
-        let request = PipelineOptions::default().request(dataset(), alias_or_main(None).unwrap()).unwrap();
+        let request = PipelineOptions::default().request(dataset(), alias_or_main(None).unwrap(), None).unwrap();
         let RequestedWork::Pipeline { train, embed, evaluate, alias } = request.work else { panic!("a pipeline") };
         assert_eq!((embed.rows, evaluate.rows), (Split::All, Split::Test));
         assert_eq!((embed.gallery.as_str(), alias.as_str()), ("celeba", "main"));
@@ -139,6 +144,6 @@ mod tests {
     fn a_mistake_in_any_section_is_an_error() {
         let mut options = PipelineOptions::default();
         options.embed.shard_rows = Some(0);
-        assert_eq!(options.request(dataset(), alias_or_main(None).unwrap()).unwrap_err().exit as u8, 64);
+        assert_eq!(options.request(dataset(), alias_or_main(None).unwrap(), None).unwrap_err().exit as u8, 64);
     }
 }

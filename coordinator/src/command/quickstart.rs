@@ -184,7 +184,7 @@ impl Answer {
     fn tell(&self, global: &Global, once: bool) {
         if let Some(results) = &self.results {
             line(format!("\nWhat `{}` finds:", self.command_line()));
-            search::print(&self.args, results);
+            search::print(&self.args, 0, results);
         }
         line(format!("\nLeft in {}: report.html, report.json, sheet.png", shown(&self.out)));
         if !once && !global.json {
@@ -258,7 +258,7 @@ async fn pipeline(client: &Client, manifest: &DatasetManifest, epochs: Option<u3
     options.train.epochs = Some(epochs.unwrap_or_else(|| fitting_epochs(train_rows)));
     options.embed.shard_rows = Some(shard_rows(manifest.rows(Split::All)));
     let dataset = DatasetSelector { dataset, version: Some(version) };
-    let request = options.request(dataset, alias_or_main(None)?)?;
+    let request = options.request(dataset, alias_or_main(None)?, None)?;
     let id = id_of(&request.work)?;
     end_others(client, &id).await?;
     say(format!(
@@ -363,7 +363,12 @@ fn question(vocabulary: &Vocabulary) -> SearchArgs {
         like_weight: 1.0,
         vector: None,
         vector_weight: 1.0,
+        only_with: Vec::new(),
+        only_without: Vec::new(),
+        recall: None,
         k: SHOWN,
+        page: None,
+        cursor: None,
         sheet: None,
         min_coverage: 1.0,
         deadline_ms: 10_000,

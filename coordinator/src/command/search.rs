@@ -7,7 +7,9 @@ use futures::{StreamExt, TryStreamExt};
 use image::RgbImage;
 use likeness_contract::ids::Name;
 use likeness_contract::ranking::MAX_K;
-use likeness_contract::search::{Coverage, Hit, SearchRequest, SearchResults, Term, WeightedTerm};
+use likeness_contract::search::{
+    Coverage, Cursor, Hit, LabelFilter, Recall, SearchRequest, SearchResults, Term, WeightedTerm,
+};
 use likeness_contract::settings::Vocabulary;
 use likeness_link::client::Client;
 use likeness_link::images::image_bytes;
@@ -29,7 +31,10 @@ const MAX_SHEET: usize = 200;
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
 Attributes, images, items and a vector may be asked for together: the answer is near to their sum. A weight says how \
-much one of them counts; a negative one asks for its opposite.
+much one of them counts; a negative one asks for its opposite. --only-with and --only-without are different: they do not \
+say what results should be like, they leave out every image whose known label is another one or is not known.
+
+Answers are exact unless --recall says that an approximate one is enough; what is expected of it is told with it.
 
 Examples:
   likeness search --with Smiling,Eyeglasses --without Male
@@ -38,6 +43,11 @@ Examples:
   likeness search --like 000123.jpg --with Eyeglasses --attributes-weight 0.5    this face, but with glasses
   likeness search --like 000123.jpg --without Beard --min-coverage 1             all of the gallery, or an error
   likeness search --vector query.json                                            [0.12, -0.3, …]: D numbers
+  likeness search --like 000123.jpg --only-with Smiling --only-without Male      like this one, among smiling women
+  likeness search --with Smiling -k 50 --page 3                                  results 101 to 150
+  likeness search --with Smiling --page 1 --json | jq -r .next > next            and what follows, of the same release:
+  likeness search --cursor next
+  likeness search --with Smiling --recall 0.95                                   faster in large galleries
 
 When the searchers have too much to do (`overloaded`), try again after a pause; the exit code is 69.")]
 pub struct SearchArgs {
@@ -68,9 +78,31 @@ pub struct SearchArgs {
     /// How much the vector counts.
     #[arg(long, value_name = "W", default_value_t = 1.0)]
     pub vector_weight: f32,
+    /// Only images that are known to have these attributes, separated by commas.
+    #[arg(long, value_name = "NAMES", help_heading = "Filter")]
+    pub only_with: Vec<String>,
+    /// Only images that are known not to have these attributes.
+    #[arg(long, value_name = "NAMES", help_heading = "Filter")]
+    pub only_without: Vec<String>,
+    /// An approximate answer is enough that has this part of the true one, on average, such as 0.95; of more than 100 results, with a
+    /// filter and in small galleries the answer stays exact.
+    #[arg(long, value_name = "SHARE")]
+    pub recall: Option<f64>,
     /// Results wanted, at most 10000.
     #[arg(short, long, default_value_t = 20)]
     pub k: u32,
+    /// The page of K results with this number, from 1; it tells how to ask for the next one. Pages end with result 10000.
+    #[arg(long, value_name = "N", help_heading = "Pages")]
+    pub page: Option<u32>,
+    /// A file with the `next` of an earlier answer (`-` for the standard input): what follows it, of the same release, as
+    /// long as that is loaded.
+    #[arg(
+        long,
+        value_name = "FILE",
+        help_heading = "Pages",
+        conflicts_with_all = ["with", "without", "image", "like", "vector", "only_with", "only_without", "recall", "page"]
+    )]
+    pub cursor: Option<PathBuf>,
     /// Draw the results into this PNG.
     #[arg(long, value_name = "FILE")]
     pub sheet: Option<PathBuf>,
@@ -88,12 +120,13 @@ pub struct SearchArgs {
 /// Asks and prints.
 pub async fn run(global: &Global, args: SearchArgs) -> Outcome {
     let request = request(&args)?;
+    let before = ranks_before(&args, &request);
     let client = global.connection.client().await?;
-    let results = client.search(&request).await?;
+    let results = turn_to_page(&client, request, args.page.unwrap_or(1)).await?;
     if global.json {
         output::json(&results)?;
     } else {
-        print(&args, &results);
+        print(&args, before, &results);
     }
     if let Some(file) = &args.sheet {
         draw(&client, &args, &results)
@@ -105,24 +138,52 @@ pub async fn run(global: &Global, args: SearchArgs) -> Outcome {
     Ok(Exit::Done)
 }
 
+/// The answer's page with this number: all pages before it are asked for, too.
+async fn turn_to_page(client: &Client, mut request: SearchRequest, page: u32) -> Outcome<SearchResults> {
+    let mut results = client.search(&request).await?;
+    for number in 2..=page {
+        let Some(next) = results.next.take() else {
+            return Err(Failure::failed(format!("there is no page {number}: page {} is the last one", number - 1)));
+        };
+        request = request.after(next);
+        results = client.search(&request).await?;
+    }
+    Ok(results)
+}
+
 /// The request for these flags.
 pub fn request(args: &SearchArgs) -> Outcome<SearchRequest> {
     within("k", args.k, 1, MAX_K as u32)?;
     within("min-coverage", args.min_coverage, 0.0, 1.0)?;
     within("deadline-ms", args.deadline_ms, 1, 600_000)?;
+    within("recall", args.recall.unwrap_or(1.0), 0.0, 1.0)?;
+    within("page", args.page.unwrap_or(1), 1, MAX_K as u32)?;
+    let cursor = args.cursor.as_deref().map(read_cursor).transpose()?;
     let terms = terms(args)?;
-    if terms.is_empty() {
+    if terms.is_empty() && cursor.is_none() {
         return Err(Failure::usage(
             "nothing is asked: give --with, --without, --image, --like or --vector (`likeness search --help` has examples)",
         ));
     }
     Ok(SearchRequest {
-        alias: args.alias.clone(),
-        terms,
-        k: args.k,
         min_coverage: args.min_coverage,
         deadline_ms: args.deadline_ms,
+        filter: LabelFilter { with: lists(&args.only_with), without: lists(&args.only_without) },
+        recall: args.recall,
+        paged: args.page.is_some(),
+        cursor,
+        ..SearchRequest::new(args.alias.clone(), terms, args.k)
     })
+}
+
+fn read_cursor(file: &Path) -> Outcome<String> {
+    let name = file.display();
+    let wrong = |error| Failure::usage(format!("can't read `{name}`: {error}"));
+    let text = match file.to_str() {
+        Some("-") => std::io::read_to_string(std::io::stdin()).map_err(wrong)?,
+        _ => std::fs::read_to_string(file).map_err(wrong)?,
+    };
+    Ok(text.trim().to_string())
 }
 
 fn terms(args: &SearchArgs) -> Outcome<Vec<WeightedTerm>> {
@@ -202,21 +263,40 @@ fn each_once(positions: Vec<usize>) -> Vec<usize> {
     positions.into_iter().filter(|position| seen.insert(*position)).collect()
 }
 
-/// Prints hits as a table, and coverage and time as talk.
-pub fn print(args: &SearchArgs, results: &SearchResults) {
-    line(table(&asked(args, results), &results.hits));
+/// Prints hits as a table, and coverage and time as talk. `before` results were on earlier pages.
+pub fn print(args: &SearchArgs, before: usize, results: &SearchResults) {
+    line(table(&asked(args, results), before, &results.hits));
     say(footer(args, results));
     for reason in &results.coverage.reasons {
         say(format!("  {reason}"));
     }
+    if let Some(Recall { estimate, shards, exact }) = &results.recall {
+        let part = format!("about {:.1} % of the exact answer is expected", estimate * 100.0);
+        say(match shards {
+            0 => "exact: no shard was searched approximately".into(),
+            _ => format!("approximate: {part}"),
+        });
+        exact.iter().for_each(|reason| say(format!("  exactly {reason}")));
+    }
+    if let (Some(page), Some(_)) = (args.page, &results.next) {
+        say(format!("more: --page {}", page + 1));
+    }
 }
 
-fn table(asked: &[Asked], hits: &[Hit]) -> String {
+/// Results on the pages before.
+fn ranks_before(args: &SearchArgs, request: &SearchRequest) -> usize {
+    match request.cursor.as_deref().and_then(|text| Cursor::from_text(text).ok()) {
+        Some(cursor) => cursor.answered as usize,
+        None => (args.page.unwrap_or(1) as usize - 1) * args.k as usize,
+    }
+}
+
+fn table(asked: &[Asked], before: usize, hits: &[Hit]) -> String {
     let head = ["rank", "item", "distance"].map(String::from).into_iter().chain(asked.iter().map(Asked::text));
     let mut table = Table::with_head(head.collect());
     for (rank, hit) in hits.iter().enumerate() {
         let found = asked.iter().map(|asked| agreement(asked.agrees(hit)).to_string());
-        let cells = [(rank + 1).to_string(), hit.item.clone(), format!("{:.4}", hit.distance)];
+        let cells = [(before + rank + 1).to_string(), hit.item.clone(), format!("{:.4}", hit.distance)];
         table.row(cells.into_iter().chain(found));
     }
     table.render()
@@ -235,8 +315,9 @@ fn footer(args: &SearchArgs, results: &SearchResults) -> String {
     let total = results.timings_ms.iter().find(|(stage, _)| stage == "total");
     let took = total.map_or(String::new(), |(_, ms)| format!(" in {ms:.1} ms"));
     let partial = if results.coverage.share() < 1.0 { "PARTIAL ANSWER: " } else { "" };
+    let matching = results.matching.map_or(String::new(), |rows| format!(" ({} fit the filter)", thousands(rows)));
     format!(
-        "{partial}{} release {}: {} of {} images, {shards} of {total_shards} shards{took}",
+        "{partial}{} release {}: {} of {} images{matching}, {shards} of {total_shards} shards{took}",
         args.alias,
         results.release,
         thousands(rows),
@@ -305,6 +386,9 @@ mod tests {
             coverage: Coverage { rows: 500, total_rows: 1000, shards: 2, total_shards: 4, reasons: vec![] },
             vocabulary: vec!["Smiling".into(), "Male".into()],
             timings_ms: vec![("total".into(), 12.34)],
+            matching: None,
+            recall: None,
+            next: None,
         }
     }
 
@@ -329,6 +413,10 @@ mod tests {
             "--with Male --attributes-weight 0",
             "--like a.jpg --like-weight NaN",
             "--vector /nowhere.json",
+            "--only-with Male",
+            "--with Male --recall 1.5",
+            "--with Male --page 0",
+            "--cursor /nowhere",
         ] {
             assert_eq!(request(&parse(line)).unwrap_err().exit as u8, 64, "{line}");
         }
@@ -349,9 +437,29 @@ mod tests {
     }
 
     #[test]
+    fn a_filter_a_recall_and_pages_are_asked_for() {
+        let request = request(&parse("--like a.jpg --only-with A,B --only-without C --recall 0.9 --page 2")).unwrap();
+        assert_eq!(request.filter, LabelFilter { with: vec!["A,B".into()], without: vec!["C".into()] });
+        assert_eq!(ranks_before(&parse("-k 30 --page 3"), &request), 60);
+        assert_eq!((request.recall, request.paged, request.cursor), (Some(0.9), true, None));
+        let text = footer(&parse("--with Male"), &SearchResults { matching: Some(3), ..results() });
+        assert!(text.contains("500 of 1,000 images (3 fit the filter), "), "{text}");
+    }
+
+    #[test]
+    fn a_cursor_goes_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("next");
+        std::fs::write(&file, "abc\n").unwrap();
+        let request = request(&parse(&format!("--cursor {} -k 7", file.display()))).unwrap();
+        assert_eq!((request.cursor.as_deref(), request.k, request.terms.len()), (Some("abc"), 7, 0));
+        assert!(Line::try_parse_from(["search", "--cursor", "x", "--like", "a.jpg"]).is_err());
+    }
+
+    #[test]
     fn agreement_is_told_per_attribute() {
         let args = parse("--with smiling --without Male");
-        let text = table(&asked(&args, &results()), &results().hits);
+        let text = table(&asked(&args, &results()), 0, &results().hits);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0].split_whitespace().collect::<Vec<_>>(), ["rank", "item", "distance", "+Smiling", "−Male"]);
         assert_eq!(lines[1].split_whitespace().collect::<Vec<_>>(), ["1", "a.jpg", "0.5000", "yes", "yes"]);

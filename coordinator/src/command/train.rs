@@ -9,7 +9,7 @@ use crate::command::Global;
 use crate::command::config::JobFile;
 use crate::command::exit::Outcome;
 use crate::command::follow;
-use crate::command::options::{JobOptions, ModelOptions, TrainOptions, train_request};
+use crate::command::options::{self, JobOptions, ModelOptions, TrainOptions, train_request};
 use crate::command::selectors::{DatasetArg, dataset_or_only};
 
 /// Flags of `likeness train`.
@@ -20,7 +20,12 @@ The job's id is the model's name. A training that is killed goes on from its las
 Examples:
   likeness train --dataset celeba
   likeness train --dataset celeba --architecture resnet50 --device cuda --epochs 30
-  likeness train --config job.toml --seed 7")]
+  likeness train --config job.toml --seed 7
+  likeness train --architecture resnet18 --init resnet18.safetensors --warm-up-epochs 2 --backbone-lr 0.1 --patience 5
+
+Pretrained weights are safetensors with torchvision's or timm's names; the classifier (`fc`) is left out. From a model of \
+ours (its id, or an alias such as `main`) head and attribute tower are taken too where they fit. A .pth file is a pickle \
+and is refused with the line that converts it.")]
 pub struct TrainArgs {
     /// Dataset, or dataset@version [default: the only one that there is].
     #[arg(long)]
@@ -49,7 +54,8 @@ pub async fn run(global: &Global, args: TrainArgs) -> Outcome {
     train.resolve()?;
     let client = global.connection.client().await?;
     let dataset = dataset_or_only(&client, args.dataset.or(file.dataset)).await?;
-    let work = RequestedWork::Train(train_request(dataset, &model, &train)?);
+    let init = options::start(&client, &model, &train).await?;
+    let work = RequestedWork::Train(train_request(dataset, &model, &train, init)?);
     let (device, priority) = (job.device(), job.priority());
     let summary = client.submit(JobRequest { id: job.id, work, device, priority }).await?;
     follow::submitted(global, &client, summary, args.detach).await

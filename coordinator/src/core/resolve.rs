@@ -15,7 +15,7 @@ use likeness_contract::jobs::{
 };
 use likeness_contract::messages::{ApiError, ApiErrorKind};
 use likeness_contract::names;
-use likeness_contract::settings::{QueryEncoding, Split, Vocabulary};
+use likeness_contract::settings::{InitWeights, QueryEncoding, Split, TrainSettings, Vocabulary};
 
 use super::validate::{self, MAX_NUMBERED};
 
@@ -40,6 +40,8 @@ pub struct Facts {
     pub compared_generation: Option<GenerationManifest>,
     /// Its model.
     pub compared_model: Option<ModelManifest>,
+    /// Size of the weights that a training starts from, if they are there.
+    pub start_bytes: Option<u64>,
     /// Classes of the live devices that train.
     pub trainers: Vec<DeviceClass>,
 }
@@ -75,7 +77,8 @@ pub fn resolve(request: &JobRequest, facts: &Facts) -> Result<Resolved, ApiError
     Ok(Resolved { id, spec })
 }
 
-/// `<kind>-<first digits of the spec's digest>`.
+/// `<kind>-<first digits of the spec's digest>`. A spec is written in the oldest version that says all of it, so a setting that is
+/// new and left alone changes no id.
 fn default_id(spec: &JobSpec) -> JobId {
     let digest = Digest::of(&codec::encode_document(&as_asked(spec)));
     JobId::new(format!("{}-{}", spec.work.kind(), digest.short())).expect("made of letters, digits and `-`")
@@ -113,6 +116,12 @@ fn as_asked(spec: &JobSpec) -> JobSpec {
     if let JobWork::Pipeline { baseline, .. } = &mut spec.work {
         *baseline = None;
     }
+    if let JobWork::Train(TrainStage { train, .. }) | JobWork::Pipeline { train: TrainStage { train, .. }, .. } =
+        &mut spec.work
+    {
+        // The same bytes are the same start, whatever their file was called.
+        train.init.iter_mut().for_each(|init| init.source.clear());
+    }
     spec
 }
 
@@ -131,7 +140,8 @@ fn resolve_train(request: &TrainRequest, facts: &Facts) -> Result<TrainStage, Ap
     let (train_rows, validation_rows) = (manifest.rows(Split::Train), manifest.rows(Split::Validation));
     check(validate::vocabulary(&manifest.vocabulary))?;
     check(validate::model(&request.model))?;
-    check(validate::train(&request.train, train_rows))?;
+    check(validate::train(&request.train, train_rows, validation_rows))?;
+    start_is_there(&request.train, facts)?;
     let mut train = request.train.clone();
     if request.model.encoding == QueryEncoding::MultiHot {
         // Multi-hot cannot tell "has not" from "not said", so it is never masked.
@@ -149,6 +159,18 @@ fn resolve_train(request: &TrainRequest, facts: &Facts) -> Result<TrainStage, Ap
     let few = rounds < MAX_NUMBERED;
     check(few.then_some(()).ok_or(format!("{rounds} rounds, expected below {MAX_NUMBERED}: raise `inner_steps`")))?;
     Ok(stage)
+}
+
+/// The weights to start from are in the store already: workers anywhere read the same bytes.
+fn start_is_there(train: &TrainSettings, facts: &Facts) -> Result<(), ApiError> {
+    let Some(InitWeights { source, model, weights }) = &train.init else { return Ok(()) };
+    let there = facts.start_bytes == Some(weights.bytes);
+    let missing = || invalid(format!("the weights of `{source}` are not in the store as `{}`", weights.key));
+    there.then_some(()).ok_or_else(missing)?;
+    let Some(model) = model else { return Ok(()) };
+    let manifest = facts.model(model)?;
+    let own = manifest.weights == *weights;
+    own.then_some(()).ok_or_else(|| invalid(format!("`{}` is not the weights of model `{model}`", weights.key)))
 }
 
 fn resolve_embed(model: &JobId, request: &EmbedRequest, facts: &Facts) -> Result<JobWork, ApiError> {

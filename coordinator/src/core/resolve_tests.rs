@@ -2,7 +2,9 @@ use super::super::testing::*;
 use super::*;
 use likeness_contract::documents::{ObjectRef, PartEntry, ShardEntry};
 use likeness_contract::jobs::{IngestSource, Priority};
-use likeness_contract::settings::{Architecture, ModelSettings, NegativeMix, TrainSettings};
+use likeness_contract::settings::{
+    AdamWSettings, Architecture, ModelSettings, NegativeMix, Optimizer, ResizedCrop, SgdSettings, TrainSettings,
+};
 
 fn manifest(version: &str, split_rows: [u64; 3]) -> DatasetManifest {
     let part = PartEntry { object: object(), rows: split_rows.iter().sum(), split_rows };
@@ -30,6 +32,9 @@ fn model_manifest(id: &str) -> ModelManifest {
         validation_loss: None,
         training: object(),
         tensorboard: object(),
+        round: None,
+        validation_map: None,
+        stopped_early: false,
     }
 }
 
@@ -46,7 +51,7 @@ fn generation_manifest(id: &str, rows: Split) -> GenerationManifest {
         rows,
         embedding_dim: 64,
         vocabulary: vocabulary(),
-        shards: vec![ShardEntry { shard: 0, object: object(), rows: 100 }],
+        shards: vec![ShardEntry { shard: 0, object: object(), rows: 100, approximate: None }],
         skipped: Vec::new(),
     }
 }
@@ -203,6 +208,62 @@ fn a_wrong_name_is_answered_with_the_nearest() {
     refused(&wrong, &facts(), ApiErrorKind::NotFound, "gallery `all` has no generation `model-2`");
 }
 
+fn optimizers_out_of_range() -> Vec<(Optimizer, &'static str)> {
+    let (adamw, sgd) = (AdamWSettings::default(), SgdSettings::default());
+    vec![
+        (Optimizer::AdamW(AdamWSettings { lr: 0.0, ..adamw }), "`lr`"),
+        (Optimizer::AdamW(AdamWSettings { beta1: 1.0, ..adamw }), "`beta1`"),
+        (Optimizer::AdamW(AdamWSettings { beta2: -0.5, ..adamw }), "`beta2`"),
+        (Optimizer::AdamW(AdamWSettings { eps: 0.0, ..adamw }), "`eps`"),
+        (Optimizer::AdamW(AdamWSettings { weight_decay: -1.0, ..adamw }), "`weight_decay`"),
+        (Optimizer::Sgd(SgdSettings { lr: f64::NAN, ..sgd }), "`lr`"),
+        (Optimizer::Sgd(SgdSettings { momentum: 1.0, ..sgd }), "`momentum`"),
+        (Optimizer::Sgd(SgdSettings { weight_decay: -1.0, ..sgd }), "`weight_decay`"),
+    ]
+}
+
+fn start(source: &str, model: Option<&str>) -> InitWeights {
+    InitWeights { source: source.into(), model: model.map(job_id), weights: object() }
+}
+
+#[test]
+fn weights_to_start_from_must_be_in_the_store_and_their_file_is_no_part_of_the_id() {
+    let from = |source: &str| training(|t| t.train.init = Some(start(source, None)));
+    refused(&from("w.safetensors"), &facts(), ApiErrorKind::Invalid, "`w.safetensors` are not in the store");
+    let there = Facts { start_bytes: Some(object().bytes), ..facts() };
+    let (here, moved) =
+        (resolve(&from("w.safetensors"), &there).unwrap(), resolve(&from("v.safetensors"), &there).unwrap());
+    assert_eq!(here.id, moved.id);
+    assert!(same_job(&here.spec, &moved.spec));
+    assert_ne!(here.id, resolve(&training(|_| {}), &there).unwrap().id);
+    let secret = training(|t| t.train.init = Some(start("https://me:secret@host/w.safetensors", None)));
+    let error = refused(&secret, &there, ApiErrorKind::Invalid, "names a user");
+    assert!(!error.message.contains("secret"), "{}", error.message);
+}
+
+#[test]
+fn weights_of_a_model_must_be_that_models() {
+    let there = Facts { start_bytes: Some(object().bytes), ..facts() };
+    let from = |model: &str| training(|t| t.train.init = Some(start("main", Some(model))));
+    let error = refused(&from("modle-1"), &there, ApiErrorKind::NotFound, "model `modle-1`");
+    assert_eq!(error.nearest[0], "model-1");
+    let other = training(|t| {
+        let weights = ObjectRef { digest: Digest::of(b"other"), ..object() };
+        t.train.init = Some(InitWeights { weights, ..start("main", Some("model-1")) });
+    });
+    refused(&other, &there, ApiErrorKind::Invalid, "is not the weights of model `model-1`");
+    assert!(resolve(&from("model-1"), &there).is_ok());
+}
+
+#[test]
+fn stopping_early_needs_validation_rows() {
+    let none =
+        Facts { datasets: vec![manifest("ingest-0", [10, 10, 10]), manifest("ingest-1", [100, 0, 30])], ..facts() };
+    let patient = training(|t| t.train.patience = 3);
+    refused(&patient, &none, ApiErrorKind::Invalid, "no rows in its validation split");
+    assert!(resolve(&patient, &facts()).is_ok());
+}
+
 #[test]
 fn settings_of_a_training_out_of_range_are_refused_by_name() {
     invalid_training(|t| t.train.epochs = 0, "`epochs`");
@@ -215,11 +276,17 @@ fn settings_of_a_training_out_of_range_are_refused_by_name() {
     invalid_training(|t| t.train.masked_share = 1.5, "`masked_share`");
     invalid_training(|t| t.train.warmup_share = -0.1, "`warmup_share`");
     invalid_training(|t| t.train.random_crop = 0.6, "`random_crop`");
-    invalid_training(|t| t.train.optimizer.lr = 0.0, "`lr`");
-    invalid_training(|t| t.train.optimizer.beta1 = 1.0, "`beta1`");
-    invalid_training(|t| t.train.optimizer.beta2 = -0.5, "`beta2`");
-    invalid_training(|t| t.train.optimizer.eps = 0.0, "`eps`");
-    invalid_training(|t| t.train.optimizer.weight_decay = -1.0, "`weight_decay`");
+    for (optimizer, word) in optimizers_out_of_range() {
+        invalid_training(|t| t.train.optimizer = optimizer, word);
+    }
+    invalid_training(|t| t.train.clip_norm = f64::NAN, "`clip_norm`");
+    invalid_training(|t| t.train.backbone.lr_factor = 0.0, "`backbone.lr_factor`");
+    invalid_training(|t| t.train.colour.hue = 0.6, "`colour.hue`");
+    invalid_training(|t| t.train.colour.contrast = -0.1, "`colour.contrast`");
+    let crop = |scale, ratio| Some(ResizedCrop { scale, ratio });
+    invalid_training(|t| t.train.resized_crop = crop([0.0, 1.0], [1.0, 1.0]), "`resized_crop.scale`");
+    invalid_training(|t| t.train.resized_crop = crop([0.5, 1.0], [1.5, 1.0]), "`resized_crop.ratio`");
+    invalid_training(|t| t.train.resized_crop = crop([0.5, 1.0], [1.0, 1.0]), "takes the place of `random_crop`");
     invalid_training(|t| (t.train.epochs, t.train.inner_steps) = (u32::MAX, 1), "raise `inner_steps`");
 }
 

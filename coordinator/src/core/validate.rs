@@ -2,7 +2,8 @@
 
 use likeness_contract::jobs::IngestSource;
 use likeness_contract::settings::{
-    AdamWSettings, EvaluateSettings, ModelSettings, NegativeMix, Preprocessing, TrainSettings, Vocabulary,
+    AdamWSettings, BackboneSettings, ColourJitter, EvaluateSettings, InitWeights, Keep, ModelSettings, NegativeMix,
+    Optimizer, Preprocessing, ResizedCrop, SgdSettings, TrainSettings, Vocabulary,
 };
 
 /// Largest embedding dimension.
@@ -87,8 +88,8 @@ pub fn model(settings: &ModelSettings) -> Checked {
     ensure(std.iter().all(|s| s.is_finite() && *s > 0.0), || format!("`std` is {std:?}, expected numbers above 0"))
 }
 
-/// A training on so many rows.
-pub fn train(settings: &TrainSettings, train_rows: u64) -> Checked {
+/// A training on so many rows, measured on so many.
+pub fn train(settings: &TrainSettings, train_rows: u64, validation_rows: u64) -> Checked {
     let TrainSettings {
         epochs,
         batch_size,
@@ -97,10 +98,17 @@ pub fn train(settings: &TrainSettings, train_rows: u64) -> Checked {
         negatives,
         masked_share,
         optimizer,
+        clip_norm,
         warmup_share,
+        backbone,
+        init,
         mirror: _,
         random_crop,
+        resized_crop,
+        colour,
         validate_every,
+        keep,
+        patience,
         seed: _,
     } = settings;
     ensure(train_rows > 0, || "the dataset has no rows in its training split".into())?;
@@ -117,7 +125,51 @@ pub fn train(settings: &TrainSettings, train_rows: u64) -> Checked {
     let half = (0.0..=0.5).contains(random_crop);
     ensure(half, || format!("`random_crop` is {random_crop}, expected 0 to 0.5"))?;
     mix(negatives)?;
-    adamw(optimizer)
+    match optimizer {
+        Optimizer::AdamW(settings) => adamw(settings)?,
+        Optimizer::Sgd(settings) => sgd(settings)?,
+    }
+    not_negative("clip_norm", *clip_norm)?;
+    learning_backbone(backbone)?;
+    init.as_ref().map_or(Ok(()), start)?;
+    resized_crop.as_ref().map_or(Ok(()), |crop| resized(crop, *random_crop))?;
+    jitter(colour)?;
+    ensure((*keep == Keep::Last && *patience == 0) || validation_rows > 0, || {
+        "the dataset has no rows in its validation split: leave `keep` and `patience` out, or ingest it with one".into()
+    })
+}
+
+/// A source is shown in the job, so that it must hold no secret.
+fn start(init: &InitWeights) -> Checked {
+    let InitWeights { source, model: _, weights: _ } = init;
+    ensure(!source.trim().is_empty(), || "`source` of the weights to start from is empty".into())?;
+    source_path(source)
+}
+
+fn learning_backbone(backbone: &BackboneSettings) -> Checked {
+    let BackboneSettings { lr_factor, frozen_epochs: _ } = *backbone;
+    ensure(lr_factor.is_finite() && lr_factor > 0.0, || {
+        format!("`backbone.lr_factor` is {lr_factor}, expected a number above 0: to hold the backbone, freeze it")
+    })
+}
+
+fn resized(crop: &ResizedCrop, random_crop: f32) -> Checked {
+    let ResizedCrop { scale, ratio } = *crop;
+    ensure(0.0 < scale[0] && scale[0] <= scale[1] && scale[1] <= 1.0, || {
+        format!("`resized_crop.scale` is {scale:?}, expected two ascending shares above 0 and at most 1")
+    })?;
+    ensure(0.0 < ratio[0] && ratio[0] <= ratio[1] && ratio[1] <= 100.0, || {
+        format!("`resized_crop.ratio` is {ratio:?}, expected two ascending numbers above 0 and at most 100")
+    })?;
+    ensure(random_crop == 0.0, || format!("`resized_crop` takes the place of `random_crop`, which is {random_crop}"))
+}
+
+fn jitter(colour: &ColourJitter) -> Checked {
+    let ColourJitter { brightness, contrast, saturation, hue } = *colour;
+    for (name, value) in [("brightness", brightness), ("contrast", contrast), ("saturation", saturation)] {
+        ensure((0.0..=10.0).contains(&value), || format!("`colour.{name}` is {value}, expected 0 to 10"))?;
+    }
+    ensure((0.0..=0.5).contains(&hue), || format!("`colour.hue` is {hue}, expected 0 to 0.5"))
 }
 
 fn mix(negatives: &NegativeMix) -> Checked {
@@ -132,15 +184,30 @@ fn mix(negatives: &NegativeMix) -> Checked {
     })
 }
 
+fn sgd(optimizer: &SgdSettings) -> Checked {
+    let SgdSettings { lr, momentum, weight_decay } = *optimizer;
+    learning_rate(lr)?;
+    let below_1 = (0.0..1.0).contains(&momentum);
+    ensure(below_1, || format!("`momentum` is {momentum}, expected 0 or more and below 1"))?;
+    not_negative("weight_decay", weight_decay)
+}
+
+fn learning_rate(lr: f64) -> Checked {
+    ensure(lr.is_finite() && lr > 0.0, || format!("`lr` is {lr}, expected a number above 0"))
+}
+
+fn not_negative(name: &str, value: f64) -> Checked {
+    ensure(value.is_finite() && value >= 0.0, || format!("`{name}` is {value}, expected 0 or more"))
+}
+
 fn adamw(optimizer: &AdamWSettings) -> Checked {
     let AdamWSettings { lr, beta1, beta2, eps, weight_decay } = *optimizer;
-    ensure(lr.is_finite() && lr > 0.0, || format!("`lr` is {lr}, expected a number above 0"))?;
+    learning_rate(lr)?;
     for (name, beta) in [("beta1", beta1), ("beta2", beta2)] {
         ensure((0.0..1.0).contains(&beta), || format!("`{name}` is {beta}, expected 0 or more and below 1"))?;
     }
     ensure(eps.is_finite() && eps > 0.0, || format!("`eps` is {eps}, expected a number above 0"))?;
-    let decays = weight_decay.is_finite() && weight_decay >= 0.0;
-    ensure(decays, || format!("`weight_decay` is {weight_decay}, expected 0 or more"))
+    not_negative("weight_decay", weight_decay)
 }
 
 /// Which queries are asked.

@@ -8,6 +8,7 @@ use likeness_contract::documents::{GenerationManifest, ModelManifest};
 use likeness_contract::ids::{JobId, Name};
 use likeness_contract::jobs::{DatasetRef, DeviceClass, GenerationRef, JobRequest, RequestedWork};
 use likeness_contract::keys;
+use likeness_contract::settings::{InitWeights, TrainSettings};
 use likeness_link::{Result, Store};
 use tokio::time::Instant;
 
@@ -17,8 +18,6 @@ use super::leader::Inbox;
 use super::releases;
 use crate::core::resolve::{self, Facts};
 
-/// Folder of models.
-const MODELS: &str = "models";
 /// Folder of galleries.
 const GALLERIES: &str = "galleries";
 /// How long a request that needs a worker waits for the first one to be seen.
@@ -40,7 +39,10 @@ pub(super) async fn gather(cx: &Context, inbox: &Inbox, request: &JobRequest) ->
     }
     match &request.work {
         RequestedWork::Ingest { .. } => {}
-        RequestedWork::Train(_) => facts.trainers = trainers(cx, request.device).await,
+        RequestedWork::Train(train) => {
+            facts.trainers = trainers(cx, request.device).await;
+            add_start(store, &train.train, &mut facts).await?;
+        }
         RequestedWork::Embed { model, .. } => add_model(store, model, &mut facts).await?,
         RequestedWork::Evaluate { generation, .. } => {
             facts.generation = generation_manifest(store, generation).await?;
@@ -49,8 +51,9 @@ pub(super) async fn gather(cx: &Context, inbox: &Inbox, request: &JobRequest) ->
                 None => facts.generations = generations(store).await?,
             }
         }
-        RequestedWork::Pipeline { alias, .. } => {
+        RequestedWork::Pipeline { train, alias, .. } => {
             facts.trainers = trainers(cx, request.device).await;
+            add_start(store, &train.train, &mut facts).await?;
             facts.releases = releases::of_alias(store, alias).await?;
             if let Some(release) = resolve::compared_release(&facts.releases) {
                 facts.compared_model = model(store, &release.model).await?;
@@ -121,10 +124,20 @@ pub(super) async fn model(store: &Store, model: &JobId) -> Result<Option<ModelMa
     store.document(&keys::model_manifest(model)).await
 }
 
+/// What is known of the weights that a training starts from.
+async fn add_start(store: &Store, train: &TrainSettings, facts: &mut Facts) -> Result<()> {
+    let Some(InitWeights { source: _, model, weights }) = &train.init else { return Ok(()) };
+    facts.start_bytes = store.size(&weights.key).await?;
+    if let Some(model) = model {
+        add_model(store, model, facts).await?;
+    }
+    Ok(())
+}
+
 async fn add_model(store: &Store, id: &JobId, facts: &mut Facts) -> Result<()> {
     facts.model = model(store, id).await?;
     if facts.model.is_none() {
-        let folders = store.children(MODELS).await?;
+        let folders = store.children(keys::MODELS).await?;
         facts.models = folders.into_iter().filter_map(|folder| JobId::new(folder).ok()).collect();
     }
     Ok(())

@@ -9,7 +9,8 @@ use likeness_contract::documents::{
 };
 use likeness_contract::ids::{Digest, JobId, WorkerId};
 use likeness_contract::jobs::{
-    DatasetRef, DeviceClass, JobSpec, JobWork, Priority, TaskKind, TaskMessage, TaskOutput, TaskRecord, TaskWork,
+    CheckpointOutput, DatasetRef, DeviceClass, JobSpec, JobWork, Priority, TaskKind, TaskMessage, TaskOutput,
+    TaskRecord, TaskWork,
 };
 use likeness_contract::messages::{Presence, TaskEvent, TaskNews};
 use likeness_contract::settings::Vocabulary;
@@ -227,6 +228,9 @@ impl Hands {
             validation_loss: None,
             training: object(),
             tensorboard: object(),
+            round: None,
+            validation_map: None,
+            stopped_early: false,
         };
         self.store.create_document(&key, &manifest).await.unwrap();
         TaskOutput::Manifest { key }
@@ -244,7 +248,7 @@ impl Hands {
             rows: embed.rows,
             embedding_dim: train.model.embedding_dim,
             vocabulary: train.vocabulary,
-            shards: (0..2).map(|shard| ShardEntry { shard, object: object(), rows: 45 }).collect(),
+            shards: (0..2).map(|shard| ShardEntry { shard, object: object(), rows: 45, approximate: None }).collect(),
             skipped: Vec::new(),
         };
         self.store.create_document(&key, &manifest).await.unwrap();
@@ -261,13 +265,5 @@ fn object() -> ObjectRef {
 }
 
 fn checkpoint() -> TaskOutput {
-    TaskOutput::Checkpoint {
-        step: 1,
-        object: object(),
-        metrics: None,
-        loss: None,
-        validation_loss: None,
-        images_per_second: None,
-        wait_share: None,
-    }
+    TaskOutput::Checkpoint(CheckpointOutput::of(1, object()))
 }

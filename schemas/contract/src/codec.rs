@@ -3,7 +3,8 @@
 //! Inside the system messages travel as bincode; every public request, reply and every stored document can
 //! be JSON. So no shared type may use what bincode cannot carry (`flatten`, `untagged`, internally tagged
 //! enums, `skip_serializing_if`). A version rises when a field is added or changed; every past version
-//! decodes for ever (`Message::upgrade`, golden files under `schemas/golden`).
+//! decodes for ever (`Message::upgrade`, golden files under `schemas/golden`), and a message that says nothing new is still
+//! written in the version that had all of it (`Message::write`), so that older programs read it.
 //!
 //! Bincode form: the four bytes `LKN1`, the header (name, version), the body, nothing after it.
 //! JSON form: `{"message": name, "version": n, "body": …}`.
@@ -25,10 +26,24 @@ pub trait Message: Serialize + DeserializeOwned {
     /// Newest version that this program writes and reads.
     const VERSION: u16;
 
+    /// Hands the oldest form to `writer` that says all of it: the newest one, unless a type that has older ones says otherwise.
+    fn write<W: Writer>(&self, writer: W) -> W::Output {
+        writer.newest(self)
+    }
+
     /// Reads a body of an older version; `decode` calls it for `version < VERSION` only.
     fn upgrade(version: u16, _body: OldBody<'_>) -> Result<Self, CodecError> {
         Err(CodecError::Malformed { message: Self::NAME, detail: format!("version {version} was never written") })
     }
+}
+
+/// Takes the form of a message that is to be written: the message itself, or a past version of it.
+pub trait Writer {
+    /// What comes of it.
+    type Output;
+
+    /// Takes this very type, in its own version.
+    fn newest<M: Message>(self, message: &M) -> Self::Output;
 }
 
 /// The undecoded body of a message of an older version.
@@ -141,25 +156,33 @@ fn bincode_config() -> bincode::config::Configuration<
     bincode::config::standard().with_limit::<DECODE_BUDGET>()
 }
 
-/// Message → bytes. Fails with `TooLarge` over [`MAX_MESSAGE_BYTES`].
+/// Message → bytes, in the oldest version that says all of it. Fails with `TooLarge` over [`MAX_MESSAGE_BYTES`].
 pub fn encode<M: Message>(message: &M, encoding: Encoding) -> Result<Vec<u8>, CodecError> {
-    let malformed = |detail: String| CodecError::Malformed { message: M::NAME, detail };
-    let bytes = match encoding {
-        Encoding::Bincode => {
-            let header = Header { name: M::NAME.into(), version: M::VERSION };
-            let config = bincode::config::standard();
-            let mut bytes = MAGIC.to_vec();
-            bytes.extend(bincode::serde::encode_to_vec(&header, config).map_err(|e| malformed(e.to_string()))?);
-            bytes.extend(bincode::serde::encode_to_vec(message, config).map_err(|e| malformed(e.to_string()))?);
-            bytes
-        }
-        Encoding::Json => {
-            let envelope = JsonEnvelope { message: M::NAME, version: M::VERSION, body: message };
-            serde_json::to_vec(&envelope).map_err(|e| malformed(e.to_string()))?
-        }
-    };
-    within_limit::<M>(&bytes, MAX_MESSAGE_BYTES)?;
-    Ok(bytes)
+    message.write(encoding)
+}
+
+impl Writer for Encoding {
+    type Output = Result<Vec<u8>, CodecError>;
+
+    fn newest<M: Message>(self, message: &M) -> Self::Output {
+        let malformed = |detail: String| CodecError::Malformed { message: M::NAME, detail };
+        let bytes = match self {
+            Self::Bincode => {
+                let header = Header { name: M::NAME.into(), version: M::VERSION };
+                let config = bincode::config::standard();
+                let mut bytes = MAGIC.to_vec();
+                bytes.extend(bincode::serde::encode_to_vec(&header, config).map_err(|e| malformed(e.to_string()))?);
+                bytes.extend(bincode::serde::encode_to_vec(message, config).map_err(|e| malformed(e.to_string()))?);
+                bytes
+            }
+            Self::Json => {
+                let envelope = JsonEnvelope { message: M::NAME, version: M::VERSION, body: message };
+                serde_json::to_vec(&envelope).map_err(|e| malformed(e.to_string()))?
+            }
+        };
+        within_limit::<M>(&bytes, MAX_MESSAGE_BYTES)?;
+        Ok(bytes)
+    }
 }
 
 /// Bytes → message. Memory is bounded by a small multiple of [`MAX_MESSAGE_BYTES`] whatever the bytes say.
@@ -171,12 +194,24 @@ pub fn decode<M: Message>(bytes: &[u8], encoding: Encoding) -> Result<M, CodecEr
     }
 }
 
-/// Message → indented JSON for an object in the store; ends with a newline. No size limit.
+/// Message → indented JSON for an object in the store, in the oldest version that says all of it; ends with a newline. No
+/// size limit.
 pub fn encode_document<M: Message>(message: &M) -> Vec<u8> {
-    let envelope = JsonEnvelope { message: M::NAME, version: M::VERSION, body: message };
-    let mut bytes = serde_json::to_vec_pretty(&envelope).expect("contract types serialise to JSON");
-    bytes.push(b'\n');
-    bytes
+    message.write(Document)
+}
+
+/// Writes documents.
+struct Document;
+
+impl Writer for Document {
+    type Output = Vec<u8>;
+
+    fn newest<M: Message>(self, message: &M) -> Vec<u8> {
+        let envelope = JsonEnvelope { message: M::NAME, version: M::VERSION, body: message };
+        let mut bytes = serde_json::to_vec_pretty(&envelope).expect("contract types serialise to JSON");
+        bytes.push(b'\n');
+        bytes
+    }
 }
 
 /// Reads what [`encode_document`] wrote; at most [`MAX_DOCUMENT_BYTES`].

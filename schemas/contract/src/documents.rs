@@ -1,8 +1,10 @@
 //! Manifests and releases: JSON documents that make data complete and visible.
 
+mod past;
+
 use serde::{Deserialize, Serialize};
 
-use crate::codec::{CodecError, Message, OldBody};
+use crate::codec::{CodecError, Message, OldBody, Writer};
 use crate::ids::{Digest, JobId, Name};
 use crate::jobs::{DatasetRef, GenerationRef};
 use crate::settings::{EvaluateSettings, ModelSettings, Split, TrainSettings, Vocabulary};
@@ -87,23 +89,34 @@ pub struct ModelManifest {
     pub dataset: DatasetRef,
     /// Weights and batch-norm statistics, safetensors.
     pub weights: ObjectRef,
-    /// The last checkpoint, with optimizer state.
+    /// The checkpoint that they are from, with optimizer state.
     pub checkpoint: ObjectRef,
     /// Distance that the model was trained with and that ranks: always `euclidean`.
     pub distance: String,
-    /// Optimizer steps.
+    /// Optimizer steps behind the weights.
     pub steps: u64,
-    /// Loss on the validation split at the end.
+    /// Loss of the weights on the validation split.
     pub validation_loss: Option<f64>,
     /// Figures of all steps.
     pub training: ObjectRef,
     /// The same for TensorBoard.
     pub tensorboard: ObjectRef,
+    /// The round that the weights are from, counted from 0: the last, or the best where the training keeps that; not
+    /// known of models before version 2.
+    pub round: Option<u32>,
+    /// mAP of single attributes on the validation split with these weights.
+    pub validation_map: Option<f64>,
+    /// Whether the training ended before its last round because its mAP no longer rose.
+    pub stopped_early: bool,
 }
 
 impl Message for ModelManifest {
     const NAME: &'static str = "model";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
+
+    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        body.read::<past::ModelManifestV1>(Self::NAME).map(Self::from)
+    }
 }
 
 /// `galleries/<gallery>/<generation>/manifest.json`.
@@ -131,7 +144,18 @@ pub struct GenerationManifest {
 
 impl Message for GenerationManifest {
     const NAME: &'static str = "generation";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
+
+    fn write<W: Writer>(&self, writer: W) -> W::Output {
+        match past::GenerationManifestV1::of(self) {
+            Some(old) => writer.newest(&old),
+            None => writer.newest(self),
+        }
+    }
+
+    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        body.read::<past::GenerationManifestV1>(Self::NAME).map(Self::from)
+    }
 }
 
 impl GenerationManifest {
@@ -150,6 +174,8 @@ pub struct ShardEntry {
     pub object: ObjectRef,
     /// Rows in it.
     pub rows: u64,
+    /// Its approximate index; none of a shard of few rows, or from before there were any.
+    pub approximate: Option<ObjectRef>,
 }
 
 /// `reports/<report>/manifest.json`.
@@ -184,29 +210,7 @@ impl Message for ReportManifest {
     const VERSION: u16 = 2;
 
     fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
-        body.read::<ReportManifestV1>(Self::NAME).map(Self::from)
-    }
-}
-
-/// Version 1 had no files for TREC's tools.
-#[derive(Deserialize)]
-struct ReportManifestV1 {
-    report: JobId,
-    generation: GenerationRef,
-    model: JobId,
-    rows: Split,
-    items: u64,
-    settings: EvaluateSettings,
-    json: ObjectRef,
-    queries: ObjectRef,
-    html: ObjectRef,
-    headline: Vec<HeadlineRow>,
-}
-
-impl From<ReportManifestV1> for ReportManifest {
-    fn from(old: ReportManifestV1) -> Self {
-        let ReportManifestV1 { report, generation, model, rows, items, settings, json, queries, html, headline } = old;
-        Self { report, generation, model, rows, items, settings, json, queries, html, headline, trec: None }
+        body.read::<past::ReportManifestV1>(Self::NAME).map(Self::from)
     }
 }
 

@@ -5,12 +5,16 @@
 //! means success and is the only thing that decides. A run is open from the creation of `runs/N` to the
 //! creation of `outcomes/N`; first creator wins.
 
+mod past;
+
+pub(crate) use past::{request_as_v1, spec_as_v1};
+
 use serde::{Deserialize, Serialize};
 
-use crate::codec::Message;
+use crate::codec::{CodecError, Message, OldBody, Writer};
 use crate::documents::{GateDecision, HeadlineRow, ObjectRef, Skipped};
 use crate::ids::{JobId, Name, RunNumber, TaskId, WorkerId};
-use crate::settings::{EvaluateSettings, ModelSettings, Split, TrainSettings, Vocabulary};
+use crate::settings::{EvaluateSettings, ModelSettings, Split, TrainSettings, TrainSettingsV1, Vocabulary};
 
 /// What a task needs of a worker: its role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -182,11 +186,11 @@ pub struct GenerationRef {
 
 /// What a user asks for. The coordinator resolves it into a [`JobSpec`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct JobRequest {
+pub struct JobRequest<T = TrainSettings> {
     /// The job's id; the digest of the resolved spec without.
     pub id: Option<JobId>,
     /// What to do.
-    pub work: RequestedWork,
+    pub work: RequestedWork<T>,
     /// Device class of its tasks.
     pub device: DeviceClass,
     /// Priority of its tasks.
@@ -196,7 +200,7 @@ pub struct JobRequest {
 /// The kinds of jobs, as asked for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum RequestedWork {
+pub enum RequestedWork<T = TrainSettings> {
     /// Read images and labels into a new dataset version.
     Ingest {
         /// Name of the dataset.
@@ -207,7 +211,7 @@ pub enum RequestedWork {
         part_rows: u32,
     },
     /// Train a model.
-    Train(TrainRequest),
+    Train(TrainRequest<T>),
     /// Embed a gallery with a model.
     Embed {
         /// The model.
@@ -225,7 +229,7 @@ pub enum RequestedWork {
     /// Train → embed → evaluate → gate → promote.
     Pipeline {
         /// Training.
-        train: TrainRequest,
+        train: TrainRequest<T>,
         /// Embedding, of the same dataset version as the training where `embed.dataset` names the same dataset.
         embed: EmbedRequest,
         /// Evaluation.
@@ -237,13 +241,13 @@ pub enum RequestedWork {
 
 /// A training as asked for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct TrainRequest {
+pub struct TrainRequest<T = TrainSettings> {
     /// The images.
     pub dataset: DatasetSelector,
     /// The model.
     pub model: ModelSettings,
     /// The training.
-    pub train: TrainSettings,
+    pub train: T,
 }
 
 /// An embedding as asked for.
@@ -261,9 +265,9 @@ pub struct EmbedRequest {
 
 /// What was accepted: everything is fixed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct JobSpec {
+pub struct JobSpec<T = TrainSettings> {
     /// What to do.
-    pub work: JobWork,
+    pub work: JobWork<T>,
     /// Device class of the tasks that compute on images or tensors.
     pub device: DeviceClass,
     /// Priority of its tasks.
@@ -272,13 +276,24 @@ pub struct JobSpec {
 
 impl Message for JobSpec {
     const NAME: &'static str = "job-spec";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
+
+    fn write<W: Writer>(&self, writer: W) -> W::Output {
+        match past::spec_v1(self) {
+            Some(old) => writer.newest(&old),
+            None => writer.newest(self),
+        }
+    }
+
+    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        body.read::<JobSpec<TrainSettingsV1>>(Self::NAME).map(Self::from)
+    }
 }
 
 /// The kinds of jobs, resolved.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum JobWork {
+pub enum JobWork<T = TrainSettings> {
     /// See [`RequestedWork::Ingest`].
     Ingest {
         /// Name of the dataset; the version is the job's id.
@@ -289,7 +304,7 @@ pub enum JobWork {
         part_rows: u32,
     },
     /// See [`RequestedWork::Train`]; the model is the job's id.
-    Train(TrainStage),
+    Train(TrainStage<T>),
     /// See [`RequestedWork::Embed`]; the generation is the job's id.
     Embed {
         /// The model.
@@ -307,7 +322,7 @@ pub enum JobWork {
     /// See [`RequestedWork::Pipeline`]; model, generation and report are the job's id.
     Pipeline {
         /// Training.
-        train: TrainStage,
+        train: TrainStage<T>,
         /// Embedding.
         embed: EmbedStage,
         /// Evaluation.
@@ -348,7 +363,7 @@ pub struct Baseline {
 
 /// A training, resolved.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct TrainStage {
+pub struct TrainStage<T = TrainSettings> {
     /// The images.
     pub dataset: DatasetRef,
     /// Attributes of the dataset.
@@ -356,7 +371,7 @@ pub struct TrainStage {
     /// The model.
     pub model: ModelSettings,
     /// The training.
-    pub train: TrainSettings,
+    pub train: T,
     /// Rows of the training split.
     pub train_rows: u64,
     /// Rows of the validation split.
@@ -619,7 +634,7 @@ impl Message for TaskMessage {
 
 /// `tasks/<task>.json`: the task succeeded.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct TaskRecord {
+pub struct TaskRecord<C = CheckpointOutput> {
     /// Its job.
     pub job: JobId,
     /// The run in which it succeeded.
@@ -637,18 +652,29 @@ pub struct TaskRecord {
     /// Time on the device thread, milliseconds.
     pub device_ms: u64,
     /// What it made.
-    pub output: TaskOutput,
+    pub output: TaskOutput<C>,
 }
 
 impl Message for TaskRecord {
     const NAME: &'static str = "task-record";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
+
+    fn write<W: Writer>(&self, writer: W) -> W::Output {
+        match past::record_v1(self) {
+            Some(old) => writer.newest(&old),
+            None => writer.newest(self),
+        }
+    }
+
+    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        body.read::<TaskRecord<past::CheckpointOutputV1>>(Self::NAME).map(Self::from)
+    }
 }
 
 /// What a task made.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum TaskOutput {
+pub enum TaskOutput<C = CheckpointOutput> {
     /// Of a scan.
     Scan {
         /// The list of rows.
@@ -672,22 +698,7 @@ pub enum TaskOutput {
         skipped: Vec<Skipped>,
     },
     /// Of a round's slot, of an outer step or of the start.
-    Checkpoint {
-        /// Optimizer steps behind it.
-        step: u64,
-        /// The checkpoint.
-        object: ObjectRef,
-        /// Figures of its steps (training schema); none of the start and of outer steps.
-        metrics: Option<ObjectRef>,
-        /// Mean training loss of its steps; NaN never.
-        loss: Option<f64>,
-        /// Loss on the validation split after it.
-        validation_loss: Option<f64>,
-        /// Training images per second.
-        images_per_second: Option<f64>,
-        /// Share of the time in which the device waited for data.
-        wait_share: Option<f64>,
-    },
+    Checkpoint(C),
     /// Of the last task of a dataset, model or generation: its manifest.
     Manifest {
         /// Key of the manifest.
@@ -727,6 +738,71 @@ pub enum TaskOutput {
     },
     /// Of the gate.
     Gate(GateDecision),
+    /// Of a shard that has an approximate index.
+    IndexedShard {
+        /// The shard.
+        object: ObjectRef,
+        /// Rows in it.
+        rows: u64,
+        /// Rows left out.
+        skipped: Vec<Skipped>,
+        /// Its approximate index.
+        approximate: ObjectRef,
+    },
+}
+
+/// A checkpoint and what was measured on the way to it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CheckpointOutput {
+    /// Optimizer steps behind it.
+    pub step: u64,
+    /// The checkpoint.
+    pub object: ObjectRef,
+    /// Figures of its steps (training schema); none of the start and of outer steps.
+    pub metrics: Option<ObjectRef>,
+    /// Mean training loss of its steps; NaN never.
+    pub loss: Option<f64>,
+    /// Loss on the validation split after it.
+    pub validation_loss: Option<f64>,
+    /// Training images per second.
+    pub images_per_second: Option<f64>,
+    /// Share of the time in which the device waited for data.
+    pub wait_share: Option<f64>,
+    /// mAP of single attributes on the validation split after it.
+    pub validation_map: Option<f64>,
+    /// Of an outer step: the best validation so far.
+    pub best: Option<BestRound>,
+    /// Of an outer step: the training stops here, later rounds hand the checkpoint on.
+    pub stopped: bool,
+}
+
+impl CheckpointOutput {
+    /// A checkpoint of which nothing was measured.
+    pub fn of(step: u64, object: ObjectRef) -> Self {
+        Self {
+            step,
+            object,
+            metrics: None,
+            loss: None,
+            validation_loss: None,
+            images_per_second: None,
+            wait_share: None,
+            validation_map: None,
+            best: None,
+            stopped: false,
+        }
+    }
+}
+
+/// The round with the best mAP on the validation split.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct BestRound {
+    /// From 0.
+    pub round: u32,
+    /// Its mAP.
+    pub map: f64,
+    /// Validations since, none of them better.
+    pub since: u32,
 }
 
 /// `runs/N.json`: the run is open.

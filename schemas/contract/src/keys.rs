@@ -9,6 +9,8 @@ use crate::ids::{Digest, JobId, Name, RunNumber, TaskId};
 pub const JOBS: &str = "jobs";
 /// `datasets/`: every dataset lies below it.
 pub const DATASETS: &str = "datasets";
+/// `models/`: every model lies below it.
+pub const MODELS: &str = "models";
 /// `releases/`: every alias lies below it.
 pub const RELEASES: &str = "releases";
 
@@ -77,6 +79,11 @@ pub fn weights(model: &JobId, digest: &Digest) -> String {
     format!("models/{model}/weights-{}.safetensors", digest.short())
 }
 
+/// Weights that a training starts from, as a user brought them.
+pub fn brought_weights(digest: &Digest) -> String {
+    format!("weights/{digest}.safetensors")
+}
+
 /// The training figures of all steps.
 pub fn training_metrics(model: &JobId, digest: &Digest) -> String {
     format!("models/{model}/training-{}.parquet", digest.short())
@@ -95,6 +102,11 @@ pub fn model_manifest(model: &JobId) -> String {
 /// One gallery shard.
 pub fn shard(gallery: &Name, generation: &JobId, shard: u32, digest: &Digest) -> String {
     format!("galleries/{gallery}/{generation}/shard-{shard:05}-{}.parquet", digest.short())
+}
+
+/// The approximate index of a gallery shard.
+pub fn approximate(gallery: &Name, generation: &JobId, shard: u32, digest: &Digest) -> String {
+    format!("galleries/{gallery}/{generation}/approximate-{shard:05}-{}.bin", digest.short())
 }
 
 /// The manifest of a generation.

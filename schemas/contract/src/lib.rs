@@ -16,3 +16,4 @@ pub mod search;
 pub mod settings;
 pub mod subjects;
 pub mod tables;
+pub mod weights;

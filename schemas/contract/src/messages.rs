@@ -1,11 +1,14 @@
 //! Events, the coordinator's API, presence and placement.
 
+mod past;
+
 use serde::{Deserialize, Serialize};
 
-use crate::codec::Message;
+use crate::codec::{CodecError, Message, OldBody, Writer};
 use crate::documents::{DatasetManifest, GateDecision, Release};
 use crate::ids::{JobId, Name, RunNumber, TaskId, WorkerId};
 use crate::jobs::{DeviceClass, GenerationRef, JobRequest, JobSpec, Priority, RunResult, TaskFailure, TaskKind};
+use crate::settings::{TrainSettings, TrainSettingsV1};
 
 /// Something happened to a task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -136,9 +139,9 @@ impl Message for DeadLetter {
 /// A request to the coordinator; the verb is the last token of its subject.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum ApiRequest {
+pub enum ApiRequest<T = TrainSettings> {
     /// Accept a job.
-    Submit(JobRequest),
+    Submit(JobRequest<T>),
     /// Close the open run as cancelled.
     Cancel {
         /// The job.
@@ -190,7 +193,18 @@ pub enum ApiRequest {
 
 impl Message for ApiRequest {
     const NAME: &'static str = "api-request";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
+
+    fn write<W: Writer>(&self, writer: W) -> W::Output {
+        match past::request_v1(self) {
+            Some(old) => writer.newest(&old),
+            None => writer.newest(self),
+        }
+    }
+
+    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        body.read::<ApiRequest<TrainSettingsV1>>(Self::NAME).map(Self::from)
+    }
 }
 
 impl ApiRequest {
@@ -215,13 +229,13 @@ impl ApiRequest {
 /// The coordinator's answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum ApiReply {
+pub enum ApiReply<T = TrainSettings> {
     /// Of submit, cancel, retry.
     Job(JobSummary),
     /// Of list.
     Jobs(Vec<JobSummary>),
     /// Of show.
-    JobDetail(Box<JobDetail>),
+    JobDetail(Box<JobDetail<T>>),
     /// Of promote and rollback.
     Release(Box<Release>),
     /// Of releases.
@@ -241,7 +255,18 @@ pub enum ApiReply {
 
 impl Message for ApiReply {
     const NAME: &'static str = "api-reply";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
+
+    fn write<W: Writer>(&self, writer: W) -> W::Output {
+        match past::reply_v1(self) {
+            Some(old) => writer.newest(&old),
+            None => writer.newest(self),
+        }
+    }
+
+    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        body.read::<ApiReply<TrainSettingsV1>>(Self::NAME).map(Self::from)
+    }
 }
 
 /// Why nothing was done.
@@ -332,11 +357,11 @@ pub struct JobSummary {
 
 /// A job in full.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct JobDetail {
+pub struct JobDetail<T = TrainSettings> {
     /// In one line.
     pub summary: JobSummary,
     /// What was accepted.
-    pub spec: JobSpec,
+    pub spec: JobSpec<T>,
     /// Its stages.
     pub stages: Vec<StageProgress>,
     /// Tasks that are being worked on.

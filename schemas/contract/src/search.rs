@@ -1,10 +1,13 @@
 //! Search: the public request and reply, and what root and leaf say to each other.
 
+mod cursor;
 mod past;
+
+pub use cursor::Cursor;
 
 use serde::{Deserialize, Serialize};
 
-use crate::codec::{CodecError, Message, OldBody, raw_bytes};
+use crate::codec::{CodecError, Message, OldBody, Writer, raw_bytes};
 use crate::ids::{Name, WorkerId};
 use crate::jobs::GenerationRef;
 use crate::ranking::Candidate;
@@ -15,11 +18,14 @@ pub const MAX_QUERY_IMAGE_BYTES: usize = 256 << 10;
 pub const MAX_QUERY_IMAGE_PX: u32 = 512;
 
 /// A question: a weighted sum of terms, each a unit vector; the sum is normalised.
+///
+/// In JSON whatever is not known is refused: a filter with a slip in its name must not be passed over.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct SearchRequest {
     /// The alias that is asked.
     pub alias: Name,
-    /// 1–64.
+    /// 1–64; none with a cursor.
     pub terms: Vec<WeightedTerm>,
     /// K, results wanted: 1–10,000. Where a reply of so many does not fit into a message, the error says how many do.
     pub k: u32,
@@ -27,11 +33,71 @@ pub struct SearchRequest {
     pub min_coverage: f64,
     /// Time after which the answer is of no use; at most a minute counts.
     pub deadline_ms: u32,
+    /// Only items whose known labels are so are results; none is said with a cursor.
+    #[serde(default)]
+    pub filter: LabelFilter,
+    /// An approximate answer that has this part of the true one, on average, is enough: 0–1. Exact without. Not said with a
+    /// cursor.
+    #[serde(default)]
+    pub recall: Option<f64>,
+    /// Whether the answer is to bring a cursor for the results that follow.
+    #[serde(default)]
+    pub paged: bool,
+    /// The results that follow an answer that brought this cursor. It stands for that answer's question: terms, filter and
+    /// recall are not said again.
+    #[serde(default)]
+    pub cursor: Option<String>,
+}
+
+impl SearchRequest {
+    /// An exact answer of one page, of whatever can be searched, within five seconds.
+    pub fn new(alias: Name, terms: Vec<WeightedTerm>, k: u32) -> Self {
+        let filter = LabelFilter::default();
+        let (min_coverage, deadline_ms, recall, paged, cursor) = (0.0, 5_000, None, false, None);
+        Self { alias, terms, k, min_coverage, deadline_ms, filter, recall, paged, cursor }
+    }
+
+    /// The results that follow an answer whose `next` is given; the rest as in this request.
+    pub fn after(&self, next: String) -> Self {
+        let Self { alias, k, min_coverage, deadline_ms, .. } = self.clone();
+        Self { min_coverage, deadline_ms, cursor: Some(next), ..Self::new(alias, Vec::new(), k) }
+    }
 }
 
 impl Message for SearchRequest {
     const NAME: &'static str = "search-request";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
+
+    fn write<W: Writer>(&self, writer: W) -> W::Output {
+        match past::SearchRequestV1::of(self) {
+            Some(old) => writer.newest(&old),
+            None => writer.newest(self),
+        }
+    }
+
+    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        body.read::<past::SearchRequestV1>(Self::NAME).map(Self::from)
+    }
+}
+
+/// Known labels that a result must have. An item of which a label is not known fits neither side.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LabelFilter {
+    /// Attributes that it has. An entry is a name, or several with commas.
+    #[serde(default)]
+    pub with: Vec<String>,
+    /// Attributes that it has not.
+    #[serde(default)]
+    pub without: Vec<String>,
+}
+
+impl LabelFilter {
+    /// Whether it lets everything through.
+    pub fn is_empty(&self) -> bool {
+        let Self { with, without } = self;
+        with.is_empty() && without.is_empty()
+    }
 }
 
 /// A term with its weight.
@@ -84,11 +150,18 @@ pub enum SearchReply {
 
 impl Message for SearchReply {
     const NAME: &'static str = "search-reply";
-    const VERSION: u16 = 2;
+    const VERSION: u16 = 3;
+
+    fn write<W: Writer>(&self, writer: W) -> W::Output {
+        match past::SearchReplyV2::of(self) {
+            Some(old) => writer.newest(&old),
+            None => writer.newest(self),
+        }
+    }
 
     fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
-        // Version 2 has one more kind of error.
-        body.read(Self::NAME)
+        // Version 2 has one more kind of error than version 1.
+        body.read::<past::SearchReplyV2>(Self::NAME).map(Self::from)
     }
 }
 
@@ -108,6 +181,24 @@ pub struct SearchResults {
     /// Milliseconds by stage: `embed`, `fan_out`, `leaf` (the slowest leaf's own time, part of `fan_out`), `merge`,
     /// `details`, `total`.
     pub timings_ms: Vec<(String, f64)>,
+    /// Rows that the filter let through, of those that were searched; none without a filter.
+    pub matching: Option<u64>,
+    /// How much of the true answer is expected in this one; none where an exact answer was asked for.
+    pub recall: Option<Recall>,
+    /// Stands for the results that follow; none when there are none, or when it was not asked for.
+    pub next: Option<String>,
+}
+
+/// What is expected of an approximate answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Recall {
+    /// The part of the true answer that is expected in it: the least of the estimates of the shards that were searched, which
+    /// were made with a sample of their rows. 1 is exact.
+    pub estimate: f64,
+    /// Shards that were searched approximately.
+    pub shards: u32,
+    /// Why others were searched exactly.
+    pub exact: Vec<String>,
 }
 
 /// One result.
@@ -182,6 +273,8 @@ pub enum SearchErrorKind {
     Unavailable,
     /// Too many searches at once: try again after a pause (HTTP's 429).
     Overloaded,
+    /// The cursor's release is no longer loaded: ask the question again.
+    Expired,
 }
 
 /// Root → leaf.
@@ -199,10 +292,20 @@ pub struct LeafRequest {
 
 impl Message for LeafRequest {
     const NAME: &'static str = "leaf-request";
-    const VERSION: u16 = 2;
+    const VERSION: u16 = 3;
 
-    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
-        body.read::<past::LeafRequestV1>(Self::NAME).map(Self::from)
+    fn write<W: Writer>(&self, writer: W) -> W::Output {
+        match past::LeafRequestV2::of(self) {
+            Some(old) => writer.newest(&old),
+            None => writer.newest(self),
+        }
+    }
+
+    fn upgrade(version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        match version {
+            0 | 1 => body.read::<past::LeafRequestV1>(Self::NAME).map(Self::from),
+            _ => body.read::<past::LeafRequestV2>(Self::NAME).map(Self::from),
+        }
     }
 }
 
@@ -220,6 +323,10 @@ pub enum LeafAsk {
         k: u32,
         /// Whether labels and image references are to come with the candidates: it saves another request.
         details: bool,
+        /// Known labels that candidates must have: an attribute's position, and whether it is to be there.
+        filter: Vec<(u32, bool)>,
+        /// See [`SearchRequest::recall`].
+        recall: Option<f64>,
     },
     /// Labels and image references of rows.
     Details {
@@ -260,10 +367,20 @@ pub struct LeafReply {
 
 impl Message for LeafReply {
     const NAME: &'static str = "leaf-reply";
-    const VERSION: u16 = 2;
+    const VERSION: u16 = 3;
 
-    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
-        body.read::<past::LeafReplyV1>(Self::NAME).map(Self::from)
+    fn write<W: Writer>(&self, writer: W) -> W::Output {
+        match past::LeafReplyV2::of(self) {
+            Some(old) => writer.newest(&old),
+            None => writer.newest(self),
+        }
+    }
+
+    fn upgrade(version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        match version {
+            0 | 1 => body.read::<past::LeafReplyV1>(Self::NAME).map(Self::from),
+            _ => body.read::<past::LeafReplyV2>(Self::NAME).map(Self::from),
+        }
     }
 }
 
@@ -277,8 +394,8 @@ pub enum LeafAnswer {
         candidates: Vec<Candidate>,
         /// Of every candidate, in their order; empty when they were not asked for.
         details: Vec<Detail>,
-        /// The shards that were searched, with their rows.
-        searched: Vec<(u32, u64)>,
+        /// The shards that were searched.
+        searched: Vec<Searched>,
         /// The shards that were not, with the reason.
         missing: Vec<(u32, String)>,
     },
@@ -290,6 +407,42 @@ pub enum LeafAnswer {
     Refused(String),
     /// The leaf has too much to do at the moment; said at once.
     Overloaded,
+}
+
+/// A shard that was searched.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Searched {
+    /// Its number.
+    pub shard: u32,
+    /// Its rows.
+    pub rows: u64,
+    /// Those that the filter let through: all without one.
+    pub matching: u64,
+    /// How, where an approximate answer was enough.
+    pub how: Option<How>,
+}
+
+impl Searched {
+    /// All rows, exactly.
+    pub fn whole(shard: u32, rows: u64) -> Self {
+        Self { shard, rows, matching: rows, how: None }
+    }
+}
+
+/// How a shard was searched where an approximate answer was enough.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum How {
+    /// By its approximate index.
+    Approximately {
+        /// The part of the shard's true answer that its sample found.
+        recall: f64,
+    },
+    /// Exactly.
+    Exactly {
+        /// Why.
+        because: String,
+    },
 }
 
 /// What a leaf knows of a row.

@@ -3,7 +3,14 @@
 //! All of them are fully resolved when a job is accepted: nothing here is an `Option` that a worker would
 //! have to fill in by itself, so that a task computes the same wherever and whenever it runs.
 
+mod past;
+
 use serde::{Deserialize, Serialize};
+
+use crate::documents::ObjectRef;
+use crate::ids::JobId;
+
+pub use past::TrainSettingsV1;
 
 /// The ordered attribute names. Position `i` is attribute `i` of every vector.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -173,6 +180,122 @@ pub struct AdamWSettings {
     pub weight_decay: f64,
 }
 
+impl Default for AdamWSettings {
+    fn default() -> Self {
+        Self { lr: 2e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 }
+    }
+}
+
+/// SGD with Nesterov momentum as in PyTorch (no dampening; the decay is added to the gradient).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct SgdSettings {
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Momentum; 0 is plain SGD.
+    pub momentum: f64,
+    /// Share of the weights that is added to their gradient.
+    pub weight_decay: f64,
+}
+
+impl Default for SgdSettings {
+    fn default() -> Self {
+        Self { lr: 0.1, momentum: 0.9, weight_decay: 1e-4 }
+    }
+}
+
+/// What turns gradients into steps.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub enum Optimizer {
+    /// AdamW.
+    #[serde(rename = "adamw")]
+    AdamW(AdamWSettings),
+    /// SGD with Nesterov momentum.
+    #[serde(rename = "sgd")]
+    Sgd(SgdSettings),
+}
+
+impl Optimizer {
+    /// Peak learning rate.
+    pub fn lr(&self) -> f64 {
+        match self {
+            Self::AdamW(settings) => settings.lr,
+            Self::Sgd(settings) => settings.lr,
+        }
+    }
+}
+
+/// How the backbone learns beside the head and the attribute tower.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct BackboneSettings {
+    /// Its learning rate as a multiple of the others'.
+    pub lr_factor: f64,
+    /// Epochs at the start in which it does not learn; its batch norms use their running statistics then.
+    pub frozen_epochs: u32,
+}
+
+impl Default for BackboneSettings {
+    fn default() -> Self {
+        Self { lr_factor: 1.0, frozen_epochs: 0 }
+    }
+}
+
+/// Weights that a training starts from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InitWeights {
+    /// Where they came from, for people: a file, a URL, a model. No part of what names a job.
+    pub source: String,
+    /// The model of ours that they belong to; its head and its attribute tower are taken too where they fit.
+    pub model: Option<JobId>,
+    /// The weights as safetensors, in the store.
+    pub weights: ObjectRef,
+}
+
+/// torchvision's `RandomResizedCrop`: a part of the image of random area and shape becomes the input.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ResizedCrop {
+    /// Smallest and largest area as a share of the image's.
+    pub scale: [f32; 2],
+    /// Smallest and largest width through height.
+    pub ratio: [f32; 2],
+}
+
+impl ResizedCrop {
+    /// torchvision's ratios, with areas from `scale` to all of the image.
+    pub fn from_scale(scale: f32) -> Self {
+        Self { scale: [scale, 1.0], ratio: [3.0 / 4.0, 4.0 / 3.0] }
+    }
+}
+
+/// torchvision's `ColorJitter`: each factor is drawn from 1 ± its setting, the hue's shift from ± its setting; 0 = off.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct ColourJitter {
+    /// Towards black or beyond.
+    pub brightness: f32,
+    /// Towards the mean grey or away from it.
+    pub contrast: f32,
+    /// Towards grey or away from it.
+    pub saturation: f32,
+    /// Shift of the hue as a share of the circle, at most 0.5.
+    pub hue: f32,
+}
+
+impl ColourJitter {
+    /// Whether nothing changes.
+    pub fn is_off(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Which round's weights become the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Keep {
+    /// The last one's.
+    Last,
+    /// Those with the best mAP on the validation split; the earlier of two that are equal.
+    Best,
+}
+
 /// Everything that decides a training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainSettings {
@@ -189,15 +312,29 @@ pub struct TrainSettings {
     /// Share of training queries that keep only a random few of their attributes (three-state only).
     pub masked_share: f32,
     /// The optimizer.
-    pub optimizer: AdamWSettings,
+    pub optimizer: Optimizer,
+    /// Largest norm of all gradients together, as PyTorch's `clip_grad_norm_`; 0 = off.
+    pub clip_norm: f64,
     /// Share of all steps in which the learning rate rises linearly from 0.
     pub warmup_share: f32,
+    /// How the backbone learns.
+    pub backbone: BackboneSettings,
+    /// Weights to start from; fresh ones without.
+    pub init: Option<InitWeights>,
     /// Mirror at random.
     pub mirror: bool,
     /// Crop at random: largest shift as a share of the side (0 = off).
     pub random_crop: f32,
-    /// Evaluate the loss on the validation split after every so many rounds.
+    /// Crop at random and resize, instead of `random_crop`.
+    pub resized_crop: Option<ResizedCrop>,
+    /// Change colours at random.
+    pub colour: ColourJitter,
+    /// Measure loss and mAP on the validation split after every so many rounds.
     pub validate_every: u32,
+    /// Which round becomes the model.
+    pub keep: Keep,
+    /// Stop after so many validations in a row without a better mAP; 0 = never.
+    pub patience: u32,
     /// Seed of weights, order, augmentation and negatives.
     pub seed: u64,
 }
@@ -211,11 +348,18 @@ impl Default for TrainSettings {
             margin: 0.1,
             negatives: NegativeMix::ARTICLE,
             masked_share: 0.9,
-            optimizer: AdamWSettings { lr: 2e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 },
+            optimizer: Optimizer::AdamW(AdamWSettings::default()),
+            clip_norm: 0.0,
             warmup_share: 0.1,
+            backbone: BackboneSettings::default(),
+            init: None,
             mirror: true,
             random_crop: 0.1,
+            resized_crop: None,
+            colour: ColourJitter::default(),
             validate_every: 1,
+            keep: Keep::Last,
+            patience: 0,
             seed: 0,
         }
     }

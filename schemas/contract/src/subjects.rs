@@ -72,6 +72,8 @@ pub fn api(verb: &str) -> String {
 pub const API_ALL: &str = "likeness.v1.api.*";
 /// Subject of the search service: any searcher answers as a root.
 pub const SEARCH: &str = "likeness.v1.search";
+/// What the search service tells of itself under this name, as NATS micro does: the searcher's id.
+pub const SEARCH_WORKER: &str = "worker";
 /// Queue group of the search service.
 pub const SEARCH_GROUP: &str = "roots";
 
@@ -83,4 +85,9 @@ pub fn leaf(worker: &WorkerId) -> String {
 /// Subject on which one searcher's leaf hears that nobody waits for an answer any more.
 pub fn leaf_cancel(worker: &WorkerId) -> String {
     format!("likeness.v1.leaf.{worker}.cancel")
+}
+
+/// Searches that this searcher is to answer as root, and no other.
+pub fn search_by(worker: &WorkerId) -> String {
+    format!("{SEARCH}.{worker}")
 }

@@ -41,9 +41,15 @@ fn compare(path: &Path, bytes: &[u8]) {
     );
 }
 
+/// The version that a document says it has.
+fn version_of(json: &[u8]) -> u64 {
+    serde_json::from_slice::<serde_json::Value>(json).unwrap()["version"].as_u64().unwrap()
+}
+
 fn check<M: Message + Debug + PartialEq>(case: &str, message: &M) {
-    let stem = folder().join(M::NAME).join(format!("v{}-{case}", M::VERSION));
     let json = encode_document(message);
+    // What says nothing new is written as older programs read it.
+    let stem = folder().join(M::NAME).join(format!("v{}-{case}", version_of(&json)));
     compare(&stem.with_extension("json"), &json);
     assert_eq!(&decode_document::<M>(&json).unwrap(), message);
     let compact = encode(message, Encoding::Json).unwrap();
@@ -119,6 +125,26 @@ fn train_stage() -> TrainStage {
     }
 }
 
+/// Every setting that version 1 did not have.
+fn every_setting() -> TrainSettings {
+    TrainSettings {
+        optimizer: Optimizer::Sgd(SgdSettings::default()),
+        clip_norm: 1.0,
+        backbone: BackboneSettings { lr_factor: 0.125, frozen_epochs: 2 },
+        init: Some(InitWeights {
+            source: "resnet18.safetensors".into(),
+            model: Some(job("train-0")),
+            weights: object("weights/0.safetensors"),
+        }),
+        random_crop: 0.0,
+        resized_crop: Some(ResizedCrop::from_scale(0.5)),
+        colour: ColourJitter { brightness: 0.25, contrast: 0.25, saturation: 0.25, hue: 0.0625 },
+        keep: Keep::Best,
+        patience: 3,
+        ..TrainSettings::default()
+    }
+}
+
 fn embed_stage() -> EmbedStage {
     EmbedStage { gallery: name("faces"), dataset: dataset(), rows: Split::All, gallery_rows: 9_032, shard_rows: 2_048 }
 }
@@ -180,6 +206,8 @@ fn specs_and_plans() {
     check("ingest-csv", &JobSpec { work: ingest, device: DeviceClass::Any, priority: Priority::Lo });
     let work = JobWork::Train(train_stage());
     check("train", &JobSpec { work, device: DeviceClass::Cpu, priority: Priority::Lo });
+    let work = JobWork::Train(TrainStage { train: every_setting(), ..train_stage() });
+    check("train-tuned", &JobSpec { work, device: DeviceClass::Cpu, priority: Priority::Lo });
     let work = JobWork::Embed { model: job("train-1"), embed: embed_stage() };
     check("embed", &JobSpec { work, device: DeviceClass::Metal, priority: Priority::Lo });
     let work = JobWork::Evaluate { generation: generation(), evaluate: evaluate_stage() };
@@ -240,20 +268,29 @@ fn records_runs_and_outcomes() {
         ),
         (
             "checkpoint",
-            TaskOutput::Checkpoint {
-                step: 200,
-                object: object("models/m/rounds/00004-0.safetensors"),
+            TaskOutput::Checkpoint(CheckpointOutput {
                 metrics: Some(object("models/m/rounds/figures-0.parquet")),
                 loss: Some(0.081),
-                validation_loss: None,
                 images_per_second: Some(412.5),
                 wait_share: Some(0.01),
-            },
+                validation_map: Some(0.5625),
+                best: Some(BestRound { round: 2, map: 0.59, since: 1 }),
+                ..CheckpointOutput::of(200, object("models/m/rounds/00004-0.safetensors"))
+            }),
         ),
         ("manifest", TaskOutput::Manifest { key: "datasets/d/v/manifest.json".into() }),
         (
             "shard",
             TaskOutput::Shard { object: Some(object("galleries/g/n/shard-0.parquet")), rows: 9, skipped: vec![] },
+        ),
+        (
+            "indexed-shard",
+            TaskOutput::IndexedShard {
+                object: object("galleries/g/n/shard-0.parquet"),
+                rows: 8_192,
+                skipped: skipped(),
+                approximate: object("galleries/g/n/approximate-0.bin"),
+            },
         ),
         ("queries", TaskOutput::Queries { object: object("jobs/e/data/queries-0.json"), queries: 680 }),
         ("scores", TaskOutput::Scores { object: object("jobs/e/data/scores-0.parquet"), from: 0, queries: 170 }),
@@ -325,7 +362,10 @@ fn coordinator_api() {
         alias: name("main"),
     };
     let submit = JobRequest { id: Some(job("nightly-7")), work, device: DeviceClass::Any, priority: Priority::Hi };
-    check("submit", &ApiRequest::Submit(submit));
+    check("submit", &ApiRequest::Submit(submit.clone()));
+    let RequestedWork::Pipeline { train, .. } = &submit.work else { unreachable!("just made") };
+    let work = RequestedWork::Train(TrainRequest { train: every_setting(), ..train.clone() });
+    check("submit-tuned", &ApiRequest::Submit(JobRequest { work, ..submit }));
     check("cancel", &ApiRequest::Cancel { job: job("j") });
     check("rollback", &ApiRequest::Rollback { alias: name("main"), to: Some(2) });
     check("promote", &ApiRequest::Promote { alias: name("main"), generation: generation(), report: None });
@@ -352,7 +392,10 @@ fn coordinator_api() {
         result: None,
         gate: None,
     };
-    check("detail", &ApiReply::JobDetail(Box::new(detail)));
+    check("detail", &ApiReply::JobDetail(Box::new(detail.clone())));
+    let work = JobWork::Train(TrainStage { train: every_setting(), ..train_stage() });
+    let spec = JobSpec { work, device: DeviceClass::Cpu, priority: Priority::Lo };
+    check("detail-tuned", &ApiReply::JobDetail(Box::new(JobDetail { spec, ..detail })));
     let status = Status {
         leader: worker(),
         workers: vec![presence()],
@@ -423,6 +466,9 @@ fn manifests_and_releases() {
         validation_loss: Some(0.08),
         training: object("models/m/training-0.parquet"),
         tensorboard: object("models/m/events.out.tfevents.0"),
+        round: Some(16),
+        validation_map: Some(0.5625),
+        stopped_early: true,
     };
     check("trained", &manifest);
     let manifest = GenerationManifest {
@@ -433,10 +479,18 @@ fn manifests_and_releases() {
         rows: Split::All,
         embedding_dim: 300,
         vocabulary: vocabulary(),
-        shards: vec![ShardEntry { shard: 0, object: object("galleries/g/n/shard-0.parquet"), rows: 2_048 }],
+        shards: vec![ShardEntry {
+            shard: 0,
+            object: object("galleries/g/n/shard-0.parquet"),
+            rows: 2_048,
+            approximate: None,
+        }],
         skipped: skipped(),
     };
     check("embedded", &manifest);
+    let shards = manifest.shards.iter().cloned();
+    let indexed = |entry| ShardEntry { approximate: Some(object("galleries/g/n/approximate-0.bin")), ..entry };
+    check("indexed", &GenerationManifest { shards: shards.map(indexed).collect(), ..manifest });
     let manifest = ReportManifest {
         report: job("evaluate-1"),
         generation: generation(),
@@ -486,8 +540,29 @@ fn searches() {
         k: 20,
         min_coverage: 0.5,
         deadline_ms: 2_000,
+        filter: LabelFilter::default(),
+        recall: None,
+        paged: false,
+        cursor: None,
     };
     check("mixed", &request);
+    let filter = LabelFilter { with: vec!["Smiling".into()], without: vec!["Male".into()] };
+    check("filtered", &SearchRequest { filter, recall: Some(0.95), paged: true, ..request.clone() });
+    check("next", &SearchRequest { terms: vec![], cursor: Some("bmV4dA".into()), ..request });
+    let cursor = Cursor {
+        alias: name("main"),
+        release: 4,
+        model: job("pipeline-1"),
+        generation: generation(),
+        vector: vec![0.6, 0.8],
+        left_out: vec!["000001.jpg".into()],
+        filter: vec![(1, false)],
+        recall: Some(0.95),
+        answered: 20,
+        d2: 0.3,
+        item: "000002.jpg".into(),
+    };
+    check("page", &cursor);
     let results = SearchResults {
         release: 4,
         generation: generation(),
@@ -506,15 +581,33 @@ fn searches() {
         },
         vocabulary: vocabulary().names,
         timings_ms: vec![("total".into(), 3.25)],
+        matching: None,
+        recall: None,
+        next: None,
     };
-    check("found", &SearchReply::Found(Box::new(results)));
+    check("found", &SearchReply::Found(Box::new(results.clone())));
+    let recall = Recall { estimate: 0.97, shards: 1, exact: vec!["shard 0: it has no approximate index".into()] };
+    let results = SearchResults { matching: Some(3), recall: Some(recall), next: Some("bmV4dA".into()), ..results };
+    check("page", &SearchReply::Found(Box::new(results)));
     let error = SearchError { kind: SearchErrorKind::Coverage, message: "half is missing".into(), nearest: vec![] };
     check("error", &SearchReply::Error(error));
     let error = SearchError { kind: SearchErrorKind::Overloaded, message: "too many".into(), nearest: vec![] };
     check("overloaded", &SearchReply::Error(error));
+    let error = SearchError { kind: SearchErrorKind::Expired, message: "is gone".into(), nearest: vec![] };
+    check("expired", &SearchReply::Error(error));
 
+    let top_k = |filter, recall| LeafAsk::TopK {
+        shards: vec![0, 2],
+        query: vec![0.6, 0.8],
+        k: 20,
+        details: true,
+        filter,
+        recall,
+    };
     let asks = [
-        ("top-k", LeafAsk::TopK { shards: vec![0, 2], query: vec![0.6, 0.8], k: 20, details: true }),
+        ("top-k", top_k(vec![], None)),
+        ("filtered", top_k(vec![(0, true), (1, false)], None)),
+        ("approximate", top_k(vec![], Some(0.95))),
         ("details", LeafAsk::Details { rows: vec![(0, 17)] }),
         ("embedding", LeafAsk::Embedding { shards: vec![0], item: "000001.jpg".into() }),
     ];
@@ -523,16 +616,22 @@ fn searches() {
     }
     check("cancel", &LeafCancel { number: 77 });
     let candidate = Candidate { d2: 0.3, item: "000001.jpg".into(), shard: 0, row: 17 };
+    let top_k = |searched| LeafAnswer::TopK {
+        candidates: vec![candidate.clone()],
+        details: vec![Detail { labels: vec![1, 0], source_part: 0, source_row: 5 }],
+        searched,
+        missing: vec![(2, "not held".into())],
+    };
+    let whole = Searched::whole(0, 2_048);
+    let how = |how| Searched { how: Some(how), ..whole.clone() };
+    let approximate = [
+        how(How::Approximately { recall: 0.97 }),
+        Searched { shard: 1, ..how(How::Exactly { because: "it has no approximate index".into() }) },
+    ];
     let answers = [
-        (
-            "top-k",
-            LeafAnswer::TopK {
-                candidates: vec![candidate],
-                details: vec![Detail { labels: vec![1, 0], source_part: 0, source_row: 5 }],
-                searched: vec![(0, 2_048)],
-                missing: vec![(2, "not held".into())],
-            },
-        ),
+        ("top-k", top_k(vec![whole.clone()])),
+        ("filtered", top_k(vec![Searched { matching: 12, ..whole.clone() }])),
+        ("approximate", top_k(approximate.to_vec())),
         ("details", LeafAnswer::Details(vec![Detail { labels: vec![1, 0], source_part: 0, source_row: 5 }])),
         ("embedding", LeafAnswer::Embedding(Some(vec![0.6, 0.8]))),
         ("refused", LeafAnswer::Refused("generation `x` is not loaded".into())),

@@ -76,7 +76,7 @@ fn a_message_over_the_limit_is_refused_in_both_directions() {
 #[test]
 fn what_fits_when_it_is_written_is_read_back() {
     let shards = vec![7; MAX_MESSAGE_BYTES - 100];
-    let ask = LeafAsk::TopK { shards, query: vec![1.0], k: 1, details: false };
+    let ask = LeafAsk::TopK { shards, query: vec![1.0], k: 1, details: false, filter: vec![], recall: None };
     let generation = GenerationRef { gallery: Name::new("g").unwrap(), generation: JobId::new("n").unwrap() };
     let request = LeafRequest { generation, deadline_ms: 1, number: 1, ask };
     let bytes = encode(&request, Encoding::Bincode).unwrap();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use likeness_contract::documents::{DatasetManifest, Release};
-use likeness_contract::ids::{JobId, Name};
+use likeness_contract::ids::{JobId, Name, WorkerId};
 use likeness_contract::jobs::{GenerationRef, JobRequest};
 use likeness_contract::messages::{ApiError, ApiReply, ApiRequest, JobDetail, JobSummary, Status};
 use likeness_contract::search::{SearchError, SearchReply, SearchRequest, SearchResults};
@@ -33,6 +33,9 @@ const NOBODY_THERE: Duration = Duration::from_secs(1);
 
 /// How long a searcher gets before another one is asked as well: as long as there were few answers, and at least.
 const SEARCH_PATIENCE: [Duration; 2] = [Duration::from_millis(250), Duration::from_millis(50)];
+
+/// Where every instance of the search service says that it is there, as NATS micro has it.
+const SEARCH_PING: &str = "$SRV.PING.likeness-search";
 
 /// A connection to the coordinator, the searchers and the store.
 #[derive(Debug, Clone)]
@@ -239,19 +242,40 @@ impl Client {
         let (hedge, asked) = (&self.searches, Instant::now());
         hedge.on_request();
         let first = self.bus.request(subjects::SEARCH.into(), request, timeout);
-        let late = hedge.patience().min(timeout / 3);
+        let silent = timeout / 3;
+        let late = hedge.patience().min(silent);
         let second = async {
             tokio::time::sleep(late).await;
-            if !hedge.may_ask_more() {
-                return None;
+            if hedge.may_ask_more() {
+                hedge.on_extra(1);
+            } else {
+                // Who says nothing for so long may be stuck: another is asked in any case.
+                tokio::time::sleep(silent - late).await;
             }
-            hedge.on_extra(1);
-            Some(self.bus.request(subjects::SEARCH.into(), request, timeout.saturating_sub(late)).await)
+            let subject = self.live_searcher(timeout / 6).await;
+            Some(self.bus.request(subject, request, timeout.saturating_sub(asked.elapsed())).await)
         };
         let answer = first_answer(first, second).await;
         hedge.on_end(asked.elapsed());
         answer
     }
+
+    /// The subject of the searcher that is the first to say that it is there. One that is stuck goes on being dealt requests
+    /// of the common subject, so that a second one there could meet it again.
+    async fn live_searcher(&self, timeout: Duration) -> String {
+        let ping = self.bus.client().request(SEARCH_PING, "".into());
+        let worker = match tokio::time::timeout(timeout, ping).await {
+            Ok(Ok(pong)) => searcher_of(&pong.payload),
+            _ => None,
+        };
+        worker.map_or(subjects::SEARCH.into(), |worker| subjects::search_by(&worker))
+    }
+}
+
+/// Who answered a ping; none for a searcher of before they had subjects of their own.
+fn searcher_of(pong: &[u8]) -> Option<WorkerId> {
+    let pong: serde_json::Value = serde_json::from_slice(pong).ok()?;
+    WorkerId::new(pong["metadata"][subjects::SEARCH_WORKER].as_str()?).ok()
 }
 
 /// The answer that comes first; an error only when there is no other, or the second is not asked.
@@ -281,6 +305,17 @@ mod tests {
     use std::future::{pending, ready};
 
     use super::*;
+
+    #[test]
+    fn a_pong_names_its_searcher() {
+        let pong = br#"{"name":"likeness-search","id":"x","version":"0.1.0","metadata":{"worker":"host-1"}}"#;
+        assert_eq!(searcher_of(pong), Some(WorkerId::new("host-1").unwrap()));
+        for other in
+            [br#"{"name":"likeness-search","metadata":{}}"#.as_slice(), br#"{"metadata":{"worker":"a.>"}}"#, b"?"]
+        {
+            assert_eq!(searcher_of(other), None);
+        }
+    }
 
     #[tokio::test]
     async fn a_searcher_that_died_with_the_request_is_not_waited_for() {

@@ -232,6 +232,16 @@ impl Store {
         Ok(bytes)
     }
 
+    /// The size of the object at a key, if there is one.
+    pub async fn size(&self, key: &str) -> Result<Option<u64>> {
+        let path = self.path(key)?;
+        match retried(&path, || self.objects.head(&path)).await {
+            Ok(found) => Ok(Some(found.size)),
+            Err(error) if error.kind == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// All keys below a prefix, sorted.
     pub async fn list(&self, prefix: &str) -> Result<Vec<String>> {
         let path = self.path(prefix)?;

@@ -99,6 +99,49 @@ async fn twenty_switches_under_load_are_not_noticed() {
     println!("{SWITCHES} switches, {} answers", answers.load(Ordering::Relaxed));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_searcher_is_asked_around() {
+    let cluster = Cluster::start().await;
+    let _coordinator = cluster.coordinator("coordinator");
+    let client = cluster.client().await;
+    let made = Made { name: "only", rows: 2_000, dim: 16, shards: 6 };
+    made.store(client.store()).await;
+    let searchers = ["first", "second", "third"].map(|name| searcher(&cluster, name));
+    until("a release", async || client.promote(main_alias(), made.generation(), None).await.ok()).await;
+    placed(&client, made, 3).await;
+    let question = SearchRequest { min_coverage: 1.0, deadline_ms: 12_000, ..jobs::search(&["Warm"], &["Disc"], 10) };
+    let expected = until("a first answer", async || client.search(&question).await.ok()).await.hits;
+
+    let (over, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let askers: Vec<_> = (0..4)
+        .map(|_| {
+            let (client, question, expected) = (client.clone(), question.clone(), expected.clone());
+            let (over, answers) = (over.clone(), answers.clone());
+            tokio::spawn(async move {
+                while !over.load(Ordering::Relaxed) {
+                    let results = client.search(&question).await.expect("an answer at any time");
+                    assert_eq!(results.hits, expected);
+                    answers.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    let answered = async |more: usize| {
+        let enough = answers.load(Ordering::Relaxed) + more;
+        until("answers", async || (answers.load(Ordering::Relaxed) >= enough).then_some(())).await;
+    };
+    answered(40).await;
+    searchers[0].freeze();
+    // More than what may be asked twice at once, so that it has met the frozen one as root and as leaf.
+    answered(60).await;
+    searchers[0].thaw();
+    answered(20).await;
+    over.store(true, Ordering::Relaxed);
+    for asker in askers {
+        asker.await.expect("no failed query");
+    }
+}
+
 /// Four searchers with every shard of 200,000 rows of 64 dimensions twice.
 struct Four {
     cluster: Cluster,

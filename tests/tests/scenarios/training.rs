@@ -17,8 +17,8 @@ async fn weights(client: &Client, model: &JobId) -> Digest {
 
 /// Digests of all checkpoints, in order.
 async fn checkpoints(client: &Client, job: &JobId) -> Vec<(String, Digest)> {
-    let digest = |output| match output {
-        TaskOutput::Checkpoint { object, .. } => Some(object.digest),
+    let digest = |output: TaskOutput| match output {
+        TaskOutput::Checkpoint(checkpoint) => Some(checkpoint.object.digest),
         _ => None,
     };
     let records = records(client, job).await;
@@ -63,8 +63,9 @@ async fn a_task_done_twice_by_two_workers_gives_the_same_bytes() {
     let twice = done(&client, jobs::embed("twice", &model, 30)).await;
     let shards = async |job: &JobId| {
         let records = records(&client, job).await;
-        let digest = |output| match output {
+        let digest = |output: TaskOutput| match output {
             TaskOutput::Shard { object, .. } => object.map(|object| object.digest),
+            TaskOutput::IndexedShard { object, .. } => Some(object.digest),
             _ => None,
         };
         records.into_iter().filter_map(|r| digest(r.output)).collect::<Vec<_>>()

@@ -303,6 +303,12 @@ impl Normaliser {
         Self { scale, shift: std::array::from_fn(|channel| -p.mean[channel] / p.std[channel]) }
     }
 
+    /// Numbers of a channel from 0 to 1, in place.
+    pub(crate) fn normalise(&self, channel: usize, values: &mut [f32]) {
+        let (scale, shift) = (255.0 * self.scale[channel], self.shift[channel]);
+        values.iter_mut().for_each(|value| *value = *value * scale + shift);
+    }
+
     /// Bytes of a channel.
     pub(crate) fn write(&self, channel: usize, bytes: &[u8], out: &mut [f32]) {
         let (scale, shift) = (self.scale[channel], self.shift[channel]);

@@ -4,24 +4,40 @@
 //! it goes on beyond the square, else its edge repeated. So a crop never changes the scale, and without
 //! augmentation the input is the very one that [`crate::Loader`] makes.
 //!
-//! Images beyond the memory limit keep their encoded bytes and are decoded at every use.
+//! Images beyond the memory limit keep their encoded bytes and are decoded at every use. So do all images where a random
+//! resized crop is asked for: it takes its part out of the image as it came, which no square at the input's scale has.
 
-use likeness_contract::settings::{Crop, Preprocessing};
+use likeness_contract::settings::{Crop, Preprocessing, ResizedCrop};
 use rayon::prelude::*;
 
+use crate::augment::{Augment, change_colours, resized_window};
 use crate::error::{Error, Result};
 use crate::image::{self, Cutout, ImageError, Normaliser, Window};
-use crate::sampling::Augment;
 
 /// Memory for decoded images unless told otherwise: CelebA at 64 px takes 2.8 GB.
 pub const DEFAULT_MEMORY_BYTES: usize = 8 << 30;
 /// Images that are decoded at once while loading.
 const LOAD_BATCH: usize = 512;
 
+/// How training crops its images.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Crops {
+    /// Largest shift as a share of the side.
+    pub shift: f32,
+    /// A random part of the image in any size, instead of a shift.
+    pub resized: Option<ResizedCrop>,
+}
+
+impl Crops {
+    /// The input as it is when the model serves.
+    pub const NONE: Self = Self { shift: 0.0, resized: None };
+}
+
 /// The images of a training set, by row.
 #[derive(Debug)]
 pub struct TrainImages {
     canvas: Canvas,
+    resized: Option<ResizedCrop>,
     normaliser: Normaliser,
     /// Canvases of the first images, one after the other.
     decoded: Vec<u8>,
@@ -40,30 +56,31 @@ struct Canvas {
 }
 
 impl TrainImages {
-    /// Decodes the images in order; `random_crop` is the largest shift as a share of the side.
-    /// An image that can't be decoded is an error naming its row: ingest has decoded every one before.
-    pub fn new<I>(p: &Preprocessing, random_crop: f32, images: I) -> Result<Self>
+    /// Decodes the images in order, ready for `crops`. An image that can't be decoded is an error naming its row: ingest has decoded every one before.
+    pub fn new<I>(p: &Preprocessing, crops: Crops, images: I) -> Result<Self>
     where
         I: IntoIterator,
         I::Item: AsRef<[u8]> + Sync,
     {
-        Self::with_memory(p, random_crop, images, DEFAULT_MEMORY_BYTES)
+        Self::with_memory(p, crops, images, DEFAULT_MEMORY_BYTES)
     }
 
     /// [`TrainImages::new`] with at most `memory_bytes` of decoded images.
-    pub fn with_memory<I>(p: &Preprocessing, random_crop: f32, images: I, memory_bytes: usize) -> Result<Self>
+    pub fn with_memory<I>(p: &Preprocessing, crops: Crops, images: I, memory_bytes: usize) -> Result<Self>
     where
         I: IntoIterator,
         I::Item: AsRef<[u8]> + Sync,
     {
-        if !(0.0..=1.0).contains(&random_crop) {
-            return Err(Error::invalid(format!("random crop {random_crop} is not within 0–1")));
+        let Crops { shift, resized } = crops;
+        if !(0.0..=1.0).contains(&shift) {
+            return Err(Error::invalid(format!("random crop {shift} is not within 0–1")));
         }
         let px = p.input_px as usize;
-        let margin = (random_crop * px as f32) as usize;
+        let margin = (shift * px as f32) as usize;
+        let memory_bytes = if resized.is_some() { 0 } else { memory_bytes };
         let canvas = Canvas { crop: p.crop, px, margin };
         let normaliser = Normaliser::new(p);
-        let mut all = Self { canvas, normaliser, decoded: Vec::new(), encoded: Vec::new(), memory_bytes };
+        let mut all = Self { canvas, resized, normaliser, decoded: Vec::new(), encoded: Vec::new(), memory_bytes };
         let mut images = images.into_iter();
         loop {
             let some: Vec<I::Item> = images.by_ref().take(LOAD_BATCH).collect();
@@ -123,10 +140,34 @@ impl TrainImages {
         }
         let bytes = self.encoded.get(row - decoded);
         let bytes = bytes.ok_or_else(|| Error::invalid(format!("row {row} of {} images", self.len())))?;
+        if let (Some(crop), Some(seed)) = (&self.resized, augment.resized) {
+            let drawn = self.fill_resized(bytes, crop, seed, augment, out);
+            return drawn.map_err(|error| undecodable(row, error));
+        }
         let mut canvas = vec![0; size];
         self.canvas.draw(bytes, &mut canvas).map_err(|error| undecodable(row, error))?;
         self.canvas.read(&canvas, augment, &self.normaliser, out);
         Ok(())
+    }
+
+    /// A part of the image itself, resized to the input.
+    fn fill_resized(
+        &self,
+        bytes: &[u8],
+        crop: &ResizedCrop,
+        seed: u64,
+        augment: Augment,
+        out: &mut [f32],
+    ) -> std::result::Result<(), ImageError> {
+        let px = self.canvas.px;
+        let choose = |width, height| {
+            let window = resized_window(crop, seed, width, height);
+            (Cutout { window, width: px, height: px }, ())
+        };
+        image::cut_out(bytes, choose, |(), planes| {
+            let lines = planes.chunks_exact(px * px).map(|plane| plane.chunks_exact(px));
+            write(lines, augment, &self.normaliser, out);
+        })
     }
 }
 
@@ -200,15 +241,37 @@ impl Canvas {
     fn read(self, canvas: &[u8], augment: Augment, normaliser: &Normaliser, out: &mut [f32]) {
         let (left, top) = (self.offset(augment.dx), self.offset(augment.dy));
         let (side, px) = (self.side(), self.px);
-        for (channel, (canvas, out)) in canvas.chunks_exact(side * side).zip(out.chunks_exact_mut(px * px)).enumerate()
-        {
-            for (line, out) in canvas.chunks_exact(side).skip(top).zip(out.chunks_exact_mut(px)) {
-                normaliser.write(channel, &line[left..left + px], out);
-                if augment.mirror {
-                    out.reverse();
-                }
+        let planes = canvas.chunks_exact(side * side);
+        let lines = planes.map(|plane| plane.chunks_exact(side).skip(top).take(px).map(|line| &line[left..left + px]));
+        write(lines, augment, normaliser, out);
+    }
+}
+
+/// The lines of each channel as numbers, mirrored and with other colours where `augment` says so.
+fn write<'a, L: Iterator<Item = &'a [u8]>>(
+    channels: impl Iterator<Item = L>,
+    augment: Augment,
+    normaliser: &Normaliser,
+    out: &mut [f32],
+) {
+    let plane = out.len() / 3;
+    for (channel, (lines, out)) in channels.zip(out.chunks_exact_mut(plane)).enumerate() {
+        let mut rest = out;
+        for line in lines {
+            let (out, others) = rest.split_at_mut(line.len());
+            match augment.colour {
+                None => normaliser.write(channel, line, out),
+                Some(_) => out.iter_mut().zip(line).for_each(|(out, byte)| *out = f32::from(*byte) / 255.0),
             }
+            if augment.mirror {
+                out.reverse();
+            }
+            rest = others;
         }
+    }
+    if let Some(steps) = augment.colour {
+        change_colours(&steps, out);
+        out.chunks_exact_mut(plane).enumerate().for_each(|(channel, out)| normaliser.normalise(channel, out));
     }
 }
 

@@ -5,13 +5,15 @@
 //! * [`rows`] is the scan as bytes, [`part`] a dataset part as bytes; both are Parquet.
 //! * [`image`] turns encoded bytes into pixels and pixels into the model's input; common JPEGs go straight there by a
 //!   decoder of our own (`jpeg`).
-//! * [`images`] holds a training set in memory; [`sampling`] draws triplets.
+//! * [`images`] holds a training set in memory; [`sampling`] draws triplets; [`augment`] is what may be changed of their
+//!   images.
 //!
 //! Invariants. Images keep their own bytes until they become an input. Everything random is a pure function
 //! of settings and step. Whatever comes from outside costs bounded memory and ends in a value or an
 //! [`Error`] that names the place. Heavy work runs on all cores by rayon and must not be called on a thread
 //! of an async runtime. Absent on purpose: network, async, tensors, EXIF orientation.
 
+pub mod augment;
 mod columns;
 mod error;
 mod guard;
@@ -26,10 +28,11 @@ pub mod source;
 #[cfg(test)]
 mod testing;
 
+pub use crate::augment::Augment;
 pub use crate::image::{ImageError, Loader, Rgb8, decode_rgb};
-pub use crate::images::TrainImages;
+pub use crate::images::{Crops, TrainImages};
 pub use error::{Error, ErrorKind, Result};
 pub use part::{Part, PartRow, encode_part};
 pub use rows::{Place, Scan, ScanRow, decode_rows, encode_rows};
-pub use sampling::{Augment, TripletRows, TripletSampler};
+pub use sampling::{TripletRows, TripletSampler};
 pub use source::{Disk, Files, PartContent, read_rows, read_rows_from, scan, scan_from};

@@ -15,6 +15,8 @@ pub(crate) enum Purpose {
     Batch = 2,
     /// Queries and negatives of a validation batch.
     Validation = 3,
+    /// Part of an image in a random resized crop.
+    Crop = 4,
 }
 
 /// The stream number `number` of a purpose under a seed.

@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex};
 use likeness_contract::settings::{NegativeMix, QueryEncoding, TrainSettings};
 use rand_chacha::ChaCha8Rng;
 
+use crate::augment::{Augment, Augmentation};
 use crate::error::{Error, Result};
 use crate::random::{Purpose, below, coin, shuffle, stream, unit};
 
@@ -34,22 +35,6 @@ const TRIES: usize = 32;
 const MAX_FLIPS: usize = 3;
 /// Validation is the same for every training of the same rows.
 const VALIDATION_SEED: u64 = 0;
-
-/// How an image is changed in training.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Augment {
-    /// Left and right change places.
-    pub mirror: bool,
-    /// Horizontal place of the crop, −1 (leftmost) to 1; 0 is the centre.
-    pub dx: f32,
-    /// Vertical place of the crop, −1 (topmost) to 1.
-    pub dy: f32,
-}
-
-impl Augment {
-    /// The image as it is.
-    pub const NONE: Self = Self { mirror: false, dx: 0.0, dy: 0.0 };
-}
 
 /// One batch of B triplets over A attributes.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,8 +55,7 @@ pub struct TripletSampler {
     encoding: QueryEncoding,
     negatives: NegativeMix,
     masked_share: f32,
-    mirror: bool,
-    crop: bool,
+    augmentation: Augmentation,
     seed: u64,
     batch: usize,
     attributes: usize,
@@ -107,8 +91,7 @@ impl TripletSampler {
                 QueryEncoding::ThreeState => settings.masked_share,
                 QueryEncoding::MultiHot => 0.0,
             },
-            mirror: settings.mirror,
-            crop: settings.random_crop > 0.0,
+            augmentation: Augmentation::of(settings),
             seed: settings.seed,
             batch: (settings.batch_size as usize).min(usable.len()),
             attributes,
@@ -163,7 +146,7 @@ impl TripletSampler {
             let (positive, negative) = self.pair(*row, rng);
             batch.positives.extend(positive.iter().map(|word| self.encode(*word)));
             batch.negatives.extend(negative.iter().map(|word| self.encode(*word)));
-            batch.augment.push(if augmented { self.augment(rng) } else { Augment::NONE });
+            batch.augment.push(if augmented { self.augmentation.draw(rng) } else { Augment::NONE });
         }
         batch
     }
@@ -177,12 +160,6 @@ impl TripletSampler {
 
     fn labels_of(&self, row: u32) -> &[i8] {
         &self.labels[row as usize * self.attributes..][..self.attributes]
-    }
-
-    fn augment(&self, rng: &mut ChaCha8Rng) -> Augment {
-        let mirror = self.mirror && coin(rng);
-        let mut shift = || if self.crop { 2.0 * unit(rng) - 1.0 } else { 0.0 };
-        Augment { mirror, dx: shift(), dy: shift() }
     }
 
     /// A positive and a negative of an anchor.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use likeness_contract::jobs::IngestSource;
 use likeness_contract::settings::{Preprocessing, QueryEncoding, TrainSettings};
-use likeness_data::{Augment, Part, TrainImages, TripletSampler, encode_part, read_rows, scan};
+use likeness_data::{Augment, Crops, Part, TrainImages, TripletSampler, encode_part, read_rows, scan};
 
 fn data(name: &str) -> Option<PathBuf> {
     let folder = std::env::var_os("LIKENESS_DATA").map(PathBuf::from)?.join(name);
@@ -77,7 +77,8 @@ fn train(name: &str, part: &Part) {
     let settings = TrainSettings::default();
     let p = Preprocessing::imagenet(64);
     let started = Instant::now();
-    let images = TrainImages::new(&p, settings.random_crop, rows.iter().map(|i| part.image(*i))).unwrap();
+    let crops = Crops { shift: settings.random_crop, resized: settings.resized_crop };
+    let images = TrainImages::new(&p, crops, rows.iter().map(|i| part.image(*i))).unwrap();
     rate(&format!("{name}: load for training"), rows.len(), 0, started.elapsed());
 
     let labels = rows.iter().flat_map(|i| part.attributes(*i).to_vec()).collect();

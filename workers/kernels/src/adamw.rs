@@ -26,11 +26,14 @@ pub struct AdamWStep {
     pub weight_decay: f64,
     /// Number of this step, from 1: corrects the bias of the moments.
     pub step: u64,
+    /// What the gradient is multiplied by first: below 1 where it is clipped.
+    pub gradient_scale: f32,
 }
 
 /// The same numbers as they meet an element.
 #[derive(Clone, Copy)]
 struct Factors {
+    scale: f32,
     keep: f32,
     first: f32,
     second: f32,
@@ -44,6 +47,7 @@ impl AdamWStep {
     fn factors(&self) -> Factors {
         let correction = |beta: f64| 1.0 - beta.powf(self.step as f64);
         Factors {
+            scale: self.gradient_scale,
             keep: (1.0 - self.lr * self.weight_decay) as f32,
             first: (1.0 - self.beta1) as f32,
             second: self.beta2 as f32,
@@ -58,9 +62,10 @@ impl AdamWStep {
 vectorised! {
     fn update(by: Factors, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
         for ((p, g), (m, v)) in p.iter_mut().zip(g).zip(m.iter_mut().zip(v)) {
+            let g = *g * by.scale;
             *p *= by.keep;
-            *m += (*g - *m) * by.first;
-            *v = *v * by.second + *g * *g * by.second_rest;
+            *m += (g - *m) * by.first;
+            *v = *v * by.second + g * g * by.second_rest;
             *p -= by.step_size * *m / (v.sqrt() / by.root_correction + by.eps);
         }
     }
@@ -203,6 +208,7 @@ impl Moments {
 /// Updates `param` by tensor operations; returns the new moments.
 fn step_composed(param: &Var, gradient: &Tensor, [m, v]: [&Tensor; 2], step: &AdamWStep) -> Result<[Tensor; 2]> {
     let correction = |beta: f64| 1.0 - beta.powf(step.step as f64);
+    let gradient = &(gradient * f64::from(step.gradient_scale))?;
     let first = ((m * step.beta1)? + (gradient * (1.0 - step.beta1))?)?;
     let second = ((v * step.beta2)? + (gradient.sqr()? * (1.0 - step.beta2))?)?;
     let root = ((second.sqrt()? / correction(step.beta2).sqrt())? + step.eps)?;
@@ -238,7 +244,8 @@ mod tests {
     use super::*;
     use crate::threads::with_threads;
 
-    const STEP: AdamWStep = AdamWStep { lr: 2e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 1 };
+    const STEP: AdamWStep =
+        AdamWStep { lr: 2e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, step: 1, gradient_scale: 1.0 };
 
     // import torch; p = torch.tensor([0.5, -1.25, 3.0, 0.0]).requires_grad_()
     // o = torch.optim.AdamW([p], lr=2e-3, weight_decay=0.01)

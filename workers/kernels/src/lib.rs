@@ -18,6 +18,7 @@
 
 mod adamw;
 mod blocks;
+mod clip;
 mod conv;
 mod matmul;
 pub mod network;
@@ -25,12 +26,15 @@ pub mod nhwc;
 mod norm;
 mod pool;
 pub mod reference;
+mod sgd;
 mod storage;
 mod threads;
 
 pub use adamw::{AdamWStep, Moments, adamw_step, adamw_step_all};
 pub use blocks::{add_relu, global_avg_pool2d};
+pub use clip::{clip_factor, gradient_norm};
 pub use conv::conv2d;
 pub use norm::{BatchNormTrain, batch_norm_eval, batch_norm_train};
 pub use pool::max_pool2d_3x3;
+pub use sgd::{SgdStep, Velocity, sgd_step_all};
 pub use threads::configure_threads;

@@ -1,25 +1,23 @@
 //! Weights and checkpoints as safetensors.
 //!
 //! A file of weights holds every tensor of the model under its PyTorch name. A checkpoint holds the same, and per
-//! parameter the moments `adamw.first.<name>` and `adamw.second.<name>`, and `step` (one U64): how many optimizer
-//! steps are behind it. The bytes are a function of the values alone: tensors are sorted, the only metadata is
+//! parameter the optimizer's state (`adamw.first.<name>` and `adamw.second.<name>`, or `sgd.momentum.<name>`), and
+//! `step` (one U64): how many optimizer steps are behind it. The bytes are a function of the values alone: tensors are sorted, the only metadata is
 //! `format: pt`, and reading and writing again gives the same bytes.
 
 use std::collections::HashMap;
 
-use candle_core::{Device, Tensor, Var};
+#[cfg(test)]
+use candle_core::Device;
+use candle_core::Tensor;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
-use likeness_kernels::Moments;
-
 use crate::error::{Error, Result};
-use crate::optimizer::AdamW;
+use crate::optimizer::{self, Optimizer};
 use crate::tensors::{Stored, StoredTensor, Tensors};
 
 const STEP: &str = "step";
-const FIRST: &str = "adamw.first.";
-const SECOND: &str = "adamw.second.";
 
 /// What a file holds.
 #[derive(Debug)]
@@ -38,14 +36,10 @@ pub(crate) fn write_weights(tensors: &Tensors) -> Result<Vec<u8>> {
 }
 
 /// Bytes of a checkpoint.
-pub(crate) fn write_checkpoint(tensors: &Tensors, optimizer: &AdamW, step: u64) -> Result<Vec<u8>> {
+pub(crate) fn write_checkpoint(tensors: &Tensors, optimizer: &Optimizer, step: u64) -> Result<Vec<u8>> {
     let mut file = File::default();
     tensors.iter().try_for_each(|(name, tensor)| file.add(name.to_owned(), tensor))?;
-    for ((name, _), moments) in tensors.parameters.iter().zip(optimizer.moments()) {
-        let [first, second] = moments.to_tensors()?;
-        file.add(format!("{FIRST}{name}"), &first)?;
-        file.add(format!("{SECOND}{name}"), &second)?;
-    }
+    optimizer.state(tensors)?.iter().try_for_each(|(name, tensor)| file.add(name.clone(), tensor))?;
     file.entries.push(Entry {
         name: STEP.into(),
         dtype: Dtype::U64,
@@ -94,30 +88,9 @@ fn check_finite(name: &str, values: &[f32]) -> Result<()> {
     }
 }
 
-/// Takes the moments out of a checkpoint's tensors; what remains are the model's own.
-pub(crate) fn take_moments(stored: &mut Stored, parameters: &[(String, Var)], device: &Device) -> Result<Vec<Moments>> {
-    let mut missing = Vec::new();
-    let mut moments = Vec::new();
-    for (name, parameter) in parameters {
-        let mut take = |prefix: &str| stored.remove(&format!("{prefix}{name}")).filter(|t| t.shape == parameter.dims());
-        let (Some(first), Some(second)) = (take(FIRST), take(SECOND)) else {
-            missing.push(format!("`{name}`"));
-            continue;
-        };
-        let tensor = |t: StoredTensor| Tensor::from_vec(t.values, t.shape, device);
-        moments.push(Moments::from_tensors(&tensor(first)?, &tensor(second)?)?);
-    }
-    if missing.is_empty() {
-        return Ok(moments);
-    }
-    let count = missing.len();
-    missing.truncate(8);
-    Err(Error::mismatch(format!("the checkpoint lacks the moments of {count} parameters: {}", missing.join(", "))))
-}
-
 /// Splits the names that only a checkpoint has from those of the model.
-pub(crate) fn split_moments(stored: Stored) -> (Stored, Stored) {
-    stored.into_iter().partition(|(name, _)| !name.starts_with(FIRST) && !name.starts_with(SECOND))
+pub(crate) fn split_state(stored: Stored) -> (Stored, Stored) {
+    stored.into_iter().partition(|(name, _)| !optimizer::is_state(name))
 }
 
 /// Bytes of a file of the given tensors.

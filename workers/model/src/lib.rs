@@ -8,7 +8,7 @@
 //! ```
 //!
 //! [`Model`] is what serves: both towers in inference mode. [`Trainer`] is what learns: a model with the
-//! optimizer's moments and the number of steps behind it, written to and read from a checkpoint.
+//! optimizer's state and the number of steps behind it, written to and read from a checkpoint.
 //!
 //! What always holds:
 //! * everything is `f32`; tensors have the names that PyTorch gives them (`image.` + torchvision's ResNet with D

@@ -4,6 +4,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor};
 
 use likeness_contract::settings::ModelSettings;
+use likeness_contract::weights::{Header, WholeParts, plan_start};
 
 use crate::backbone::{self, CpuCompute, Mode};
 use crate::checkpoint;
@@ -35,6 +36,27 @@ impl Model {
     /// `Settings` when no model can have them, `Device` when it fails.
     pub fn fresh(settings: &ModelSettings, attributes: usize, seed: u64, device: &Device) -> Result<Self> {
         Self::build(settings, attributes, Builder::fresh(seed, device), device)
+    }
+
+    /// Weights to start a training from: the backbone of `safetensors`, torchvision's or our own, and what else of it
+    /// `parts` allows; the others drawn from `seed`.
+    ///
+    /// # Errors
+    /// `Mismatch` when the backbone is another one or the file no safetensors: what is missing, unexpected or of
+    /// another shape is listed; `NotFinite` when a weight is NaN or infinite.
+    pub fn started(
+        settings: &ModelSettings,
+        attributes: usize,
+        seed: u64,
+        safetensors: &[u8],
+        parts: WholeParts,
+        device: &Device,
+    ) -> Result<Self> {
+        let header = Header::parse(safetensors).map_err(Error::mismatch)?;
+        let plan = plan_start(settings.architecture, parts, &header.shapes()).map_err(Error::mismatch)?;
+        let mut stored = checkpoint::read(safetensors)?.tensors;
+        let taken = plan.taken.into_iter().filter_map(|(name, from)| Some((name, stored.remove(&from)?))).collect();
+        Self::build(settings, attributes, Builder::started(seed, taken, device), device)
     }
 
     /// Weights as [`Model::weights`] or PyTorch wrote them.
@@ -128,47 +150,56 @@ impl Model {
     }
 
     /// Distances of a batch in training mode, on the tape. The attribute tower sees the positives, then the
-    /// negatives; so do its statistics.
+    /// negatives; so do its statistics. A frozen backbone stays off the tape and leaves no statistics.
     pub(crate) fn triplets_in_training(
         &self,
         images: &Tensor,
         positives: &Tensor,
         negatives: &Tensor,
+        frozen: bool,
         statistics: &mut BatchStatistics,
     ) -> Result<Triplets> {
-        self.triplets(images, positives, negatives, &mut Mode::Train(statistics))
+        self.check_images(images)?;
+        let mut mode = Mode::Train(statistics);
+        let anchor = if frozen {
+            self.image_tower.forward_frozen(images, &mut mode)?
+        } else {
+            self.image_tower.forward(images, &mut mode)?
+        };
+        self.triplets(&anchor, positives, negatives, &mut mode)
     }
 
-    /// Distances of a batch in inference mode.
+    /// Distances of a batch of embedded images in inference mode.
     pub(crate) fn triplets_in_inference(
         &self,
-        images: &Tensor,
+        anchors: &Tensor,
         positives: &Tensor,
         negatives: &Tensor,
     ) -> Result<Triplets> {
-        self.triplets(images, positives, negatives, &mut Mode::Eval)
+        self.triplets(anchors, positives, negatives, &mut Mode::Eval)
     }
 
     fn triplets(
         &self,
-        images: &Tensor,
+        anchors: &Tensor,
         positives: &Tensor,
         negatives: &Tensor,
         mode: &mut Mode<'_>,
     ) -> Result<Triplets> {
-        self.check_images(images)?;
         self.check_vectors(positives)?;
         self.check_vectors(negatives)?;
-        let anchor = self.image_tower.forward(images, mode)?;
         let positive = self.attribute_tower.forward(positives, mode)?;
         let negative = self.attribute_tower.forward(negatives, mode)?;
-        Triplets::new(&anchor, &positive, &negative)
+        Triplets::new(anchors, &positive, &negative)
     }
 
-    /// Gradients of a `loss` of [`Model::triplets_in_training`] with respect to every parameter, valid until the next call.
-    pub(crate) fn gradients(&self, loss: &Tensor) -> Result<GradStore> {
+    /// Gradients of a `loss` of [`Model::triplets_in_training`] with respect to every parameter that is not frozen,
+    /// valid until the next call.
+    pub(crate) fn gradients(&self, loss: &Tensor, frozen: bool) -> Result<GradStore> {
         let mut gradients = loss.backward()?;
-        self.image_tower.backbone().insert_gradients(&mut gradients)?;
+        if !frozen {
+            self.image_tower.backbone().insert_gradients(&mut gradients)?;
+        }
         Ok(gradients)
     }
 

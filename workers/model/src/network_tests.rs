@@ -51,8 +51,8 @@ fn error(got: &[f32], want: &[f32]) -> f64 {
 /// Distances, gradients and new statistics of a training pass, by name.
 fn pass(trainer: &Trainer, [images, positives, negatives]: &[Tensor; 3]) -> Vec<(String, Vec<f32>)> {
     let (model, mut statistics) = (trainer.model(), BatchStatistics::default());
-    let triplets = model.triplets_in_training(images, positives, negatives, &mut statistics).unwrap();
-    let gradients = model.gradients(&triplets.loss(0.5).unwrap()).unwrap();
+    let triplets = model.triplets_in_training(images, positives, negatives, false, &mut statistics).unwrap();
+    let gradients = model.gradients(&triplets.loss(0.5).unwrap(), false).unwrap();
     let mut all = vec![("dp".to_owned(), flat(triplets.positive_distances()))];
     all.extend(model.tensors().parameters.iter().map(|(name, p)| (name.clone(), flat(gradients.get(p).unwrap()))));
     statistics.apply().unwrap();
@@ -86,7 +86,7 @@ fn a_step_and_what_it_then_embeds_equal_those_layer_by_layer() {
     let after = |compute| {
         let mut trainer = trainer(Architecture::CnnS, 40, compute);
         // Packed before the step: the step must void it.
-        trainer.validate(&images, &positives, &negatives).unwrap();
+        trainer.model().embed_images(&images).unwrap();
         trainer.step(&images, &positives, &negatives).unwrap();
         let tensors: Vec<_> = trainer.model().tensors().iter().map(|(name, t)| (name.to_owned(), flat(t))).collect();
         (tensors, flat(&trainer.model().embed_images(&images).unwrap()))

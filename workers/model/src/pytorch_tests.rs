@@ -134,13 +134,14 @@ fn training_pass_equals_pytorch(trainer: &Trainer) {
     let expected = &expected()["training"];
     let mut statistics = BatchStatistics::default();
     let model = trainer.model();
-    let triplets = model.triplets_in_training(&images(B, 64), &vectors(2), &vectors(3), &mut statistics).unwrap();
+    let triplets =
+        model.triplets_in_training(&images(B, 64), &vectors(2), &vectors(3), false, &mut statistics).unwrap();
     assert_all_close("dp", &flat(triplets.positive_distances()), &expected["dp"], 1e-5);
     assert_all_close("dn", &flat(triplets.negative_distances()), &expected["dn"], 1e-5);
     let loss = triplets.loss(f64::from(train_settings().margin)).unwrap();
     assert_all_close("loss", &flat(&loss), &Value::Array(vec![expected["loss"].clone()]), 1e-6);
 
-    let gradients = model.gradients(&loss).unwrap();
+    let gradients = model.gradients(&loss, false).unwrap();
     for (name, parameter) in &model.tensors().parameters {
         let gradient = flat(gradients.get(parameter).unwrap());
         if name == NO_GRADIENT {

@@ -40,7 +40,10 @@ pub(crate) type Stored = BTreeMap<String, StoredTensor>;
 
 enum Source {
     Seed(u64),
+    /// Every tensor.
     Stored(Stored),
+    /// Some tensors; the others from the seed.
+    Started(u64, Stored),
 }
 
 /// Hands layers their tensors, and keeps a list of them.
@@ -61,6 +64,11 @@ impl<'a> Builder<'a> {
     /// Takes every tensor out of `stored`.
     pub fn stored(stored: Stored, device: &'a Device) -> Self {
         Self::new(Source::Stored(stored), device)
+    }
+
+    /// Takes what `stored` has and draws the others.
+    pub fn started(seed: u64, stored: Stored, device: &'a Device) -> Self {
+        Self::new(Source::Started(seed, stored), device)
     }
 
     fn new(source: Source, device: &'a Device) -> Self {
@@ -85,7 +93,8 @@ impl<'a> Builder<'a> {
     fn var(&mut self, name: &str, shape: &[usize], init: Init) -> Result<Var> {
         let values = match &mut self.source {
             Source::Seed(seed) => init.values(*seed, name, shape),
-            Source::Stored(stored) => match stored.remove(name) {
+            Source::Started(seed, stored) if !stored.contains_key(name) => init.values(*seed, name, shape),
+            Source::Stored(stored) | Source::Started(_, stored) => match stored.remove(name) {
                 Some(tensor) if tensor.shape == shape => tensor.values,
                 other => {
                     self.note(name, shape, other);
@@ -111,7 +120,9 @@ impl<'a> Builder<'a> {
     pub fn finish(self) -> Result<Tensors> {
         let unexpected = match self.source {
             Source::Seed(_) => Vec::new(),
-            Source::Stored(rest) => rest.into_keys().filter(|name| !name.ends_with(BATCH_COUNT)).collect(),
+            Source::Stored(rest) | Source::Started(_, rest) => {
+                rest.into_keys().filter(|name| !name.ends_with(BATCH_COUNT)).collect()
+            }
         };
         let unexpected: Vec<_> = unexpected.iter().map(|name| format!("`{name}`")).collect();
         let complaints = [("missing", self.missing), ("of another shape", self.wrong), ("unexpected", unexpected)];

@@ -29,6 +29,12 @@ impl ImageTower {
         unit(&self.head.forward(&features, mode)?)
     }
 
+    /// The same with a backbone that serves while the head learns.
+    pub fn forward_frozen(&self, images: &Tensor, mode: &mut Mode<'_>) -> Result<Tensor> {
+        let features = self.backbone.forward(images, &mut Mode::Eval)?;
+        unit(&self.head.forward(&features, mode)?)
+    }
+
     pub fn backbone(&self) -> &dyn Backbone {
         &*self.backbone
     }

@@ -3,24 +3,25 @@
 use candle_core::{Device, Tensor};
 
 use likeness_contract::settings::{ModelSettings, TrainSettings};
+use likeness_contract::weights::WholeParts;
 
 use crate::backbone::CpuCompute;
 use crate::checkpoint;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::layers::BatchStatistics;
 use crate::loss::StepFigures;
 use crate::model::Model;
-use crate::optimizer::AdamW;
-use crate::schedule::learning_rate;
+use crate::optimizer::{At, Optimizer};
+use crate::schedule::{frozen_steps, learning_rate};
 
-/// A model, its optimizer's moments and the number of steps behind it.
+/// A model, its optimizer's state and the number of steps behind it.
 ///
 /// Pure: the same checkpoint and the same batches give the same bytes, on any number of threads, in one go or
 /// with a checkpoint in between.
 #[derive(Debug)]
 pub struct Trainer {
     model: Model,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     settings: TrainSettings,
     step: u64,
     total_steps: u64,
@@ -38,8 +39,27 @@ impl Trainer {
         total_steps: u64,
         device: &Device,
     ) -> Result<Self> {
-        let model = Model::fresh(model, attributes, train.seed, device)?;
-        let optimizer = AdamW::new(train.optimizer, model.tensors())?;
+        Self::before_step_0(Model::fresh(model, attributes, train.seed, device)?, train, total_steps)
+    }
+
+    /// As [`Trainer::fresh`], with the weights that [`Model::started`] takes from a file.
+    ///
+    /// # Errors
+    /// As [`Model::started`].
+    pub fn started(
+        model: &ModelSettings,
+        train: &TrainSettings,
+        attributes: usize,
+        total_steps: u64,
+        (safetensors, parts): (&[u8], WholeParts),
+        device: &Device,
+    ) -> Result<Self> {
+        let model = Model::started(model, attributes, train.seed, safetensors, parts, device)?;
+        Self::before_step_0(model, train, total_steps)
+    }
+
+    fn before_step_0(model: Model, train: &TrainSettings, total_steps: u64) -> Result<Self> {
+        let optimizer = Optimizer::new(train, model.tensors())?;
         Ok(Self { model, optimizer, settings: train.clone(), step: 0, total_steps })
     }
 
@@ -59,9 +79,9 @@ impl Trainer {
         let Some(step) = contents.step else {
             return Err(Error::mismatch("these are weights, not a checkpoint: `step` is missing"));
         };
-        let (weights, moments) = checkpoint::split_moments(contents.tensors);
+        let (weights, state) = checkpoint::split_state(contents.tensors);
         let model = Model::from_stored(model, attributes, weights, device)?;
-        let optimizer = AdamW::new(train.optimizer, model.tensors())?.with_moments(moments, model.tensors(), device)?;
+        let optimizer = Optimizer::new(train, model.tensors())?.with_state(state, model.tensors(), device)?;
         Ok(Self { model, optimizer, settings: train.clone(), step, total_steps })
     }
 
@@ -82,28 +102,35 @@ impl Trainer {
     /// One optimizer step on B triplets: images `(B, 3, H, W)`, positives and negatives `(B, A)`.
     ///
     /// # Errors
-    /// `NotFinite` when the loss is; then neither weights nor statistics have changed.
+    /// `NotFinite` when the loss is not, or the gradients that are to be clipped are not; then neither weights nor
+    /// statistics have changed.
     pub fn step(&mut self, images: &Tensor, positives: &Tensor, negatives: &Tensor) -> Result<StepFigures> {
         let margin = f64::from(self.settings.margin);
         let lr = learning_rate(&self.settings, self.step, self.total_steps);
+        let frozen_steps = frozen_steps(&self.settings, self.total_steps);
+        let frozen = self.step < frozen_steps;
         let mut statistics = BatchStatistics::default();
-        let triplets = self.model.triplets_in_training(images, positives, negatives, &mut statistics)?;
+        let triplets = self.model.triplets_in_training(images, positives, negatives, frozen, &mut statistics)?;
         let figures = triplets.figures(margin, lr).map_err(|e| self.at_this_step(e))?;
-        let gradients = self.model.gradients(&triplets.loss(margin)?)?;
-        self.optimizer.step(self.model.tensors(), &gradients, lr, self.step + 1)?;
+        let gradients = self.model.gradients(&triplets.loss(margin)?, frozen)?;
+        let at = At { lr, step: self.step, frozen_steps };
+        let stepped = self.optimizer.step(self.model.tensors(), &gradients, at);
+        stepped.map_err(|e| if matches!(e.kind, ErrorKind::NotFinite(_)) { self.at_this_step(e) } else { e })?;
         statistics.apply()?;
-        self.model.on_weights_changed();
+        if !frozen {
+            self.model.on_weights_changed();
+        }
         self.step += 1;
         Ok(figures)
     }
 
-    /// Figures of B triplets in inference mode; nothing changes.
+    /// Figures of B triplets in inference mode, their images embedded before `(B, D)`; nothing changes.
     ///
     /// # Errors
     /// `NotFinite` when a distance is.
-    pub fn validate(&self, images: &Tensor, positives: &Tensor, negatives: &Tensor) -> Result<StepFigures> {
+    pub fn validate(&self, anchors: &Tensor, positives: &Tensor, negatives: &Tensor) -> Result<StepFigures> {
         let lr = learning_rate(&self.settings, self.step, self.total_steps);
-        let triplets = self.model.triplets_in_inference(images, positives, negatives)?;
+        let triplets = self.model.triplets_in_inference(anchors, positives, negatives)?;
         triplets.figures(f64::from(self.settings.margin), lr).map_err(|e| self.at_this_step(e))
     }
 

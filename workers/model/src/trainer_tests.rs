@@ -2,7 +2,10 @@
 
 use candle_core::{Device, Tensor};
 
-use likeness_contract::settings::{Architecture, ModelSettings, Preprocessing, QueryEncoding, TrainSettings};
+use likeness_contract::settings::{
+    Architecture, BackboneSettings, ModelSettings, Optimizer, Preprocessing, QueryEncoding, SgdSettings, TrainSettings,
+};
+use likeness_contract::weights::{self, WholeParts};
 
 use crate::{ErrorKind, Model, Trainer};
 
@@ -24,11 +27,43 @@ fn train_settings() -> TrainSettings {
 }
 
 fn fresh() -> Trainer {
-    Trainer::fresh(&model_settings(), &train_settings(), A, TOTAL, &Device::Cpu).unwrap()
+    fresh_with(&train_settings())
+}
+
+fn fresh_with(settings: &TrainSettings) -> Trainer {
+    Trainer::fresh(&model_settings(), settings, A, TOTAL, &Device::Cpu).unwrap()
 }
 
 fn resumed(bytes: &[u8]) -> crate::Result<Trainer> {
-    Trainer::from_checkpoint(bytes, &model_settings(), &train_settings(), A, TOTAL, &Device::Cpu)
+    resumed_with(bytes, &train_settings())
+}
+
+fn resumed_with(bytes: &[u8], settings: &TrainSettings) -> crate::Result<Trainer> {
+    Trainer::from_checkpoint(bytes, &model_settings(), settings, A, TOTAL, &Device::Cpu)
+}
+
+fn sgd() -> TrainSettings {
+    TrainSettings { optimizer: Optimizer::Sgd(SgdSettings::default()), clip_norm: 0.5, ..train_settings() }
+}
+
+/// The backbone waits for 2 of the 6 steps.
+fn warming_up(settings: TrainSettings) -> TrainSettings {
+    let backbone = BackboneSettings { lr_factor: 0.25, frozen_epochs: 1 };
+    TrainSettings { epochs: 3, backbone, ..settings }
+}
+
+fn values(trainer: &Trainer) -> Vec<(String, Vec<f32>)> {
+    let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1().unwrap();
+    trainer.model().tensors().iter().map(|(name, tensor)| (name.to_owned(), flat(tensor))).collect()
+}
+
+/// Names of the tensors that differ.
+fn changed(before: &[(String, Vec<f32>)], after: &[(String, Vec<f32>)]) -> Vec<String> {
+    before.iter().zip(after).filter(|(b, a)| b.1 != a.1).map(|(b, _)| b.0.clone()).collect()
+}
+
+fn is_backbone(name: &str) -> bool {
+    name.starts_with("image.") && !name.starts_with("image.fc.")
 }
 
 fn tensor(phase: u64, dims: &[usize]) -> Tensor {
@@ -51,27 +86,135 @@ fn with_threads<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
 
 #[test]
 fn a_resumed_training_ends_in_the_same_bytes_on_any_number_of_threads() {
-    let in_one_go = |threads| {
-        with_threads(threads, || {
-            let mut trainer = fresh();
-            train(&mut trainer, 4);
+    for settings in [train_settings(), sgd(), warming_up(train_settings()), warming_up(sgd())] {
+        let in_one_go = |threads| {
+            with_threads(threads, || {
+                let mut trainer = fresh_with(&settings);
+                train(&mut trainer, 4);
+                trainer.checkpoint().unwrap()
+            })
+        };
+        let with_a_break = with_threads(2, || {
+            let mut trainer = fresh_with(&settings);
+            train(&mut trainer, 2);
+            let saved = trainer.checkpoint().unwrap();
+            drop(trainer);
+            let mut trainer = resumed_with(&saved, &settings).unwrap();
+            assert_eq!(trainer.steps(), 2);
+            train(&mut trainer, 2);
             trainer.checkpoint().unwrap()
-        })
+        });
+        let one_thread = in_one_go(1);
+        assert!(one_thread == in_one_go(2), "one thread and two threads differ");
+        assert!(one_thread == in_one_go(3), "one thread and three threads differ");
+        assert!(one_thread == with_a_break, "the break changed the result");
+    }
+}
+
+#[test]
+fn a_checkpoint_of_another_optimizer_is_refused() {
+    let error = resumed_with(&fresh().checkpoint().unwrap(), &sgd()).unwrap_err();
+    assert!(matches!(error.kind, ErrorKind::Mismatch(_)) && error.to_string().contains("state of"), "{error}");
+}
+
+#[test]
+fn a_frozen_backbone_stays_as_it_is_while_the_rest_learns() {
+    for settings in [warming_up(train_settings()), warming_up(sgd())] {
+        let mut trainer = fresh_with(&settings);
+        let at_the_start = values(&trainer);
+        train(&mut trainer, 2);
+        let warmed_up = values(&trainer);
+        let learned = changed(&at_the_start, &warmed_up);
+        assert!(learned.contains(&"image.fc.weight".into()) && learned.contains(&"attributes.linear1.weight".into()));
+        assert!(!learned.iter().any(|name| is_backbone(name)), "{learned:?}");
+        train(&mut trainer, 1);
+        let learned = changed(&warmed_up, &values(&trainer));
+        assert!(learned.contains(&"image.conv1.weight".into()) && learned.contains(&"image.bn1.running_mean".into()));
+    }
+}
+
+#[test]
+fn a_backbone_that_was_frozen_takes_its_first_step_as_any_other() {
+    // AdamW's first step is nearly `lr` for every weight, whenever it comes; a count that had gone on would give
+    // three times as much.
+    let settings = TrainSettings { warmup_share: 0.0, ..warming_up(train_settings()) };
+    let mut trainer = fresh_with(&settings);
+    train(&mut trainer, 2);
+    let before = values(&trainer);
+    let lr = crate::learning_rate(&settings, 2, TOTAL) * 0.25;
+    train(&mut trainer, 1);
+    let (name, stem) = &values(&trainer)[0];
+    let largest = stem.iter().zip(&before[0].1).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
+    assert!((largest / lr - 1.0).abs() < 0.05, "{name}: {largest} instead of {lr}");
+}
+
+#[test]
+fn gradients_that_are_clipped_leave_a_smaller_step() {
+    let step = |clip_norm| {
+        let settings = TrainSettings { warmup_share: 0.0, clip_norm, ..sgd() };
+        let mut trainer = fresh_with(&settings);
+        let before = values(&trainer);
+        train(&mut trainer, 1);
+        let after = values(&trainer);
+        let learned = before.iter().zip(&after).filter(|(b, _)| !b.0.contains("running"));
+        let square = |(b, a): (&(String, Vec<f32>), &(String, Vec<f32>))| -> f64 {
+            // The decay of 1e-4 is no gradient.
+            b.1.iter().zip(&a.1).map(|(b, a)| f64::from(a - b + 0.1 * 1.9 * 1e-4 * b).powi(2)).sum()
+        };
+        learned.map(square).sum::<f64>().sqrt()
     };
-    let with_a_break = with_threads(2, || {
-        let mut trainer = fresh();
-        train(&mut trainer, 2);
-        let saved = trainer.checkpoint().unwrap();
-        drop(trainer);
-        let mut trainer = resumed(&saved).unwrap();
-        assert_eq!(trainer.steps(), 2);
-        train(&mut trainer, 2);
-        trainer.checkpoint().unwrap()
-    });
-    let one_thread = in_one_go(1);
-    assert!(one_thread == in_one_go(2), "one thread and two threads differ");
-    assert!(one_thread == in_one_go(3), "one thread and three threads differ");
-    assert!(one_thread == with_a_break, "the break changed the result");
+    // A first step with Nesterov momentum is lr (1 + μ) times the gradient.
+    let norm = |clip| step(clip) / (0.1 * 1.9);
+    let whole = norm(0.0);
+    assert!((norm(whole / 4.0) / whole - 0.25).abs() < 1e-3, "{} {whole}", norm(whole / 4.0));
+    assert!((norm(whole * 4.0) / whole - 1.0).abs() < 1e-5, "{} {whole}", norm(whole * 4.0));
+}
+
+#[test]
+fn a_training_started_from_weights_takes_the_backbone_and_draws_the_rest() {
+    let weights = Model::fresh(&model_settings(), A, 1, &Device::Cpu).unwrap().weights().unwrap();
+    let start = |dim, parts| {
+        let settings = ModelSettings { embedding_dim: dim, ..model_settings() };
+        let started = Trainer::started(&settings, &train_settings(), A, TOTAL, (&weights, parts), &Device::Cpu);
+        let fresh = Trainer::fresh(&settings, &train_settings(), A, TOTAL, &Device::Cpu);
+        changed(&values(&started.unwrap()), &values(&fresh.unwrap()))
+    };
+    let backbone = start(16, WholeParts::default());
+    assert!(backbone.contains(&"image.layer4.1.conv2.weight".into()));
+    assert!(backbone.iter().all(|name| is_backbone(name)), "{backbone:?}");
+    assert_eq!(start(8, WholeParts { head: Some(8), attributes: true }), backbone, "of another dimension");
+    let whole = start(16, WholeParts { head: Some(16), attributes: true });
+    assert!(whole.contains(&"image.fc.weight".into()) && whole.contains(&"attributes.linear2.weight".into()));
+}
+
+#[test]
+fn weights_that_do_not_fit_are_no_start() {
+    let weights = Model::fresh(&model_settings(), A, 1, &Device::Cpu).unwrap().weights().unwrap();
+    let start = |settings: &ModelSettings, bytes: &[u8]| {
+        let parts = WholeParts::default();
+        let error = Model::started(settings, A, 1, bytes, parts, &Device::Cpu).unwrap_err();
+        assert!(matches!(error.kind, ErrorKind::Mismatch(_)), "{error}");
+        error.to_string()
+    };
+    let resnet18 = ModelSettings { architecture: Architecture::ResNet18, ..model_settings() };
+    assert!(start(&resnet18, &weights).contains("--architecture cnn-s"));
+    assert!(start(&model_settings(), b"PK\x03\x04 a checkpoint of PyTorch").contains("weights_only=True"));
+}
+
+#[test]
+fn the_contract_names_the_tensors_of_a_backbone() {
+    for architecture in [Architecture::CnnS, Architecture::ResNet34, Architecture::ResNet50] {
+        let settings = ModelSettings { architecture, ..model_settings() };
+        let model = Model::fresh(&settings, A, 1, &Device::Cpu).unwrap();
+        let image = model.tensors().iter().filter_map(|(name, t)| Some((name.strip_prefix("image.")?, t)));
+        let mut own: Vec<_> = image.map(|(name, t)| (name.to_owned(), t.dims().to_vec())).collect();
+        let mut expected = weights::backbone_tensors(architecture);
+        expected.push(("fc.weight".into(), weights::head_shape(architecture, settings.embedding_dim)));
+        expected.push(("fc.bias".into(), vec![settings.embedding_dim as usize]));
+        own.sort();
+        expected.sort();
+        assert!(own == expected, "{}", architecture.name());
+    }
 }
 
 #[test]

@@ -172,6 +172,9 @@ impl World {
             validation_loss: None,
             training: weights.clone(),
             tensorboard: weights,
+            round: None,
+            validation_map: None,
+            stopped_early: false,
         };
         self.put_document(&keys::model_manifest(&self.model), &manifest).await
     }
@@ -184,7 +187,7 @@ impl World {
         let output = likeness_worker::job::run(&cx).await?;
         let task = started.elapsed();
         ensure!(
-            matches!(output, TaskOutput::Shard { rows, .. } if rows == ROWS as u64),
+            matches!(output, TaskOutput::Shard { rows, .. } | TaskOutput::IndexedShard { rows, .. } if rows == ROWS as u64),
             "rows are missing: {output:?}"
         );
         let started = Instant::now();

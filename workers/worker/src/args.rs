@@ -1,6 +1,7 @@
 //! The command line: flag before environment variable before default, checked before any socket opens.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
@@ -72,6 +73,10 @@ pub struct Args {
     /// Memory for dataset parts and shards that tasks use again, in bytes; K, M, G are taken
     #[arg(long, value_name = "BYTES", env = "LIKENESS_CACHE_BYTES", default_value = "2G")]
     pub cache_bytes: ByteSize,
+    /// Rows from which on a shard that it embeds gets an approximate index beside it, for searches that accept a recall;
+    /// smaller ones are searched exactly as fast. 0: none gets any
+    #[arg(long, value_name = "ROWS", env = "LIKENESS_APPROXIMATE_ROWS", default_value_t = 4096)]
+    pub approximate_rows: u32,
     /// Seconds between SIGTERM and the end
     #[arg(long, value_name = "SECONDS", env = "LIKENESS_GRACE_PERIOD", default_value_t = 30)]
     pub grace_period: u64,
@@ -102,6 +107,8 @@ pub struct Settings {
     pub winograd: Winograd,
     /// Budget of the cache.
     pub cache_bytes: u64,
+    /// Rows from which on shards get an approximate index; none gets any without.
+    pub approximate_rows: Option<NonZeroU32>,
     /// Time between SIGTERM and the end.
     pub grace_period: Duration,
     /// The store.
@@ -132,6 +139,7 @@ impl Args {
             threads,
             winograd: self.winograd,
             cache_bytes: self.cache_bytes.0,
+            approximate_rows: NonZeroU32::new(self.approximate_rows),
             grace_period: Duration::from_secs(self.grace_period),
             store: self.store,
             nats: NatsSettings { url: self.nats, credentials: self.credentials, timings },

@@ -20,13 +20,14 @@ use likeness_contract::keys;
 use likeness_contract::messages::{AliasState, Placement, Served};
 use likeness_contract::ranking::{canonical_d2, rank};
 use likeness_contract::search::{
-    Hit, SearchError, SearchErrorKind, SearchReply, SearchRequest, SearchResults, Term, WeightedTerm,
+    Coverage, Hit, LabelFilter, SearchError, SearchErrorKind, SearchReply, SearchRequest, SearchResults, Term,
+    WeightedTerm,
 };
 use likeness_contract::settings::{
     Architecture, ModelSettings, Preprocessing, QueryEncoding, Split, TrainSettings, Vocabulary,
 };
 use likeness_contract::subjects;
-use likeness_index::{ShardRows, encode_shard};
+use likeness_index::{Approximate, Shard, ShardRows, encode_shard};
 use likeness_link::{Bus, NatsSettings, Store, Timings};
 use likeness_model::{Model, Winograd, encode_query};
 use likeness_worker::args::{DeviceName, Settings};
@@ -78,6 +79,14 @@ impl Bench {
     }
 
     fn searcher(&self, name: &str, replicas: usize) -> Searcher {
+        self.searcher_that_keeps(name, replicas, Duration::from_secs(600))
+    }
+
+    fn searcher_that_keeps(&self, name: &str, replicas: usize, keep_generation: Duration) -> Searcher {
+        self.searcher_with(name, SearchSettings::new(replicas, keep_generation))
+    }
+
+    fn searcher_with(&self, name: &str, search: SearchSettings) -> Searcher {
         let settings = Settings {
             worker: WorkerId::new(name).unwrap(),
             kinds: vec![],
@@ -86,11 +95,12 @@ impl Bench {
             threads: 1,
             winograd: Winograd::default(),
             cache_bytes: 0,
+            approximate_rows: None,
             grace_period: Duration::from_secs(5),
             store: self.folder.path().join("store").to_str().unwrap().into(),
             nats: self.nats.clone(),
             host: "test".into(),
-            search: SearchSettings::new(replicas, Duration::from_secs(600)),
+            search,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let shutdown = Shutdown::default();
@@ -155,7 +165,9 @@ impl Bench {
             let digest = Digest::of(&bytes);
             let key = keys::shard(&gallery, &job, number, &digest);
             let object = self.store.create_object(key, bytes, digest).await.unwrap();
-            shards.push(ShardEntry { shard: number, object, rows: shard.len() as u64 });
+            let count = shard.len() as u64;
+            let approximate = self.index(&gallery, &job, number, shard, &digest).await;
+            shards.push(ShardEntry { shard: number, object, rows: count, approximate });
         }
         let key = keys::generation_manifest(&gallery, &job);
         let manifest = GenerationManifest {
@@ -171,6 +183,22 @@ impl Bench {
         };
         self.store.create_document(&key, &manifest).await.unwrap();
         Generation { reference: manifest.generation.clone(), manifest, model, rows }
+    }
+
+    /// Stores the approximate index of a shard that is large enough to have one.
+    async fn index(
+        &self,
+        gallery: &Name,
+        job: &JobId,
+        number: u32,
+        rows: ShardRows,
+        shard_digest: &Digest,
+    ) -> Option<ObjectRef> {
+        let shard = Shard::new(number, rows, DIM, vocabulary().len()).unwrap().with_codes().unwrap();
+        let bytes = Bytes::from(Approximate::build(&shard).unwrap()?.encode(&shard, shard_digest.as_bytes()));
+        let digest = Digest::of(&bytes);
+        let key = keys::approximate(gallery, job, number, &digest);
+        Some(self.store.create_object(key, bytes, digest).await.unwrap())
     }
 
     async fn dataset(&self) -> DatasetRef {
@@ -213,6 +241,9 @@ impl Bench {
             validation_loss: None,
             training: object("training".into()),
             tensorboard: object("events".into()),
+            round: None,
+            validation_map: None,
+            stopped_early: false,
         };
         self.store.create_document(&keys::model_manifest(job), &manifest).await.unwrap();
         (model, manifest)
@@ -356,7 +387,7 @@ fn until<T>(ask: impl AsyncFn() -> Option<T>) -> impl Future<Output = T> {
 
 fn request(terms: Vec<Term>) -> SearchRequest {
     let terms = terms.into_iter().map(|term| WeightedTerm { weight: 1.0, term }).collect();
-    SearchRequest { alias: Name::new("production").unwrap(), terms, k: 20, min_coverage: 0.0, deadline_ms: 8000 }
+    SearchRequest { deadline_ms: 8000, ..SearchRequest::new(Name::new("production").unwrap(), terms, 20) }
 }
 
 fn strict(request: SearchRequest) -> SearchRequest {
@@ -641,4 +672,212 @@ async fn held_by(bench: &Bench, layout: &Generation, replicas: usize) {
         (0..layout.manifest.shards.len() as u32).all(|shard| holders(shard) >= replicas).then_some(())
     })
     .await;
+}
+
+/// Rows of [`shard_rows`] by item: label of every attribute.
+fn labels(item: &str) -> [i8; 3] {
+    let row = item[..6].parse::<usize>().unwrap() / SHARDS as usize;
+    [1, -1, (row % 3) as i8 - 1]
+}
+
+/// The exact answer among the items whose known labels are so.
+fn filtered(layout: &Generation, query: &[f32], k: usize, fits: impl Fn([i8; 3]) -> bool) -> Vec<(String, f64)> {
+    let all = layout.nearest(query, usize::MAX, "");
+    all.into_iter().filter(|(item, _)| fits(labels(item))).take(k).collect()
+}
+
+fn filter(with: &[&str], without: &[&str]) -> LabelFilter {
+    let names = |names: &[&str]| names.iter().map(|name| name.to_string()).collect();
+    LabelFilter { with: names(with), without: names(without) }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn filters_are_exact_for_any_number_of_shards() {
+    let bench = Bench::start().await;
+    let _searchers = [bench.searcher("a", 1), bench.searcher("b", 1)];
+    for (release, shards) in (1..).zip([1, 3, 16]) {
+        let layout = bench.generation_of(&format!("in-{shards}"), 7, cut(7, shards)).await;
+        bench.alias(Some(layout.served(release)), None).await;
+        held_by(&bench, &layout, 1).await;
+        let asked = layout.rows[77].1.clone();
+        let ask = async |filter: LabelFilter, k: u32| {
+            let question = strict(SearchRequest { filter, k, ..request(vec![vector(&asked)]) });
+            until(async || bench.ask(&question).await.ok().filter(|results| results.release == release)).await
+        };
+        let (rows, third) = (1500, 500);
+        // The third attribute is there in a third of the rows, absent in one, and not known in one.
+        for k in [10, 400, 2000] {
+            let with = ask(filter(&["eyeglasses"], &[]), k).await;
+            let expected = filtered(&layout, &unit(&asked), k as usize, |labels| labels[2] == 1);
+            assert_eq!((found(&with.hits), with.matching), (expected, Some(third)), "{shards} shards");
+            let without = ask(filter(&["Smiling"], &["Eyeglasses", "Male"]), k).await;
+            let expected = filtered(&layout, &unit(&asked), k as usize, |labels| labels[2] == -1);
+            assert_eq!((found(&without.hits), without.matching), (expected, Some(third)), "{shards} shards");
+            assert_eq!(without.coverage.rows, rows, "coverage tells what was searched, not what fits");
+        }
+        let nobody = ask(filter(&["Male"], &[]), 5).await;
+        assert_eq!((nobody.hits.len(), nobody.matching, nobody.coverage.share()), (0, Some(0), 1.0));
+        let unknown = SearchRequest { filter: filter(&[], &["Smilling"]), ..request(vec![vector(&asked)]) };
+        let error = bench.ask(&unknown).await.unwrap_err();
+        assert_eq!((error.kind, error.nearest), (SearchErrorKind::NotFound, vec!["Smiling".to_string()]));
+    }
+}
+
+/// All pages of `k` from a first request on.
+async fn pages(bench: &Bench, first: &SearchRequest) -> Vec<SearchResults> {
+    let mut pages = vec![bench.ask_all(&SearchRequest { paged: true, ..first.clone() }).await];
+    while let Some(next) = pages.last().unwrap().next.clone() {
+        pages.push(bench.ask_all(&strict(first.after(next))).await);
+    }
+    pages
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_are_the_one_answer_and_stay_on_their_release() {
+    let bench = Bench::start().await;
+    let (old, new) = (bench.generation("g1", 1).await, bench.generation("g2", 2).await);
+    bench.alias(Some(old.served(1)), None).await;
+    // Generations stay for as long as this test looks at the old one, and no longer.
+    let _searchers = ["a", "b"].map(|name| bench.searcher_that_keeps(name, 1, Duration::from_secs(4)));
+    bench.placed(&old.reference, 2, 1).await;
+    let item = Term::Item { item: "000033.jpg".into() };
+    let question = request(vec![item, attributes(&["Smiling"], &["Male"])]);
+    for (filter, count) in [(LabelFilter::default(), 1499), (filter(&["Eyeglasses"], &[]), 500)] {
+        let whole = bench.ask_all(&SearchRequest { k: 2000, filter: filter.clone(), ..question.clone() }).await;
+        assert_eq!((whole.next, whole.hits.iter().filter(|hit| hit.item == "000033.jpg").count()), (None, 0));
+        for k in [170, 1000] {
+            let pages = pages(&bench, &SearchRequest { k, filter: filter.clone(), ..question.clone() }).await;
+            let hits: Vec<Hit> = pages.iter().flat_map(|page| page.hits.clone()).collect();
+            assert_eq!(digest(&hits), digest(&whole.hits), "bit for bit, in pages of {k}");
+            assert!(hits.len().abs_diff(count) <= 1, "{}", hits.len());
+        }
+    }
+    let first = bench.ask_all(&SearchRequest { paged: true, ..question.clone() }).await;
+    let second = first.next.clone().map(|next| strict(question.after(next))).unwrap();
+    let expected = bench.ask_all(&second).await;
+    bench.alias(Some(new.served(2)), None).await;
+    until(async || bench.ask(&question).await.ok().filter(|results| results.release == 2)).await;
+    // On the old release as long as it is in memory, then no more, and never on the new one.
+    let error = until(async || match bench.ask(&second).await {
+        Ok(results) => {
+            assert_eq!((results.release, digest(&results.hits)), (1, digest(&expected.hits)));
+            None
+        }
+        Err(error) => (error.kind != SearchErrorKind::Coverage).then_some(error),
+    })
+    .await;
+    assert_eq!(error.kind, SearchErrorKind::Expired, "{error}");
+    let mut changed = first.next.unwrap();
+    changed.replace_range(40..41, if &changed[40..41] == "A" { "B" } else { "A" });
+    let error = bench.ask(&question.after(changed)).await.unwrap_err();
+    assert_eq!(error.kind, SearchErrorKind::Invalid);
+    assert!(error.message.contains("cut off or changed"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_of_the_first_version_is_answered_as_it_always_was() {
+    let bench = Bench::start().await;
+    let generation = bench.generation("g1", 1).await;
+    bench.alias(Some(generation.served(1)), None).await;
+    let _a = bench.searcher("a", 1);
+    bench.ask_all(&request(vec![vector(&generation.rows[5].1)])).await;
+    let ask = async |version: u32, more: &str| {
+        let body = format!(
+            r#"{{"message":"search-request","version":{version},"body":{{"alias":"production","k":3,"min_coverage":1.0,"deadline_ms":8000,"terms":[{{"weight":1.0,"term":{{"item":{{"item":"000033.jpg"}}}}}}]{more}}}}}"#
+        );
+        let reply = bench.bus.client().request(subjects::SEARCH, body.into()).await.unwrap();
+        serde_json::from_slice::<serde_json::Value>(&reply.payload).unwrap()
+    };
+    let plain = ask(1, "").await;
+    assert_eq!((&plain["version"], plain["body"]["found"]["hits"].as_array().unwrap().len()), (&2.into(), 3));
+    assert_eq!(ask(2, "").await["version"], 2, "what says nothing new is said as before");
+    let paged = ask(2, r#","paged":true,"filter":{"with":["Eyeglasses"]}"#).await;
+    assert_eq!(paged["version"], 3);
+    assert!(paged["body"]["found"]["next"].is_string() && paged["body"]["found"]["matching"] == 500, "{paged}");
+    for (version, slip) in [(1, r#","filter":{"with":["Smiling"]}"#), (2, r#","filters":{"with":["Smiling"]}"#)] {
+        let refused = ask(version, slip).await;
+        assert_eq!(refused["body"]["error"]["kind"], "invalid", "a filter is never passed over: {refused}");
+    }
+}
+
+/// One shard of `count` rows.
+fn many_rows(number: u32, count: usize) -> ShardRows {
+    let value = |row: usize, at: usize| {
+        let seed = ((number as usize * 1_000_003 + row) * DIM + at) as u64;
+        (seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    ShardRows {
+        item_ids: (0..count).map(|row| format!("{number}-{row:06}")).collect(),
+        embeddings: (0..count).flat_map(|row| unit(&(0..DIM).map(|at| value(row, at)).collect::<Vec<_>>())).collect(),
+        labels: vec![1; count * 3],
+        split: vec![0; count],
+        source_part: vec![0; count],
+        source_row: (0..count as u32).collect(),
+        image_digest: vec![[0; 32]; count],
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_approximate_answer_tells_what_is_expected_of_it_and_which_shards_were_exact() {
+    let bench = Bench::start().await;
+    let slices = vec![many_rows(0, 6000), many_rows(1, 5000), many_rows(2, 400)];
+    let generation = bench.generation_of("large", 1, slices).await;
+    let [first, second, third] = generation.manifest.shards.as_slice() else { panic!("three shards") };
+    assert!(first.approximate.is_some() && third.approximate.is_none(), "few rows have no index");
+    let damaged = &second.approximate.as_ref().unwrap().key;
+    let path = bench.folder.path().join("store").join(damaged);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[1000] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    bench.alias(Some(generation.served(1)), None).await;
+    let _a = bench.searcher("a", 1);
+    let (mut hit, mut all) = (0, 0);
+    for row in (0..11_000).step_by(500) {
+        let asked = generation.rows[row].1.clone();
+        let exact = strict(request(vec![vector(&asked)]));
+        let expected = found(&bench.ask_all(&exact).await.hits);
+        assert_eq!(expected, generation.nearest(&unit(&asked), 20, ""), "exact without a word of recall");
+        let near = bench.ask(&SearchRequest { recall: Some(0.9), ..exact.clone() }).await.unwrap();
+        let recall = near.recall.unwrap();
+        assert!((0.9..=1.0).contains(&recall.estimate) && recall.shards == 1, "{recall:?}");
+        assert_eq!(recall.exact, ["shards 1, 2: it has no approximate index"]);
+        assert_eq!(near.coverage.share(), 1.0);
+        let near = found(&near.hits);
+        assert!(near.is_sorted_by(|a, b| a.1 <= b.1));
+        hit += near.iter().filter(|one| expected.contains(one)).count();
+        all += expected.len();
+    }
+    assert!(hit as f64 >= 0.85 * all as f64, "{hit} of {all} were found");
+    let question = SearchRequest { recall: Some(0.9), ..strict(request(vec![vector(&generation.rows[7].1)])) };
+    let filtered = SearchRequest { filter: filter(&["Smiling"], &[]), ..question.clone() };
+    let recall = bench.ask(&filtered).await.unwrap().recall.unwrap();
+    assert_eq!((recall.estimate, recall.shards, recall.exact.len()), (1.0, 0, 1), "{recall:?}");
+    let many = bench.ask(&SearchRequest { k: 500, ..question.clone() }).await.unwrap();
+    assert_eq!(found(&many.hits), generation.nearest(&unit(&generation.rows[7].1), 500, ""));
+    let placements = bench.placements().await;
+    let [trouble] = placements[0].troubles.as_slice() else { panic!("{:?}", placements[0].troubles) };
+    assert!(trouble.starts_with("the approximate index of shard 1 of generation `large`: "), "{trouble}");
+    let error = bench.ask(&SearchRequest { recall: Some(1.5), ..question }).await.unwrap_err();
+    assert_eq!(error.message, "recall is 1.5, expected 0–1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shard_that_does_not_fit_is_refused_by_name_and_taken_by_another() {
+    let bench = Bench::start().await;
+    let generation = bench.generation("g1", 1).await;
+    bench.alias(Some(generation.served(1)), None).await;
+    // Room for some of the five shards.
+    let small = SearchSettings { memory: Some(200 << 10), ..SearchSettings::new(2, Duration::from_secs(600)) };
+    let _small = bench.searcher_with("small", small);
+    let question = request(vec![vector(&generation.rows[5].1)]);
+    let partial = until(async || bench.ask(&question).await.ok().filter(|results| results.coverage.shards > 0)).await;
+    let Coverage { shards, reasons, .. } = partial.coverage;
+    assert!((1..SHARDS).contains(&shards), "{shards}");
+    assert!(reasons.iter().all(|reason| reason.contains("`small`: does not fit: it needs ")), "{reasons:?}");
+    let troubles = bench.placements().await[0].troubles.clone();
+    assert_eq!(troubles.len() as u32, SHARDS - shards);
+    assert!(troubles[0].contains("of generation `g1`: does not fit: it needs "), "{troubles:?}");
+    let _large = bench.searcher("large", 2);
+    let whole = bench.ask_all(&question).await;
+    assert_eq!(found(&whole.hits), generation.nearest(&unit(&generation.rows[5].1), 20, ""));
 }

@@ -136,6 +136,7 @@ fn kind_of(error: &ClientError) -> &'static str {
             SearchErrorKind::Deadline => "deadline",
             SearchErrorKind::Unavailable => "unavailable",
             SearchErrorKind::Overloaded => "overloaded",
+            SearchErrorKind::Expired => "expired",
         },
         ClientError::Link(error) if error.kind == ErrorKind::Transient => "no-answer",
         ClientError::Link(error) if error.kind == ErrorKind::Unreachable => "unreachable",

@@ -90,6 +90,9 @@ pub struct BenchArgs {
     /// Results wanted, at most 10000.
     #[arg(short, long, default_value_t = 20)]
     pub k: u32,
+    /// Ask for approximate answers that have this part of the true ones, on average.
+    #[arg(long, value_name = "SHARE")]
+    pub recall: Option<f64>,
     /// Share of the gallery below which an answer is an error.
     #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
     pub min_coverage: f64,
@@ -110,6 +113,7 @@ impl BenchArgs {
         within("distinct", self.distinct, 1, 1_000_000)?;
         within("p99-ms", self.p99_ms, 0.001, 60_000.0)?;
         within("k", self.k, 1, MAX_K as u32)?;
+        within("recall", self.recall.unwrap_or(1.0), 0.0, 1.0)?;
         within("min-coverage", self.min_coverage, 0.0, 1.0)?;
         within("deadline-ms", self.deadline_ms, 1, 60_000)
     }

@@ -41,11 +41,10 @@ impl Questions {
             }
         };
         let request = |terms| SearchRequest {
-            alias: args.alias.clone(),
-            terms,
-            k: args.k,
             min_coverage: args.min_coverage,
             deadline_ms: args.deadline_ms,
+            recall: args.recall,
+            ..SearchRequest::new(args.alias.clone(), terms, args.k)
         };
         Ok(Self { all: terms.into_iter().map(request).collect() })
     }

@@ -1,11 +1,123 @@
-//! Past versions of what root and leaf say, as they are still read.
+//! Past versions of what clients, roots and leaves say, as they are still read; and written, where they say all of it.
 
 use serde::{Deserialize, Serialize};
 
-use super::{Detail, LeafAnswer, LeafAsk, LeafReply, LeafRequest};
-use crate::ids::WorkerId;
+use super::{
+    Coverage, Detail, Hit, LabelFilter, LeafAnswer, LeafAsk, LeafReply, LeafRequest, SearchError, SearchErrorKind,
+    SearchReply, SearchRequest, SearchResults, Searched, WeightedTerm,
+};
+use crate::codec::Message;
+use crate::ids::{Name, WorkerId};
 use crate::jobs::GenerationRef;
 use crate::ranking::Candidate;
+
+/// Version 1: exact, one page, without a filter.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SearchRequestV1 {
+    alias: Name,
+    terms: Vec<WeightedTerm>,
+    k: u32,
+    min_coverage: f64,
+    deadline_ms: u32,
+}
+
+impl Message for SearchRequestV1 {
+    const NAME: &'static str = SearchRequest::NAME;
+    const VERSION: u16 = 1;
+}
+
+impl SearchRequestV1 {
+    /// The same request, if it asks nothing that is new.
+    pub fn of(request: &SearchRequest) -> Option<Self> {
+        let SearchRequest { alias, terms, k, min_coverage, deadline_ms, filter, recall, paged, cursor } = request;
+        let old = filter.is_empty() && recall.is_none() && !paged && cursor.is_none();
+        old.then(|| Self {
+            alias: alias.clone(),
+            terms: terms.clone(),
+            k: *k,
+            min_coverage: *min_coverage,
+            deadline_ms: *deadline_ms,
+        })
+    }
+}
+
+impl From<SearchRequestV1> for SearchRequest {
+    fn from(old: SearchRequestV1) -> Self {
+        let SearchRequestV1 { alias, terms, k, min_coverage, deadline_ms } = old;
+        let (filter, recall, paged, cursor) = (LabelFilter::default(), None, false, None);
+        Self { alias, terms, k, min_coverage, deadline_ms, filter, recall, paged, cursor }
+    }
+}
+
+/// Versions 1 and 2: of an exact, unfiltered answer of one page. Version 2 has one more kind of error.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SearchReplyV2 {
+    Found(Box<SearchResultsV2>),
+    Error(SearchError),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SearchResultsV2 {
+    release: u64,
+    generation: GenerationRef,
+    hits: Vec<Hit>,
+    coverage: Coverage,
+    vocabulary: Vec<String>,
+    timings_ms: Vec<(String, f64)>,
+}
+
+impl Message for SearchReplyV2 {
+    const NAME: &'static str = SearchReply::NAME;
+    const VERSION: u16 = 2;
+}
+
+impl SearchReplyV2 {
+    /// The same reply, if it says nothing that is new.
+    pub fn of(reply: &SearchReply) -> Option<Self> {
+        let results = match reply {
+            SearchReply::Error(error) if error.kind == SearchErrorKind::Expired => return None,
+            SearchReply::Error(error) => return Some(Self::Error(error.clone())),
+            SearchReply::Found(results) => results,
+        };
+        let SearchResults { release, generation, hits, coverage, vocabulary, timings_ms, matching, recall, next } =
+            results.as_ref();
+        let old = matching.is_none() && recall.is_none() && next.is_none();
+        old.then(|| {
+            Self::Found(Box::new(SearchResultsV2 {
+                release: *release,
+                generation: generation.clone(),
+                hits: hits.clone(),
+                coverage: coverage.clone(),
+                vocabulary: vocabulary.clone(),
+                timings_ms: timings_ms.clone(),
+            }))
+        })
+    }
+}
+
+impl From<SearchReplyV2> for SearchReply {
+    fn from(old: SearchReplyV2) -> Self {
+        let results = match old {
+            SearchReplyV2::Found(results) => *results,
+            SearchReplyV2::Error(error) => return Self::Error(error),
+        };
+        let SearchResultsV2 { release, generation, hits, coverage, vocabulary, timings_ms } = results;
+        let (matching, recall, next) = (None, None, None);
+        Self::Found(Box::new(SearchResults {
+            release,
+            generation,
+            hits,
+            coverage,
+            vocabulary,
+            timings_ms,
+            matching,
+            recall,
+            next,
+        }))
+    }
+}
 
 /// Version 1: could not be cancelled.
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,11 +139,63 @@ impl From<LeafRequestV1> for LeafRequest {
     fn from(old: LeafRequestV1) -> Self {
         let LeafRequestV1 { generation, deadline_ms, ask } = old;
         let ask = match ask {
-            LeafAskV1::TopK { shards, query, k } => LeafAsk::TopK { shards, query, k, details: false },
+            LeafAskV1::TopK { shards, query, k } => {
+                LeafAsk::TopK { shards, query, k, details: false, filter: Vec::new(), recall: None }
+            }
             LeafAskV1::Details { rows } => LeafAsk::Details { rows },
             LeafAskV1::Embedding { shards, item } => LeafAsk::Embedding { shards, item },
         };
         Self { generation, deadline_ms, number: 0, ask }
+    }
+}
+
+/// Version 2: exact, without a filter.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct LeafRequestV2 {
+    generation: GenerationRef,
+    deadline_ms: u32,
+    number: u64,
+    ask: LeafAskV2,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum LeafAskV2 {
+    TopK { shards: Vec<u32>, query: Vec<f32>, k: u32, details: bool },
+    Details { rows: Vec<(u32, u32)> },
+    Embedding { shards: Vec<u32>, item: String },
+}
+
+impl Message for LeafRequestV2 {
+    const NAME: &'static str = LeafRequest::NAME;
+    const VERSION: u16 = 2;
+}
+
+impl LeafRequestV2 {
+    /// The same request, if it asks nothing that is new.
+    pub fn of(request: &LeafRequest) -> Option<Self> {
+        let LeafRequest { generation, deadline_ms, number, ask } = request;
+        let ask = match ask.clone() {
+            LeafAsk::TopK { filter, recall, .. } if !filter.is_empty() || recall.is_some() => return None,
+            LeafAsk::TopK { shards, query, k, details, .. } => LeafAskV2::TopK { shards, query, k, details },
+            LeafAsk::Details { rows } => LeafAskV2::Details { rows },
+            LeafAsk::Embedding { shards, item } => LeafAskV2::Embedding { shards, item },
+        };
+        Some(Self { generation: generation.clone(), deadline_ms: *deadline_ms, number: *number, ask })
+    }
+}
+
+impl From<LeafRequestV2> for LeafRequest {
+    fn from(old: LeafRequestV2) -> Self {
+        let LeafRequestV2 { generation, deadline_ms, number, ask } = old;
+        let ask = match ask {
+            LeafAskV2::TopK { shards, query, k, details } => {
+                LeafAsk::TopK { shards, query, k, details, filter: Vec::new(), recall: None }
+            }
+            LeafAskV2::Details { rows } => LeafAsk::Details { rows },
+            LeafAskV2::Embedding { shards, item } => LeafAsk::Embedding { shards, item },
+        };
+        Self { generation, deadline_ms, number, ask }
     }
 }
 
@@ -56,7 +220,7 @@ impl From<LeafReplyV1> for LeafReply {
         let LeafReplyV1 { worker, answer } = old;
         let answer = match answer {
             LeafAnswerV1::TopK { candidates, searched, missing } => {
-                LeafAnswer::TopK { candidates, details: Vec::new(), searched, missing }
+                LeafAnswer::TopK { candidates, details: Vec::new(), searched: whole(searched), missing }
             }
             LeafAnswerV1::Details(details) => LeafAnswer::Details(details),
             LeafAnswerV1::Embedding(embedding) => LeafAnswer::Embedding(embedding),
@@ -64,4 +228,66 @@ impl From<LeafReplyV1> for LeafReply {
         };
         Self { worker, took_us: 0, answer }
     }
+}
+
+/// Version 2: of an exact answer over all rows.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct LeafReplyV2 {
+    worker: WorkerId,
+    took_us: u32,
+    answer: LeafAnswerV2,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum LeafAnswerV2 {
+    TopK { candidates: Vec<Candidate>, details: Vec<Detail>, searched: Vec<(u32, u64)>, missing: Vec<(u32, String)> },
+    Details(Vec<Detail>),
+    Embedding(Option<Vec<f32>>),
+    Refused(String),
+    Overloaded,
+}
+
+impl Message for LeafReplyV2 {
+    const NAME: &'static str = LeafReply::NAME;
+    const VERSION: u16 = 2;
+}
+
+impl LeafReplyV2 {
+    /// The same reply, if it says nothing that is new.
+    pub fn of(reply: &LeafReply) -> Option<Self> {
+        let LeafReply { worker, took_us, answer } = reply;
+        let answer = match answer.clone() {
+            LeafAnswer::TopK { candidates, details, searched, missing } => {
+                let rows = |of: &Searched| (*of == Searched::whole(of.shard, of.rows)).then_some((of.shard, of.rows));
+                let searched = searched.iter().map(rows).collect::<Option<_>>()?;
+                LeafAnswerV2::TopK { candidates, details, searched, missing }
+            }
+            LeafAnswer::Details(details) => LeafAnswerV2::Details(details),
+            LeafAnswer::Embedding(embedding) => LeafAnswerV2::Embedding(embedding),
+            LeafAnswer::Refused(reason) => LeafAnswerV2::Refused(reason),
+            LeafAnswer::Overloaded => LeafAnswerV2::Overloaded,
+        };
+        Some(Self { worker: worker.clone(), took_us: *took_us, answer })
+    }
+}
+
+impl From<LeafReplyV2> for LeafReply {
+    fn from(old: LeafReplyV2) -> Self {
+        let LeafReplyV2 { worker, took_us, answer } = old;
+        let answer = match answer {
+            LeafAnswerV2::TopK { candidates, details, searched, missing } => {
+                LeafAnswer::TopK { candidates, details, searched: whole(searched), missing }
+            }
+            LeafAnswerV2::Details(details) => LeafAnswer::Details(details),
+            LeafAnswerV2::Embedding(embedding) => LeafAnswer::Embedding(embedding),
+            LeafAnswerV2::Refused(reason) => LeafAnswer::Refused(reason),
+            LeafAnswerV2::Overloaded => LeafAnswer::Overloaded,
+        };
+        Self { worker, took_us, answer }
+    }
+}
+
+fn whole(searched: Vec<(u32, u64)>) -> Vec<Searched> {
+    searched.into_iter().map(|(shard, rows)| Searched::whole(shard, rows)).collect()
 }

@@ -273,6 +273,30 @@ fn augmentation_follows_the_settings() {
 }
 
 #[test]
+fn colours_and_resized_crops_are_drawn_anew_for_every_anchor() {
+    use crate::augment::ColourStep;
+    use likeness_contract::settings::{ColourJitter, ResizedCrop};
+    let colour = ColourJitter { brightness: 0.4, contrast: 0.0, saturation: 2.0, hue: 0.1 };
+    let resized_crop = Some(ResizedCrop::from_scale(0.5));
+    let settings = TrainSettings { colour, resized_crop, random_crop: 0.0, ..settings() };
+    let sampler = sampler(&settings, labels(160, 4, 0.0, 4), 4);
+    let all: Vec<_> = (0..50).flat_map(|step| sampler.batch(step).augment).collect();
+    let seeds: HashSet<u64> = all.iter().map(|augment| augment.resized.unwrap()).collect();
+    assert_eq!(seeds.len(), all.len());
+    let steps: Vec<_> = all.iter().map(|augment| augment.colour.unwrap()).collect();
+    let within = |step: &ColourStep| match step {
+        ColourStep::Brightness(factor) => (0.6..=1.4).contains(factor),
+        ColourStep::Contrast(factor) => *factor == 1.0,
+        ColourStep::Saturation(factor) => (0.0..=3.0).contains(factor),
+        ColourStep::Hue(turn) => (-0.1..=0.1).contains(turn),
+    };
+    assert!(steps.iter().flatten().all(within));
+    let hue_first = steps.iter().filter(|steps| matches!(steps[0], ColourStep::Hue(_))).count() as f64;
+    assert!((hue_first / steps.len() as f64 - 0.25).abs() < 0.06, "{hue_first} of {}", steps.len());
+    assert_eq!(sampler.batch(7).augment, sampler.batch(7).augment);
+}
+
+#[test]
 fn settings_and_labels_that_make_no_sense_are_refused() {
     let refusal = |settings: &TrainSettings, labels: Vec<i8>, attributes| {
         let error = TripletSampler::new(settings, QueryEncoding::ThreeState, labels, attributes).unwrap_err();

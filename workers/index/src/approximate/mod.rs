@@ -69,6 +69,9 @@ pub struct Approximation {
 }
 
 impl Approximate {
+    /// Rows of an answer up to which recalls were measured; larger answers are exact.
+    pub const LARGEST_K: usize = LARGEST_K;
+
     /// Builds the index on the current rayon pool; `None` for a shard of few rows, which is searched exactly as fast.
     ///
     /// Equal shards give equal indexes, on any number of threads. A shard with codes is calibrated much faster.

@@ -2,18 +2,22 @@
 //!
 //! Images are decoded on all cores ahead of the device, which never waits for more than one batch. The same
 //! rows, model and kind of device give the same bytes: batches are cut by row number alone.
+//!
+//! A shard that is large enough to gain by it gets an approximate index, as an object beside it. It follows from the shard's
+//! rows alone, and without it every search is exact, so nothing is lost where it was not made.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use likeness_contract::documents::{DatasetManifest, GenerationManifest, PartEntry, ShardEntry, Skipped};
-use likeness_contract::ids::JobId;
+use likeness_contract::ids::{Digest, JobId};
 use likeness_contract::jobs::{EmbedStage, GenerationRef, JobSpec, JobWork, TaskOutput, task_ids};
 use likeness_contract::keys;
 use likeness_contract::settings::Split;
 use likeness_data::{Loader, Part};
-use likeness_index::{ShardRows, encode_shard};
+use likeness_index::{Approximate, Shard, ShardRows, encode_shard};
 use tokio::sync::mpsc;
 
 use crate::cache::LoadedModel;
@@ -48,11 +52,36 @@ pub async fn shard(
     }
     let (dim, attributes) = (loaded.manifest.settings.embedding_dim as usize, dataset.vocabulary.len());
     check_unit_rows(&embedded.embeddings, rows, dim)?;
-    let encode = move || encode_shard(&embedded, dim, attributes);
-    let bytes = tokio::task::spawn_blocking(encode).await.map_err(TaskError::transient)??;
+    let least = cx.approximate_rows;
+    let encode = move || {
+        let bytes = encode_shard(&embedded, dim, attributes)?;
+        let index = index(embedded, shard, dim, attributes, least, &Digest::of(&bytes))?;
+        Ok::<_, likeness_index::Error>((bytes, index))
+    };
+    let (bytes, index) = tokio::task::spawn_blocking(encode).await.map_err(TaskError::transient)??;
     let key = |digest: &_| keys::shard(&target.gallery, &target.generation, shard, digest);
-    let object = cx.create_object(key, bytes).await?;
-    Ok(TaskOutput::Shard { object: Some(object), rows: rows as u64, skipped })
+    let (object, rows) = (cx.create_object(key, bytes).await?, rows as u64);
+    let Some(index) = index else { return Ok(TaskOutput::Shard { object: Some(object), rows, skipped }) };
+    let key = |digest: &_| keys::approximate(&target.gallery, &target.generation, shard, digest);
+    let approximate = cx.create_object(key, index).await?;
+    Ok(TaskOutput::IndexedShard { object, rows, skipped, approximate })
+}
+
+/// The file of a shard's approximate index; none for fewer than `least` rows, and for so few that it would be of no use.
+fn index(
+    rows: ShardRows,
+    number: u32,
+    dim: usize,
+    attributes: usize,
+    least: Option<NonZeroU32>,
+    digest: &Digest,
+) -> likeness_index::Result<Option<Vec<u8>>> {
+    if least.is_none_or(|least| rows.len() < least.get() as usize) {
+        return Ok(None);
+    }
+    let shard = Shard::new(number, rows, dim, attributes)?.with_codes()?;
+    let index = Approximate::build(&shard)?;
+    Ok(index.map(|index| index.encode(&shard, digest.as_bytes())))
 }
 
 /// Writes the generation's manifest, once every shard has its record.
@@ -64,10 +93,14 @@ pub async fn finish(cx: &TaskContext, model: &JobId, target: &GenerationRef) -> 
     let planned = shard_count(stage)?;
     for number in 0..planned {
         let record = cx.record(&task_ids::shard(cx.job(), &target.generation, number)).await?;
-        let TaskOutput::Shard { object, rows, skipped: left_out } = record.output else {
-            return Err(TaskError::invalid(format!("the record of `{}` is not of a shard", record.task)));
+        let (object, rows, left_out, approximate) = match record.output {
+            TaskOutput::Shard { object, rows, skipped } => (object, rows, skipped, None),
+            TaskOutput::IndexedShard { object, rows, skipped, approximate } => {
+                (Some(object), rows, skipped, Some(approximate))
+            }
+            _ => return Err(TaskError::invalid(format!("the record of `{}` is not of a shard", record.task))),
         };
-        shards.extend(object.map(|object| ShardEntry { shard: number, object, rows }));
+        shards.extend(object.map(|object| ShardEntry { shard: number, object, rows, approximate }));
         skipped.extend(left_out);
         cx.progress(u64::from(number) + 1, u64::from(planned), "shards");
     }
@@ -304,7 +337,6 @@ fn check_unit_rows(embeddings: &[f32], rows: usize, dim: usize) -> Result<(), Ta
 #[cfg(test)]
 mod tests {
     use likeness_contract::documents::ObjectRef;
-    use likeness_contract::ids::Digest;
 
     use super::*;
 
@@ -344,5 +376,34 @@ mod tests {
             assert!(check_unit_rows(&bad, 1, 2).is_err(), "{bad:?}");
         }
         assert!(check_unit_rows(&[1.0, 0.0, 1.0], 2, 2).is_err());
+    }
+
+    #[test]
+    fn a_large_shard_gets_an_index_that_fits_it_and_a_small_one_none() {
+        let dim = 12;
+        let rows = |count: usize| {
+            let unit = |row: usize| {
+                let values: Vec<f32> = (0..dim).map(|at| (row as f32 * 0.37 + at as f32 * 1.3).sin() + 0.1).collect();
+                let norm = values.iter().map(|v| v * v).sum::<f32>().sqrt();
+                values.into_iter().map(move |v| v / norm)
+            };
+            ShardRows {
+                item_ids: (0..count).map(|row| format!("{row}.jpg")).collect(),
+                embeddings: (0..count).flat_map(unit).collect(),
+                labels: vec![1; count],
+                split: vec![0; count],
+                source_part: vec![0; count],
+                source_row: vec![0; count],
+                image_digest: vec![[0; 32]; count],
+            }
+        };
+        let digest = Digest::of(b"the shard's file");
+        let of = |count: usize, least: u32| index(rows(count), 3, dim, 1, NonZeroU32::new(least), &digest).unwrap();
+        assert_eq!((of(4_500, 0), of(4_500, 5_000), of(300, 1)), (None, None, None));
+        let bytes = of(4_500, 4_096).expect("it is large");
+        assert_eq!(of(4_500, 1).as_ref(), Some(&bytes), "equal rows give equal bytes");
+        let shard = Shard::new(3, rows(4_500), dim, 1).unwrap();
+        assert!(Approximate::decode(&bytes, &shard, digest.as_bytes()).is_ok());
+        assert!(Approximate::decode(&bytes, &shard, Digest::of(b"another").as_bytes()).is_err());
     }
 }

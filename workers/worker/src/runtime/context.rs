@@ -1,5 +1,6 @@
 //! What a task and the search service get to work with.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -45,6 +46,8 @@ pub struct TaskContext {
     pub cache: Arc<Cache>,
     /// This worker.
     pub worker: WorkerId,
+    /// See [`crate::args::Settings::approximate_rows`].
+    pub approximate_rows: Option<NonZeroU32>,
     message: Arc<TaskMessage>,
     spec: Arc<JobSpec>,
     lease: Arc<Lease>,
@@ -58,6 +61,7 @@ pub(crate) struct Shared {
     pub device: DeviceThread,
     pub cache: Arc<Cache>,
     pub worker: WorkerId,
+    pub approximate_rows: Option<NonZeroU32>,
 }
 
 impl TaskContext {
@@ -68,16 +72,16 @@ impl TaskContext {
         lease: Arc<Lease>,
         progress: watch::Sender<Option<Progress>>,
     ) -> Self {
-        let Shared { store, device, cache, worker } = shared.clone();
+        let Shared { store, device, cache, worker, approximate_rows } = shared.clone();
         let device = device.metered();
-        Self { store, device, cache, worker, message, spec, lease, progress }
+        Self { store, device, cache, worker, approximate_rows, message, spec, lease, progress }
     }
 
     /// A context outside of any runtime, for benches: no broker, and a lease of a day.
     pub fn alone(store: Store, device: DeviceThread, worker: WorkerId, message: TaskMessage, spec: JobSpec) -> Self {
         let cache = Arc::new(Cache::new(store.clone(), CACHE_ALONE_BYTES));
         let lease = Arc::new(Lease::new(Instant::now(), Duration::from_secs(24 * 3600)));
-        let shared = Shared { store, device, cache, worker };
+        let shared = Shared { store, device, cache, worker, approximate_rows: None };
         Self::new(&shared, Arc::new(message), Arc::new(spec), lease, watch::Sender::new(None))
     }
 

@@ -111,7 +111,8 @@ impl Worker {
         thread.run(device::self_test).await.map_err(failed)?;
 
         let cache = Arc::new(Cache::new(store.clone(), settings.cache_bytes));
-        let shared = Shared { store, device: thread, cache, worker: settings.worker.clone() };
+        let (worker, approximate_rows) = (settings.worker.clone(), settings.approximate_rows);
+        let shared = Shared { store, device: thread, cache, worker, approximate_rows };
         let pulls = Pulls::bind(&bus, &settings.kinds, class).await?;
         let presence = PresenceKeeper::start(&bus, presence_of(&settings, class)).await?;
         let search = start_search(&settings, &bus, &shared, device, &shutdown)?;

@@ -79,7 +79,8 @@ impl Bench {
     fn attempts(&self, perform: Perform) -> Attempts {
         let cache = Arc::new(Cache::new(self.store.clone(), 0));
         let device = DeviceThread::start(Device::Cpu).unwrap();
-        let shared = Shared { store: self.store.clone(), device, cache, worker: WorkerId::new("w1").unwrap() };
+        let (store, worker) = (self.store.clone(), WorkerId::new("w1").unwrap());
+        let shared = Shared { store, device, cache, worker, approximate_rows: None };
         Attempts { bus: self.bus.clone(), shared, process: "w1-0".into(), perform, give_back: Default::default() }
     }
 
@@ -347,6 +348,7 @@ fn settings(bench: &Bench) -> Settings {
         threads: 1,
         winograd: Winograd::default(),
         cache_bytes: 0,
+        approximate_rows: None,
         grace_period: Duration::from_secs(1),
         store: bench.folder.path().join("store").to_str().unwrap().into(),
         nats: bench.settings.clone(),

@@ -11,7 +11,7 @@
 
 use std::time::Duration;
 
-use likeness_contract::jobs::TaskOutput;
+use likeness_contract::jobs::{CheckpointOutput, TaskOutput};
 use likeness_contract::messages::TaskNews;
 
 use crate::error::{TaskError, TaskErrorKind};
@@ -71,8 +71,14 @@ fn backoff(deliveries: u64) -> Duration {
 /// Refuses an output that no record may hold: figures that are not finite.
 pub(crate) fn check_output(output: &TaskOutput) -> Result<(), TaskError> {
     let figures: Vec<f64> = match output {
-        TaskOutput::Checkpoint { loss, validation_loss, images_per_second, wait_share, .. } => {
-            [loss, validation_loss, images_per_second, wait_share].into_iter().copied().flatten().collect()
+        TaskOutput::Checkpoint(checkpoint) => {
+            let CheckpointOutput { loss, validation_loss, images_per_second, wait_share, validation_map, .. } =
+                checkpoint;
+            [loss, validation_loss, images_per_second, wait_share, validation_map]
+                .into_iter()
+                .copied()
+                .flatten()
+                .collect()
         }
         TaskOutput::Report { headline, .. } => {
             let of_row = |row: &likeness_contract::documents::HeadlineRow| {
@@ -87,6 +93,7 @@ pub(crate) fn check_output(output: &TaskOutput) -> Result<(), TaskError> {
         | TaskOutput::Part { .. }
         | TaskOutput::Manifest { .. }
         | TaskOutput::Shard { .. }
+        | TaskOutput::IndexedShard { .. }
         | TaskOutput::Queries { .. }
         | TaskOutput::Scores { .. } => Vec::new(),
     };
@@ -135,15 +142,8 @@ mod tests {
     #[test]
     fn a_loss_that_is_not_a_number_never_reaches_a_record() {
         let object = ObjectRef { key: "k".into(), digest: Digest::of(b""), bytes: 0 };
-        let checkpoint = |loss| TaskOutput::Checkpoint {
-            step: 1,
-            object: object.clone(),
-            metrics: None,
-            loss,
-            validation_loss: None,
-            images_per_second: None,
-            wait_share: None,
-        };
+        let checkpoint =
+            |loss| TaskOutput::Checkpoint(CheckpointOutput { loss, ..CheckpointOutput::of(1, object.clone()) });
         assert!(check_output(&checkpoint(Some(0.1))).is_ok());
         assert!(check_output(&checkpoint(None)).is_ok());
         assert!(check_output(&checkpoint(Some(f64::NAN))).is_err());

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use likeness_contract::ids::WorkerId;
 use likeness_contract::jobs::GenerationRef;
 use likeness_contract::ranking::{Candidate, merge_top_k};
-use likeness_contract::search::Coverage;
+use likeness_contract::search::{Coverage, How, Recall, Searched};
 
 /// One request to one leaf; the number identifies it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,8 +27,8 @@ pub struct Asked {
 pub struct Partial {
     /// In ranking order.
     pub candidates: Vec<Candidate>,
-    /// Shards with their rows.
-    pub searched: Vec<(u32, u64)>,
+    /// Shards that it searched.
+    pub searched: Vec<Searched>,
     /// Shards that it did not search, with the reason.
     pub missing: Vec<(u32, String)>,
 }
@@ -45,6 +45,10 @@ struct Wanted {
     in_flight: usize,
     /// Who answered for it.
     by: Option<WorkerId>,
+    /// Rows that the filter let through, as they said.
+    matching: u64,
+    /// How they searched it, where an approximate answer was enough.
+    how: Option<How>,
     /// The last reason why it is missing.
     reason: String,
     /// Why a live searcher does not hold it: says more than that those who held it are gone.
@@ -73,8 +77,9 @@ impl Gather {
         let wanted = |(shard, rows)| {
             let untried = holders.get(&shard).into_iter().flatten().rev().cloned().collect();
             let reason = format!("no searcher holds it in generation `{}`", generation.generation);
-            let (by, trouble, overloaded) = (None, None, false);
-            (shard, Wanted { rows, untried, patient: 0, in_flight: 0, by, reason, trouble, overloaded })
+            let (by, how, trouble, overloaded) = (None, None, None, false);
+            let (patient, in_flight, matching) = (0, 0, 0);
+            (shard, Wanted { rows, untried, patient, in_flight, by, matching, how, reason, trouble, overloaded })
         };
         let shards = shards.into_iter().map(wanted).collect();
         Self { shards, asked: Vec::new(), late: BTreeSet::new(), partials: Vec::new() }
@@ -129,10 +134,12 @@ impl Gather {
             self.reason(shard, format!("`{}`: {reason}", asked.worker));
         }
         let mut counted = BTreeSet::new();
-        for (shard, rows) in searched {
+        for Searched { shard, rows, matching, how } in searched {
             let Some(wanted) = self.shards.get_mut(&shard).filter(|_| asked.shards.contains(&shard)) else { continue };
             if rows == wanted.rows {
-                wanted.by.get_or_insert_with(|| asked.worker.clone());
+                if wanted.by.is_none() {
+                    (wanted.by, wanted.matching, wanted.how) = (Some(asked.worker.clone()), matching, how);
+                }
                 counted.insert(shard);
             } else {
                 wanted.reason = format!("`{}` has {rows} rows of it, the manifest says {}", asked.worker, wanted.rows);
@@ -204,8 +211,34 @@ impl Gather {
         (best, self.coverage())
     }
 
+    fn answered(&self) -> impl Iterator<Item = (&u32, &Wanted)> + Clone {
+        self.shards.iter().filter(|(_, wanted)| wanted.by.is_some())
+    }
+
+    /// Rows that the filter let through in what was searched.
+    pub fn matching(&self) -> u64 {
+        self.answered().map(|(_, wanted)| wanted.matching).sum()
+    }
+
+    /// What is expected of an approximate answer. The shards' recalls are of their own rows, and nobody knows how the true
+    /// answer is spread over them: so it is the least of them.
+    pub fn recall(&self) -> Recall {
+        let (mut estimate, mut approximately, mut exactly) = (1f64, 0, Vec::new());
+        for (shard, wanted) in self.answered() {
+            match &wanted.how {
+                Some(How::Approximately { recall }) => {
+                    estimate = estimate.min(*recall);
+                    approximately += 1;
+                }
+                Some(How::Exactly { because }) => exactly.push((*shard, because.as_str())),
+                None => exactly.push((*shard, "its searcher knows no approximate answers")),
+            }
+        }
+        Recall { estimate, shards: approximately, exact: by_reason(exactly) }
+    }
+
     fn coverage(&self) -> Coverage {
-        let answered = self.shards.values().filter(|wanted| wanted.by.is_some());
+        let answered = self.answered().map(|(_, wanted)| wanted);
         Coverage {
             rows: answered.clone().map(|wanted| wanted.rows).sum(),
             total_rows: self.shards.values().map(|wanted| wanted.rows).sum(),
@@ -215,17 +248,10 @@ impl Gather {
         }
     }
 
-    /// One line per reason, with the shards that it concerns.
+    /// Why shards are missing.
     fn reasons(&self) -> Vec<String> {
-        let mut by_reason: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-        for (shard, wanted) in self.shards.iter().filter(|(_, wanted)| wanted.by.is_none()) {
-            by_reason.entry(wanted.trouble.as_ref().unwrap_or(&wanted.reason)).or_default().push(shard.to_string());
-        }
-        let line = |(reason, shards): (&str, Vec<String>)| match shards.as_slice() {
-            [shard] => format!("shard {shard}: {reason}"),
-            shards => format!("shards {}: {reason}", shards.join(", ")),
-        };
-        by_reason.into_iter().map(line).collect()
+        let missing = self.shards.iter().filter(|(_, wanted)| wanted.by.is_none());
+        by_reason(missing.map(|(shard, wanted)| (*shard, wanted.trouble.as_ref().unwrap_or(&wanted.reason).as_str())))
     }
 
     /// The request is no longer under way.
@@ -252,6 +278,19 @@ impl Gather {
             wanted.reason = reason;
         }
     }
+}
+
+/// One line per reason, with the shards that it concerns.
+fn by_reason<'a>(reasons: impl IntoIterator<Item = (u32, &'a str)>) -> Vec<String> {
+    let mut by_reason: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for (shard, reason) in reasons {
+        by_reason.entry(reason).or_default().push(shard.to_string());
+    }
+    let line = |(reason, shards): (&str, Vec<String>)| match shards.as_slice() {
+        [shard] => format!("shard {shard}: {reason}"),
+        shards => format!("shards {}: {reason}", shards.join(", ")),
+    };
+    by_reason.into_iter().map(line).collect()
 }
 
 /// A partial must be in ranking order and only of shards that were asked, or the merge would be wrong.
@@ -288,7 +327,8 @@ mod tests {
     }
 
     fn partial(candidates: Vec<Candidate>, shards: &[u32]) -> Partial {
-        Partial { candidates, searched: shards.iter().map(|shard| (*shard, 10)).collect(), missing: Vec::new() }
+        let searched = shards.iter().map(|shard| Searched::whole(*shard, 10)).collect();
+        Partial { candidates, searched, missing: Vec::new() }
     }
 
     fn asked(requests: &[Asked]) -> Vec<(&str, Vec<u32>)> {
@@ -399,7 +439,8 @@ mod tests {
     fn a_shard_of_another_size_does_not_count() {
         let mut gather = gather();
         gather.next_requests();
-        let partial = Partial { candidates: vec![row(2, 0.1)], searched: vec![(2, 9)], missing: vec![] };
+        let searched = vec![Searched::whole(2, 9)];
+        let partial = Partial { candidates: vec![row(2, 0.1)], searched, missing: vec![] };
         gather.on_partial(1, partial);
         let (hits, coverage) = gather.finish(5);
         assert!(hits.is_empty());
@@ -435,6 +476,24 @@ mod tests {
         gather.on_failure(1, "is gone");
         gather.on_partial(0, partial(vec![], &[0, 1]));
         assert_eq!(gather.finish(1).1.reasons, ["shard 2: `c`: it is not in the store"]);
+    }
+
+    #[test]
+    fn an_approximate_answer_is_as_good_as_its_worst_shard() {
+        let mut gather = gather();
+        gather.next_requests();
+        let how = |shard, how| Searched { matching: 4, how: Some(how), ..Searched::whole(shard, 10) };
+        let searched = vec![
+            how(0, How::Approximately { recall: 0.99 }),
+            how(1, How::Exactly { because: "it has no approximate index".into() }),
+        ];
+        gather.on_partial(0, Partial { candidates: vec![], searched, missing: vec![] });
+        // The first who answers for a shard is believed; one of an older version says nothing of it.
+        let again = vec![how(2, How::Approximately { recall: 0.96 }), how(0, How::Approximately { recall: 0.5 })];
+        gather.on_partial(1, Partial { candidates: vec![], searched: again, missing: vec![] });
+        let Recall { estimate, shards, exact } = gather.recall();
+        assert_eq!((estimate, shards, gather.matching()), (0.96, 2, 12));
+        assert_eq!(exact, ["shard 1: it has no approximate index"]);
     }
 
     #[test]

@@ -1,13 +1,16 @@
 //! What this searcher has in memory.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use likeness_contract::documents::{DatasetManifest, GenerationManifest};
 use likeness_contract::jobs::GenerationRef;
-use likeness_contract::messages::HeldShards;
+use likeness_contract::messages::{HeldShards, Placement};
 use likeness_index::Shard;
 
+use super::loader::Loaded;
+use super::resident::Resident;
 use crate::cache::LoadedModel;
 
 /// What a root needs to answer for a generation, whoever holds its shards.
@@ -21,13 +24,42 @@ pub struct Kit {
     pub model: Arc<LoadedModel>,
 }
 
+/// A shard in memory, and perhaps on a device too.
+#[derive(Debug)]
+pub struct HeldShard {
+    shard: Shard,
+    resident: Option<Resident>,
+}
+
+impl HeldShard {
+    /// A shard, with its rows on a device if they are to be searched there.
+    pub fn new(shard: Shard, resident: Option<Resident>) -> Self {
+        Self { shard, resident }
+    }
+
+    /// Its rows on the device.
+    pub fn resident(&self) -> Option<&Resident> {
+        self.resident.as_ref()
+    }
+}
+
+impl Deref for HeldShard {
+    type Target = Shard;
+
+    fn deref(&self) -> &Shard {
+        &self.shard
+    }
+}
+
 /// A generation in memory.
 #[derive(Debug, Clone)]
 pub struct Held {
     /// For the root.
     pub kit: Arc<Kit>,
     /// For the leaf.
-    pub shards: BTreeMap<u32, Arc<Shard>>,
+    pub shards: BTreeMap<u32, Arc<HeldShard>>,
+    /// Why some of them are searched exactly although they have an approximate index.
+    pub index_troubles: BTreeMap<u32, String>,
 }
 
 /// All generations in memory; root and leaf take what they need and let go of the lock.
@@ -45,7 +77,7 @@ impl Holdings {
     }
 
     /// For a leaf: the shards of a generation.
-    pub fn shards(&self, generation: &GenerationRef) -> Option<BTreeMap<u32, Arc<Shard>>> {
+    pub fn shards(&self, generation: &GenerationRef) -> Option<BTreeMap<u32, Arc<HeldShard>>> {
         self.read().get(generation).map(|held| held.shards.clone())
     }
 
@@ -67,26 +99,48 @@ impl Holdings {
     /// A generation's kit was loaded.
     pub fn add_kit(&self, generation: GenerationRef, kit: Kit) {
         self.troubles.write().unwrap_or_else(PoisonError::into_inner).remove(&generation);
-        self.write().insert(generation, Held { kit: Arc::new(kit), shards: BTreeMap::new() });
+        self.write()
+            .insert(generation, Held { kit: Arc::new(kit), shards: BTreeMap::new(), index_troubles: BTreeMap::new() });
     }
 
-    /// A shard was loaded.
-    pub fn add_shard(&self, generation: &GenerationRef, shard: Shard) {
+    /// A shard was loaded, perhaps without its approximate index.
+    pub fn add_shard(&self, generation: &GenerationRef, loaded: Loaded) {
+        let Loaded { shard, trouble } = loaded;
         if let Some(held) = self.write().get_mut(generation) {
+            held.index_troubles.extend(trouble.map(|trouble| (shard.number(), trouble)));
             held.shards.insert(shard.number(), Arc::new(shard));
         }
+    }
+
+    /// Which shards are searched exactly although they have an approximate index, in words.
+    pub fn index_troubles(&self) -> Vec<String> {
+        let words = |generation: &GenerationRef, shard: &u32, why: &String| {
+            format!("the approximate index of {}{why}", Placement::trouble_with(generation, Some(*shard)))
+        };
+        let held = self.read();
+        let troubles = held.iter().map(|(generation, held)| (generation, &held.index_troubles));
+        troubles
+            .flat_map(|(generation, all)| all.iter().map(move |(shard, why)| words(generation, shard, why)))
+            .collect()
     }
 
     /// A shard is another's now.
     pub fn drop_shard(&self, generation: &GenerationRef, shard: u32) {
         if let Some(held) = self.write().get_mut(generation) {
             held.shards.remove(&shard);
+            held.index_troubles.remove(&shard);
         }
     }
 
     /// A generation is no longer of use.
     pub fn drop_generation(&self, generation: &GenerationRef) {
         self.write().remove(generation);
+    }
+
+    /// Bytes of memory of all shards.
+    pub fn shard_bytes(&self) -> u64 {
+        let held = self.read();
+        held.values().flat_map(|held| held.shards.values()).map(|shard| shard.memory().total() as u64).sum()
     }
 
     /// What is announced to the others.

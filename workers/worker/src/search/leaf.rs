@@ -11,15 +11,15 @@ use std::time::Duration;
 use likeness_contract::ids::WorkerId;
 use likeness_contract::ranking::MAX_K;
 use likeness_contract::search::{Detail, LeafAnswer, LeafAsk, LeafReply, LeafRequest};
-use likeness_index::Shard;
+use likeness_index::{Filter, Label};
 use likeness_link::error::{Error as LinkError, chain};
 use rayon::ThreadPool;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::holdings::Holdings;
+use super::holdings::{HeldShard, Holdings};
 use super::query::MAX_TERMS;
-use super::scans::{NoScan, Scan, Scans};
+use super::scans::{Found, NoScan, Scan, Scans};
 use super::settings::SearchSettings;
 
 /// Candidates that a root may ask for: one more for each item that it leaves out.
@@ -109,11 +109,12 @@ impl Leaf {
         let held = self.holdings.shards(&generation);
         let held = held.ok_or_else(|| format!("does not hold generation `{}`", generation.generation))?;
         match ask {
-            LeafAsk::TopK { shards: asked, query, k, details } => {
+            LeafAsk::TopK { shards: asked, query, k, details, filter, recall } => {
                 let k = k as usize;
                 let (shards, missing) = found(&held, asked);
                 check(&shards, &query, k)?;
-                let scan = Scan { generation, shards, query, k, deadline };
+                let (filter, recall) = (known_labels(&shards, &filter)?, checked_recall(recall)?);
+                let scan = Scan { generation, shards, query, k, filter, recall, deadline };
                 self.top_k(&held, scan, missing, details).await
             }
             LeafAsk::Details { rows } => Ok(LeafAnswer::Details(details(&held, &rows)?)),
@@ -123,14 +124,13 @@ impl Leaf {
 
     async fn top_k(
         &self,
-        held: &BTreeMap<u32, Arc<Shard>>,
+        held: &BTreeMap<u32, Arc<HeldShard>>,
         scan: Scan,
         missing: Vec<u32>,
         with_details: bool,
     ) -> Result<LeafAnswer, Refusal> {
-        let searched = scan.shards.iter().map(|shard| (shard.number(), shard.rows() as u64)).collect();
         let missing = missing.into_iter().map(|shard| (shard, "is not held here".to_string())).collect();
-        let candidates = self.scans.scan(scan).await?;
+        let Found { candidates, searched } = self.scans.scan(scan).await?;
         let rows: Vec<_> = candidates.iter().map(|candidate| (candidate.shard, candidate.row)).collect();
         let details = if with_details { details(held, &rows)? } else { Vec::new() };
         Ok(LeafAnswer::TopK { candidates, details, searched, missing })
@@ -159,7 +159,7 @@ impl Drop for Entered<'_> {
 }
 
 /// The shards that are held of those asked for, and the numbers of those that are not.
-fn found(held: &BTreeMap<u32, Arc<Shard>>, mut asked: Vec<u32>) -> (Vec<Arc<Shard>>, Vec<u32>) {
+fn found(held: &BTreeMap<u32, Arc<HeldShard>>, mut asked: Vec<u32>) -> (Vec<Arc<HeldShard>>, Vec<u32>) {
     asked.sort_unstable();
     asked.dedup();
     let (found, missing): (Vec<u32>, Vec<u32>) = asked.into_iter().partition(|shard| held.contains_key(shard));
@@ -167,7 +167,7 @@ fn found(held: &BTreeMap<u32, Arc<Shard>>, mut asked: Vec<u32>) -> (Vec<Arc<Shar
 }
 
 /// One query must not spoil a batch.
-fn check(shards: &[Arc<Shard>], query: &[f32], k: usize) -> Result<(), Refusal> {
+fn check(shards: &[Arc<HeldShard>], query: &[f32], k: usize) -> Result<(), Refusal> {
     if !(1..=MAX_LEAF_K).contains(&k) {
         return Err(format!("K = {k} is not within 1–{MAX_LEAF_K}").into());
     }
@@ -180,7 +180,25 @@ fn check(shards: &[Arc<Shard>], query: &[f32], k: usize) -> Result<(), Refusal> 
     Ok(())
 }
 
-fn details(held: &BTreeMap<u32, Arc<Shard>>, rows: &[(u32, u32)]) -> Result<Vec<Detail>, Refusal> {
+/// The filter on known labels, of attributes that the shards have; none when it lets everything through.
+fn known_labels(shards: &[Arc<HeldShard>], conditions: &[(u32, bool)]) -> Result<Option<Filter>, Refusal> {
+    let least = shards.iter().map(|shard| shard.attributes()).min().unwrap_or(usize::MAX);
+    if let Some((attribute, _)) = conditions.iter().find(|(attribute, _)| *attribute as usize >= least) {
+        return Err(format!("the filter asks for attribute {attribute}, the shards have {least}").into());
+    }
+    let label = |has: bool| if has { Label::Has } else { Label::HasNot };
+    let and = |filter: Filter, (attribute, has): &(u32, bool)| filter.and(*attribute as usize, label(*has));
+    Ok((!conditions.is_empty()).then(|| conditions.iter().fold(Filter::new(), and)))
+}
+
+fn checked_recall(recall: Option<f64>) -> Result<Option<f64>, Refusal> {
+    match recall {
+        Some(recall) if !(0.0..=1.0).contains(&recall) => Err(format!("the recall {recall} is not within 0–1").into()),
+        recall => Ok(recall),
+    }
+}
+
+fn details(held: &BTreeMap<u32, Arc<HeldShard>>, rows: &[(u32, u32)]) -> Result<Vec<Detail>, Refusal> {
     if rows.len() > MAX_LEAF_K {
         return Err(format!("{} rows are over the limit of {MAX_LEAF_K}", rows.len()).into());
     }
@@ -195,7 +213,7 @@ fn details(held: &BTreeMap<u32, Arc<Shard>>, rows: &[(u32, u32)]) -> Result<Vec<
     rows.iter().map(detail).collect()
 }
 
-fn embedding(held: &BTreeMap<u32, Arc<Shard>>, shards: &[u32], item: &str) -> Result<Option<Vec<f32>>, Refusal> {
+fn embedding(held: &BTreeMap<u32, Arc<HeldShard>>, shards: &[u32], item: &str) -> Result<Option<Vec<f32>>, Refusal> {
     for number in shards {
         let shard = held.get(number).ok_or_else(|| format!("does not hold shard {number}"))?;
         if let Some(row) = shard.find(item) {

@@ -19,7 +19,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::keeper::{Inventory, Keeper, Step};
-use super::{Searcher, loader};
+use super::{Searcher, loader, memory};
 use crate::error::TaskError;
 
 /// Pause before a bucket that is not there is looked for again.
@@ -231,14 +231,26 @@ impl Keep {
     async fn load_shards(&self, keeper: &mut Keeper, generation: GenerationRef, shards: Vec<u32>) {
         let cx = &self.searcher.cx;
         let Some(kit) = self.searcher.holdings.kit(&generation) else { return };
+        let (dim, attributes) = (kit.generation.embedding_dim as usize, kit.generation.vocabulary.len());
         let entries = kit.generation.shards.iter().filter(|entry| shards.contains(&entry.shard));
+        let sizes = entries.map(|entry| (entry.shard, memory::needed(entry, dim, attributes))).collect();
+        let (taken, refused) =
+            memory::admit(self.searcher.settings.memory, self.searcher.holdings.shard_bytes(), sizes);
+        for (number, why) in refused {
+            failed(keeper, &generation, Some(number), &TaskError::transient(why));
+        }
+        let entries = kit.generation.shards.iter().filter(|entry| taken.contains(&entry.shard));
         let loads = entries.map(|entry| async { (entry.shard, loader::load_shard(cx, &self.pool, &kit, entry).await) });
         for (number, loaded) in join_all(loads).await {
             match loaded {
-                Ok(shard) => {
-                    tracing::info!(generation = %generation.generation, shard = number, rows = shard.rows(), "shard loaded");
+                Ok(loaded) => {
+                    let (rows, approximate) = (loaded.shard.rows(), loaded.shard.approximate().is_some());
+                    tracing::info!(generation = %generation.generation, shard = number, rows, approximate, "shard loaded");
+                    if let Some(trouble) = &loaded.trouble {
+                        tracing::warn!(generation = %generation.generation, shard = number, trouble, "no approximate index");
+                    }
                     keeper.on_loaded(&generation, Some(number));
-                    self.searcher.holdings.add_shard(&generation, shard);
+                    self.searcher.holdings.add_shard(&generation, loaded);
                 }
                 Err(error) => failed(keeper, &generation, Some(number), &error),
             }
@@ -262,7 +274,7 @@ impl Keep {
         let placement = Placement {
             worker: searcher.cx.worker.clone(),
             held: searcher.holdings.announcement(),
-            troubles: keeper.troubles(),
+            troubles: [keeper.troubles(), searcher.holdings.index_troubles()].concat(),
         };
         let again = searcher.cx.bus.timings().presence_ttl * 2;
         let known = self.announced.as_ref().is_some_and(|(last, at)| *last == placement && at.elapsed() < again);

@@ -7,7 +7,8 @@ use candle_core::Tensor;
 use likeness_contract::names;
 use likeness_contract::ranking::MAX_K;
 use likeness_contract::search::{
-    MAX_QUERY_IMAGE_BYTES, MAX_QUERY_IMAGE_PX, SearchError, SearchErrorKind, SearchRequest, Term, WeightedTerm,
+    Cursor, LabelFilter, MAX_QUERY_IMAGE_BYTES, MAX_QUERY_IMAGE_PX, SearchError, SearchErrorKind, SearchRequest, Term,
+    WeightedTerm,
 };
 use likeness_contract::settings::{ModelSettings, QueryEncoding, Vocabulary};
 use likeness_data::Loader;
@@ -42,17 +43,84 @@ pub struct Question {
     pub terms: Vec<(f32, Input)>,
     /// Results wanted.
     pub k: usize,
+    /// Known labels that results have: positions in the vocabulary, and whether it is there.
+    pub filter: Vec<(u32, bool)>,
+    /// See [`SearchRequest::recall`].
+    pub recall: Option<f64>,
 }
 
 impl Question {
     /// Items that are asked for by name: they are left out of the answer.
-    pub fn items<'a>(&'a self) -> BTreeSet<&'a str> {
-        let item = |term: &'a (f32, Input)| match &term.1 {
-            Input::Item(item) => Some(item.as_str()),
+    pub fn items(&self) -> BTreeSet<String> {
+        let item = |term: &(f32, Input)| match &term.1 {
+            Input::Item(item) => Some(item.clone()),
             _ => None,
         };
         self.terms.iter().filter_map(item).collect()
     }
+}
+
+/// Where an answer goes on, and what it is an answer to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wanted {
+    /// Unit vector of dimension D.
+    pub vector: Vec<f32>,
+    /// Results wanted.
+    pub k: usize,
+    /// See [`Question::filter`].
+    pub filter: Vec<(u32, bool)>,
+    /// See [`SearchRequest::recall`].
+    pub recall: Option<f64>,
+    /// Items that are no results.
+    pub left_out: BTreeSet<String>,
+    /// The last result of the page before: its rank from 1, its d² and its item.
+    pub after: Option<(usize, f64, String)>,
+}
+
+impl Wanted {
+    /// Ranks that must be known.
+    pub fn depth(&self) -> usize {
+        let answered = self.after.as_ref().map_or(0, |(answered, ..)| *answered);
+        (answered + self.k).min(MAX_K)
+    }
+
+    /// What a cursor stands for; fails for one that does not fit the generation that it names.
+    pub fn of_cursor(cursor: &Cursor, k: u32, vocabulary: usize, dim: usize) -> Result<Self, SearchError> {
+        let Cursor { vector, left_out, filter, recall, answered, d2, item, .. } = cursor;
+        let answered = *answered as usize;
+        let sound = vector.len() == dim
+            && vector.iter().all(|value| value.is_finite())
+            && filter.iter().all(|(attribute, _)| (*attribute as usize) < vocabulary)
+            && recall.is_none_or(|recall| (0.0..=1.0).contains(&recall))
+            && left_out.len() <= MAX_TERMS
+            && answered < MAX_K
+            && d2.is_finite();
+        if !sound {
+            return Err(invalid("the cursor does not fit its release: it was changed"));
+        }
+        Ok(Self {
+            vector: vector.clone(),
+            k: k as usize,
+            filter: filter.clone(),
+            recall: *recall,
+            left_out: left_out.iter().cloned().collect(),
+            after: Some((answered, *d2, item.clone())),
+        })
+    }
+}
+
+/// Reads a request's cursor, and checks what is said beside it.
+pub fn cursor(request: &SearchRequest, text: &str) -> Result<Cursor, SearchError> {
+    let SearchRequest { alias, terms, k, min_coverage, deadline_ms: _, filter, recall, paged: _, cursor: _ } = request;
+    check_numbers(*k, *min_coverage, *recall)?;
+    if !terms.is_empty() || !filter.is_empty() || recall.is_some() {
+        return Err(invalid("a cursor stands for its question: terms, filter and recall are not said again"));
+    }
+    let cursor = Cursor::from_text(text).map_err(|error| invalid(format!("the cursor can't be used: {error}")))?;
+    if cursor.alias != *alias {
+        return Err(invalid(format!("the cursor is of alias `{}`, not of `{alias}`", cursor.alias)));
+    }
+    Ok(cursor)
 }
 
 /// The error for a request that can't be met as it is.
@@ -67,19 +135,39 @@ pub fn check(
     settings: &ModelSettings,
 ) -> Result<Question, SearchError> {
     // The alias was looked up, and the deadline runs already.
-    let SearchRequest { alias: _, terms, k, min_coverage, deadline_ms: _ } = request;
-    let k = *k as usize;
-    if !(1..=MAX_K).contains(&k) {
-        return Err(invalid(format!("k is {k}, expected 1–{MAX_K}")));
-    }
-    if !(0.0..=1.0).contains(min_coverage) {
-        return Err(invalid(format!("min_coverage is {min_coverage}, expected 0–1")));
-    }
+    let SearchRequest { alias: _, terms, k, min_coverage, deadline_ms: _, filter, recall, paged: _, cursor: _ } =
+        request;
+    check_numbers(*k, *min_coverage, *recall)?;
     if !(1..=MAX_TERMS).contains(&terms.len()) {
         return Err(invalid(format!("{} terms, expected 1–{MAX_TERMS}", terms.len())));
     }
     let terms = terms.iter().map(|term| check_term(term, vocabulary, settings)).collect::<Result<_, _>>()?;
-    Ok(Question { terms, k })
+    Ok(Question { terms, k: *k as usize, filter: known_labels(filter, vocabulary)?, recall: *recall })
+}
+
+fn check_numbers(k: u32, min_coverage: f64, recall: Option<f64>) -> Result<(), SearchError> {
+    if !(1..=MAX_K).contains(&(k as usize)) {
+        return Err(invalid(format!("k is {k}, expected 1–{MAX_K}")));
+    }
+    if !(0.0..=1.0).contains(&min_coverage) {
+        return Err(invalid(format!("min_coverage is {min_coverage}, expected 0–1")));
+    }
+    match recall {
+        Some(recall) if !(0.0..=1.0).contains(&recall) => Err(invalid(format!("recall is {recall}, expected 0–1"))),
+        _ => Ok(()),
+    }
+}
+
+/// Conditions on known labels, each once, in the order of the vocabulary.
+fn known_labels(filter: &LabelFilter, vocabulary: &Vocabulary) -> Result<Vec<(u32, bool)>, SearchError> {
+    let (with, without) = (positions(&filter.with, vocabulary)?, positions(&filter.without, vocabulary)?);
+    if let Some(both) = with.iter().find(|position| without.contains(position)) {
+        return Err(invalid(format!("nothing both has and has not `{}`", vocabulary.names[*both])));
+    }
+    let condition = |has: bool| move |position: &usize| (*position as u32, has);
+    let mut all: Vec<_> = with.iter().map(condition(true)).chain(without.iter().map(condition(false))).collect();
+    all.sort_unstable();
+    Ok(all)
 }
 
 fn check_term(
@@ -244,7 +332,7 @@ mod tests {
 
     fn request(terms: Vec<(f32, Term)>) -> SearchRequest {
         let terms = terms.into_iter().map(|(weight, term)| WeightedTerm { weight, term }).collect();
-        SearchRequest { alias: Name::new("a").unwrap(), terms, k: 10, min_coverage: 0.0, deadline_ms: 1000 }
+        SearchRequest::new(Name::new("a").unwrap(), terms, 10)
     }
 
     fn asked(with: &[&str], without: &[&str]) -> Term {
@@ -283,6 +371,56 @@ mod tests {
         for min_coverage in [-0.1, 1.1, f64::NAN] {
             let request = SearchRequest { min_coverage, ..request(vec![(1.0, asked(&["Male"], &[]))]) };
             assert!(refusal(&request).1.starts_with("min_coverage"));
+        }
+    }
+
+    #[test]
+    fn a_filter_names_known_attributes() {
+        let filtered = |with: &[&str], without: &[&str]| {
+            let names = |names: &[&str]| names.iter().map(|name| name.to_string()).collect();
+            let filter = LabelFilter { with: names(with), without: names(without) };
+            SearchRequest { filter, ..request(vec![(1.0, asked(&["Male"], &[]))]) }
+        };
+        let settings = settings(QueryEncoding::MultiHot);
+        let question =
+            check(&filtered(&["eyeglasses,Smiling", "Smiling"], &["male"]), &vocabulary(), &settings).unwrap();
+        assert_eq!(question.filter, [(0, true), (1, false), (2, true)]);
+        let unknown = "unknown attribute `Smilling`; did you mean `Smiling`?";
+        assert_eq!(refusal(&filtered(&[], &["Smilling"])), (SearchErrorKind::NotFound, unknown.to_string()));
+        let both = refusal(&filtered(&["Male"], &["male"]));
+        assert_eq!(both, (SearchErrorKind::Invalid, "nothing both has and has not `Male`".to_string()));
+    }
+
+    #[test]
+    fn a_cursor_goes_alone_and_fits_its_release() {
+        let job = likeness_contract::ids::JobId::new("j").unwrap();
+        let generation =
+            likeness_contract::jobs::GenerationRef { gallery: Name::new("g").unwrap(), generation: job.clone() };
+        let whole = Cursor {
+            alias: Name::new("a").unwrap(),
+            release: 1,
+            model: job,
+            generation,
+            vector: vec![0.6, 0.8],
+            left_out: vec![],
+            filter: vec![(2, true)],
+            recall: None,
+            answered: 9_995,
+            d2: 0.5,
+            item: "x".into(),
+        };
+        let text = whole.to_text().unwrap();
+        let page = request(vec![]);
+        assert_eq!(cursor(&page, &text).unwrap(), whole);
+        let also = SearchRequest { recall: Some(0.9), ..page.clone() };
+        assert!(cursor(&also, &text).unwrap_err().message.contains("are not said again"));
+        let other = SearchRequest { alias: Name::new("b").unwrap(), ..page.clone() };
+        assert_eq!(cursor(&other, &text).unwrap_err().message, "the cursor is of alias `a`, not of `b`");
+        assert!(cursor(&page, &text[1..]).unwrap_err().message.contains("cut off or changed"));
+        let wanted = Wanted::of_cursor(&whole, 10, 3, 2).unwrap();
+        assert_eq!((wanted.depth(), wanted.after), (10_000, Some((9_995, 0.5, "x".to_string()))));
+        for (vocabulary, dim) in [(2, 2), (3, 3)] {
+            assert!(Wanted::of_cursor(&whole, 10, vocabulary, dim).unwrap_err().message.contains("was changed"));
         }
     }
 

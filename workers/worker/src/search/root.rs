@@ -8,22 +8,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use likeness_contract::ids::WorkerId;
+use likeness_contract::ids::{Name, WorkerId};
 use likeness_contract::messages::Served;
 use likeness_contract::names;
-use likeness_contract::ranking::Candidate;
+use likeness_contract::ranking::{Candidate, MAX_K, rank};
 use likeness_contract::search::{
-    Coverage, Detail, Hit, ImageRef, LeafAnswer, LeafAsk, SearchError, SearchErrorKind, SearchReply, SearchRequest,
-    SearchResults,
+    Coverage, Cursor, Detail, Hit, ImageRef, LeafAnswer, LeafAsk, SearchError, SearchErrorKind, SearchReply,
+    SearchRequest, SearchResults, Searched,
 };
 use tokio::time::{Instant, timeout_at};
 
-use super::Searcher;
 use super::embedded::Key;
 use super::fan_out::{Leaves, Taken, patience_until};
 use super::gather::{Asked, Gather, Partial};
 use super::holdings::Kit;
-use super::query::{self, Input, Question};
+use super::query::{self, Input, Question, Wanted};
+use super::{Searcher, loader};
 use crate::error::TaskError;
 
 /// Longest time that a request may take, whatever it asks.
@@ -59,6 +59,11 @@ fn too_late() -> SearchError {
     error(SearchErrorKind::Deadline, "the deadline came before the answer")
 }
 
+fn expired(release: u64) -> SearchError {
+    let message = format!("the cursor's release {release} is no longer loaded: ask the question again");
+    error(SearchErrorKind::Expired, message)
+}
+
 /// Details by shard and row.
 type Details = HashMap<(u32, u32), Detail>;
 
@@ -76,6 +81,8 @@ struct Found {
     gather: Gather,
     /// Details that came with the candidates.
     known: Details,
+    /// How many ranks were answered with this page, if there are more.
+    more_after: Option<usize>,
     times: Times,
 }
 
@@ -87,25 +94,35 @@ struct Query<'a> {
     deadline: Instant,
 }
 
+/// From what a request is answered: pinned to the end.
+struct Pinned {
+    served: Served,
+    kit: Arc<Kit>,
+    wanted: Wanted,
+}
+
 impl Query<'_> {
     async fn run(&self) -> Result<SearchResults, SearchError> {
-        let served = self.served()?;
-        let kit = self.kit(&served).await?;
-        let model = &kit.model.manifest;
-        let question = query::check(self.request, &model.vocabulary, &model.settings)?;
-        let vector = self.embed(&kit, &question).await?;
+        let pinned = match &self.request.cursor {
+            None => self.question().await?,
+            Some(text) => self.page(text).await?,
+        };
         let embedded = Instant::now();
-        let (found, coverage, times) = self.search(&kit, &question, vector).await?;
-        let Times { gathered, leaf, merged } = times;
+        let (found, details) = self.search(&pinned).await?;
         let finished = Instant::now();
+        let Pinned { served, kit, wanted } = pinned;
+        let Found { candidates, coverage, gather, known: _, more_after, times } = found;
+        let Times { gathered, leaf, merged } = times;
+        let next = match (more_after, candidates.last()) {
+            (Some(answered), last) => Some(next_cursor(&self.request.alias, &served, &wanted, answered, last)?),
+            _ => None,
+        };
         let between = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64() * 1e3;
+        let hits = candidates.into_iter().zip(details).map(|(candidate, detail)| hit(&kit, candidate, detail));
         Ok(SearchResults {
             release: served.release,
             generation: served.generation,
-            hits: found
-                .into_iter()
-                .map(|(candidate, detail)| hit(&kit, candidate, detail))
-                .collect::<Result<_, _>>()?,
+            hits: hits.collect::<Result<_, _>>()?,
             coverage,
             vocabulary: kit.generation.vocabulary.names.clone(),
             timings_ms: vec![
@@ -116,7 +133,50 @@ impl Query<'_> {
                 ("details".into(), between(merged, finished)),
                 ("total".into(), between(self.received, finished)),
             ],
+            matching: (!wanted.filter.is_empty()).then(|| gather.matching()),
+            recall: wanted.recall.map(|_| gather.recall()),
+            next,
         })
+    }
+
+    /// A question of what the alias serves at this moment.
+    async fn question(&self) -> Result<Pinned, SearchError> {
+        let served = self.served()?;
+        let kit = self.kit(&served).await?;
+        let model = &kit.model.manifest;
+        let question = query::check(self.request, &model.vocabulary, &model.settings)?;
+        let vector = self.embed(&kit, &question).await?;
+        let left_out = question.items();
+        let Question { terms: _, k, filter, recall } = question;
+        Ok(Pinned { served, kit, wanted: Wanted { vector, k, filter, recall, left_out, after: None } })
+    }
+
+    /// The page that a cursor stands for, of the release that began it.
+    async fn page(&self, text: &str) -> Result<Pinned, SearchError> {
+        let cursor = query::cursor(self.request, text)?;
+        let Cursor { release, model, generation, .. } = cursor.clone();
+        let served = Served { release, model, generation };
+        let kit = self.pinned_kit(&served).await?;
+        let dim = kit.generation.embedding_dim as usize;
+        let wanted = Wanted::of_cursor(&cursor, self.request.k, kit.generation.vocabulary.len(), dim)?;
+        Ok(Pinned { served, kit, wanted })
+    }
+
+    /// As long as anybody holds a generation its pages are answered, also by a root that never served it.
+    async fn pinned_kit(&self, served: &Served) -> Result<Arc<Kit>, SearchError> {
+        if let Some(kit) = self.searcher.holdings.kit(&served.generation) {
+            return Ok(kit);
+        }
+        if self.searcher.view().is_wanted(&served.generation) {
+            return self.kit(served).await;
+        }
+        let held = self.searcher.view().holders(&served.generation, std::time::Instant::now());
+        if held.is_empty() {
+            return Err(expired(served.release));
+        }
+        let loaded = timeout_at(self.deadline, loader::load_kit(&self.searcher.cx, served)).await;
+        let failed = |e: TaskError| unavailable(format!("release {} can't be loaded: {}", served.release, e.chain()));
+        loaded.map_err(|_| too_late())?.map(Arc::new).map_err(failed)
     }
 
     /// What the alias serves at this moment.
@@ -202,7 +262,7 @@ impl Query<'_> {
                 Taken::Enough
             }
             LeafAnswer::Embedding(None) => {
-                let searched = asked.shards.iter().map(|shard| (*shard, rows[shard])).collect();
+                let searched = asked.shards.iter().map(|shard| Searched::whole(*shard, rows[shard])).collect();
                 Taken::Partial(Partial { candidates: Vec::new(), searched, missing: Vec::new() })
             }
             _ => Taken::Nonsense,
@@ -223,37 +283,32 @@ impl Query<'_> {
     }
 
     /// The best rows with their details. A leaf that is lost between the two is left out of another attempt.
-    async fn search(
-        &self,
-        kit: &Kit,
-        question: &Question,
-        vector: Vec<f32>,
-    ) -> Result<(Vec<(Candidate, Detail)>, Coverage, Times), SearchError> {
+    async fn search(&self, pinned: &Pinned) -> Result<(Found, Vec<Detail>), SearchError> {
         let mut lost = BTreeSet::new();
         loop {
-            let Found { candidates, coverage, gather, known, times } =
-                self.candidates(kit, question, &vector, &lost).await?;
-            match self.details(kit, candidates, known, &gather).await {
-                Ok(found) => return Ok((found, coverage, times)),
+            let mut found = self.candidates(pinned, &lost).await?;
+            let known = std::mem::take(&mut found.known);
+            match self.details(&pinned.kit, &found.candidates, known, &found.gather).await {
+                Ok(details) => return Ok((found, details)),
                 Err(_) if Instant::now() >= self.deadline => return Err(too_late()),
                 Err(worker) => lost.insert(worker),
             };
         }
     }
 
-    async fn candidates(
-        &self,
-        kit: &Kit,
-        question: &Question,
-        vector: &[f32],
-        lost: &BTreeSet<WorkerId>,
-    ) -> Result<Found, SearchError> {
-        let left_out = question.items();
-        let k = question.k + left_out.len();
+    async fn candidates(&self, pinned: &Pinned, lost: &BTreeSet<WorkerId>) -> Result<Found, SearchError> {
+        let Pinned { served, kit, wanted } = pinned;
+        let k = wanted.depth() + wanted.left_out.len();
         let details = k * (kit.generation.vocabulary.len() + DETAIL_BYTES) <= DETAILS_BYTES;
         let mut gather = self.gather(kit, lost);
-        let ask =
-            |shards: &[u32]| LeafAsk::TopK { shards: shards.to_vec(), query: vector.to_vec(), k: k as u32, details };
+        let ask = |shards: &[u32]| LeafAsk::TopK {
+            shards: shards.to_vec(),
+            query: wanted.vector.clone(),
+            k: k as u32,
+            details,
+            filter: wanted.filter.clone(),
+            recall: wanted.recall,
+        };
         let (mut known, mut leaf) = (Details::new(), Duration::ZERO);
         let take = |_: &Asked, answer, took| match answer {
             LeafAnswer::TopK { candidates, details, searched, missing } => {
@@ -267,11 +322,15 @@ impl Query<'_> {
         self.leaves(kit).gather(&mut gather, self.fan_out_until(), ask, take).await;
         let gathered = Instant::now();
         let (mut candidates, coverage) = gather.finish(k);
+        if coverage.shards == 0 && wanted.after.is_some() && !self.searcher.view().is_wanted(&served.generation) {
+            return Err(expired(served.release));
+        }
         self.enough(&coverage, gather.is_overloaded())?;
-        candidates.retain(|candidate| !left_out.contains(candidate.item.as_str()));
-        candidates.truncate(question.k);
+        candidates.retain(|candidate| !wanted.left_out.contains(&candidate.item));
+        let answered = turn_to_page(&mut candidates, wanted, gather.matching());
+        let more_after = answered.filter(|_| self.request.paged || self.request.cursor.is_some());
         let times = Times { gathered, leaf, merged: Instant::now() };
-        Ok(Found { candidates, coverage, gather, known, times })
+        Ok(Found { candidates, coverage, gather, known, more_after, times })
     }
 
     /// When the fan-out must end, so that what was found can still be given its details.
@@ -306,10 +365,10 @@ impl Query<'_> {
     async fn details(
         &self,
         kit: &Kit,
-        candidates: Vec<Candidate>,
+        candidates: &[Candidate],
         mut known: Details,
         gather: &Gather,
-    ) -> Result<Vec<(Candidate, Detail)>, WorkerId> {
+    ) -> Result<Vec<Detail>, WorkerId> {
         let mut by_leaf: BTreeMap<&WorkerId, Vec<(u32, u32)>> = BTreeMap::new();
         let unknown = candidates.iter().filter(|candidate| !known.contains_key(&(candidate.shard, candidate.row)));
         for candidate in unknown {
@@ -332,11 +391,9 @@ impl Query<'_> {
         for details in join_all(asks).await {
             known.extend(details?);
         }
-        let with_detail = |candidate: Candidate| {
-            let detail = known.remove(&(candidate.shard, candidate.row)).expect("every row was asked for");
-            (candidate, detail)
-        };
-        Ok(candidates.into_iter().map(with_detail).collect())
+        let detail =
+            |candidate: &Candidate| known.remove(&(candidate.shard, candidate.row)).expect("every row was asked for");
+        Ok(candidates.iter().map(detail).collect())
     }
 
     fn gather(&self, kit: &Kit, lost: &BTreeSet<WorkerId>) -> Gather {
@@ -371,6 +428,58 @@ impl Query<'_> {
     }
 }
 
+/// Leaves the candidates of the page that is wanted; how many ranks are then answered, if more follow. `matching` rows of
+/// those that were searched can be results.
+///
+/// A page begins after the last result of the one before, wherever that stands now: when more or less can be searched than
+/// before, nothing comes twice.
+fn turn_to_page(candidates: &mut Vec<Candidate>, wanted: &Wanted, matching: u64) -> Option<usize> {
+    let depth = wanted.depth();
+    candidates.truncate(depth);
+    let known = candidates.len();
+    let before = match &wanted.after {
+        Some((_, d2, item)) => {
+            candidates.partition_point(|candidate| rank((candidate.d2, &candidate.item), (*d2, item)).is_le())
+        }
+        None => 0,
+    };
+    candidates.drain(..before);
+    candidates.truncate(wanted.k);
+    let answered = before + candidates.len();
+    let deeper = known == depth && depth < MAX_K && (depth as u64) < matching;
+    (answered < MAX_K && (answered < known || deeper)).then_some(answered)
+}
+
+/// The cursor after `answered` ranks, of which `last` is the last one, if the page has any.
+fn next_cursor(
+    alias: &Name,
+    served: &Served,
+    wanted: &Wanted,
+    answered: usize,
+    last: Option<&Candidate>,
+) -> Result<String, SearchError> {
+    let Wanted { vector, k: _, filter, recall, left_out, after } = wanted.clone();
+    let here = last.map(|last| (last.d2, last.item.clone())).or(after.map(|(_, d2, item)| (d2, item)));
+    let (d2, item) = here.unwrap_or_default();
+    let Served { release, model, generation } = served.clone();
+    let answered = answered as u32;
+    let left_out = left_out.into_iter().collect();
+    let cursor = Cursor {
+        alias: alias.clone(),
+        release,
+        model,
+        generation,
+        vector,
+        left_out,
+        filter,
+        recall,
+        answered,
+        d2,
+        item,
+    };
+    cursor.to_text().map_err(|error| unavailable(format!("the next page can't be named: {error}")))
+}
+
 fn hit(kit: &Kit, candidate: Candidate, detail: Detail) -> Result<Hit, SearchError> {
     let Candidate { d2, item, shard, row: _ } = candidate;
     let Detail { labels, source_part, source_row } = detail;
@@ -379,4 +488,59 @@ fn hit(kit: &Kit, candidate: Candidate, detail: Detail) -> Result<Hit, SearchErr
     })?;
     let image = ImageRef { part: part.object.key.clone(), row: source_row };
     Ok(Hit { item, distance: d2.sqrt(), labels, image })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidates(ranks: std::ops::Range<usize>) -> Vec<Candidate> {
+        // Every distance twice: the item decides.
+        ranks.map(|at| Candidate { d2: (at / 2) as f64, item: format!("{at:03}"), shard: 0, row: at as u32 }).collect()
+    }
+
+    fn wanted(k: usize, after: Option<usize>) -> Wanted {
+        let after = after.map(|rank| (rank, ((rank - 1) / 2) as f64, format!("{:03}", rank - 1)));
+        Wanted { vector: vec![], k, filter: vec![], recall: None, left_out: BTreeSet::new(), after }
+    }
+
+    #[test]
+    fn pages_end_to_end_are_the_one_answer() {
+        for k in [1, 3, 4, 7, 20] {
+            let (mut pages, mut after) = (Vec::new(), None);
+            loop {
+                let wanted = wanted(k, after);
+                let mut page = candidates(0..wanted.depth().min(11));
+                after = turn_to_page(&mut page, &wanted, 11);
+                pages.extend(page);
+                if after.is_none() {
+                    break;
+                }
+            }
+            assert_eq!(pages, candidates(0..11), "in pages of {k}");
+        }
+    }
+
+    #[test]
+    fn nothing_comes_twice_when_other_rows_can_be_searched_than_before() {
+        // Ten ranks were answered; now only those from the fifth on are there, then ten new ones before.
+        let mut page = candidates(5..17);
+        assert_eq!(turn_to_page(&mut page, &wanted(2, Some(10)), 100), Some(7));
+        assert_eq!(page, candidates(10..12));
+        let mut page = candidates(0..10);
+        assert_eq!(
+            turn_to_page(&mut page, &Wanted { after: Some((5, 40.0, "z".into())), ..wanted(5, None) }, 100),
+            Some(10)
+        );
+        assert!(page.is_empty(), "the next page looks deeper");
+    }
+
+    #[test]
+    fn pages_end_with_what_matches_and_with_the_largest_k() {
+        let mut page = candidates(0..4);
+        assert_eq!(turn_to_page(&mut page, &wanted(4, None), 4), None);
+        let mut page = candidates(0..MAX_K);
+        assert_eq!(turn_to_page(&mut page, &wanted(10, Some(MAX_K - 5)), 100_000), None);
+        assert_eq!(page.len(), 5);
+    }
 }

@@ -11,12 +11,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use likeness_contract::jobs::GenerationRef;
 use likeness_contract::ranking::{Candidate, merge_top_k};
-use likeness_index::{Cancel, Query, Shard, top_k_batch};
+use likeness_contract::search::{How, Searched};
+use likeness_index::{Approximate, Cancel, Filter, Query, RowSet, Shard, top_k_approximate};
 use rayon::ThreadPool;
+use rayon::prelude::*;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
+
+use super::holdings::HeldShard;
+use super::resident;
 
 /// Most queries of a batch: more would make the first of them wait longer than they save together.
 const MAX_BATCH: usize = 64;
@@ -27,13 +32,58 @@ pub struct Scan {
     /// Of what all shards are.
     pub generation: GenerationRef,
     /// The shards, each once.
-    pub shards: Vec<Arc<Shard>>,
+    pub shards: Vec<Arc<HeldShard>>,
     /// Finite, of the shards' dimension.
     pub query: Vec<f32>,
     /// K, at least 1.
     pub k: usize,
+    /// Only these rows, of attributes that the shards have.
+    pub filter: Option<Filter>,
+    /// An approximate answer of this recall is enough; 0–1.
+    pub recall: Option<f64>,
     /// When nobody waits any more.
     pub deadline: Instant,
+}
+
+impl Scan {
+    /// Whether a shard is asked by its approximate index: then no other query shares the reading of its rows.
+    fn probes(&self, shard: &Shard) -> bool {
+        self.recall.is_some() && self.why_exact(shard).is_none()
+    }
+
+    /// Why a shard is searched exactly although an approximate answer would do.
+    fn why_exact(&self, shard: &Shard) -> Option<String> {
+        if self.filter.is_some() {
+            Some("an answer with a filter is exact".into())
+        } else if self.k > Approximate::LARGEST_K {
+            Some(format!("an answer of more than {} results is exact", Approximate::LARGEST_K))
+        } else {
+            shard.approximate().is_none().then(|| "it has no approximate index".into())
+        }
+    }
+
+    /// The rows of some shards that the filter lets through.
+    fn row_sets(&self, shards: &[&HeldShard]) -> likeness_index::Result<Option<Vec<RowSet>>> {
+        let Some(filter) = &self.filter else { return Ok(None) };
+        shards.iter().map(|shard| shard.matching(filter)).collect::<likeness_index::Result<_>>().map(Some)
+    }
+
+    /// What is told of a shard that was searched exactly.
+    fn exactly(&self, shard: &Shard, within: Option<&RowSet>) -> Searched {
+        let whole = Searched::whole(shard.number(), shard.rows() as u64);
+        let because = self.recall.and_then(|_| self.why_exact(shard));
+        let matching = within.map_or(whole.rows, |rows| rows.count() as u64);
+        Searched { matching, how: because.map(|because| How::Exactly { because }), ..whole }
+    }
+}
+
+/// What a scan found.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Found {
+    /// The best K in ranking order.
+    pub candidates: Vec<Candidate>,
+    /// Every shard that was asked.
+    pub searched: Vec<Searched>,
 }
 
 /// Why a scan brought nothing.
@@ -47,7 +97,7 @@ pub enum NoScan {
     Failed(String),
 }
 
-type Answer = Result<Vec<Candidate>, NoScan>;
+type Answer = Result<Found, NoScan>;
 
 #[derive(Debug)]
 struct Waiting {
@@ -168,27 +218,87 @@ fn take_batch(waiting: &mut VecDeque<Waiting>) -> Vec<Waiting> {
 }
 
 /// The answers to all. Shards that the same queries ask for are scanned together for these.
-fn together(scans: &[Scan], cancel: &Cancel) -> likeness_index::Result<Vec<Vec<Candidate>>> {
-    let mut partials = vec![Vec::new(); scans.len()];
+fn together(scans: &[Scan], cancel: &Cancel) -> likeness_index::Result<Vec<Found>> {
+    let mut partials: Vec<Partials> = scans.iter().map(|_| Partials::default()).collect();
     for (asking, shards) in by_askers(scans) {
-        let query = |at: &usize| Query { vector: &scans[*at].query, k: scans[*at].k, within: None };
-        let queries: Vec<Query> = asking.iter().map(query).collect();
-        for (at, found) in asking.iter().zip(top_k_batch(&shards, &queries, cancel)?) {
-            partials[*at].push(found);
+        let asked: Vec<&Scan> = asking.iter().map(|at| &scans[*at]).collect();
+        for (at, (candidates, searched)) in asking.iter().zip(exactly(&asked, &shards, cancel)?) {
+            partials[*at].candidates.push(candidates);
+            partials[*at].searched.extend(searched);
         }
     }
-    Ok(partials.into_iter().zip(scans).map(|(partials, scan)| merge_top_k(partials, scan.k)).collect())
+    for (at, candidates, searched) in probed(scans, cancel)? {
+        partials[at].candidates.push(candidates);
+        partials[at].searched.push(searched);
+    }
+    Ok(partials.into_iter().zip(scans).map(|(partials, scan)| partials.merge(scan.k)).collect())
 }
 
-/// The shards by the queries that ask for them.
-fn by_askers(scans: &[Scan]) -> BTreeMap<Vec<usize>, Vec<&Shard>> {
-    let mut askers: BTreeMap<u32, (Vec<usize>, &Shard)> = BTreeMap::new();
+/// Exact answers to queries that ask for the same shards, and what is told of each shard.
+fn exactly(
+    scans: &[&Scan],
+    shards: &[&HeldShard],
+    cancel: &Cancel,
+) -> likeness_index::Result<Vec<(Vec<Candidate>, Vec<Searched>)>> {
+    let sets = scans.iter().map(|scan| scan.row_sets(shards)).collect::<likeness_index::Result<Vec<_>>>()?;
+    let within: Vec<Option<Vec<&RowSet>>> =
+        sets.iter().map(|sets| sets.as_ref().map(|sets| sets.iter().collect())).collect();
+    let asked = scans.iter().zip(&within);
+    let queries: Vec<Query> =
+        asked.map(|(scan, within)| Query { vector: &scan.query, k: scan.k, within: within.as_deref() }).collect();
+    let answers = resident::top_k_batch(shards, &queries, cancel)?;
+    let searched = scans.iter().zip(&within).map(|(scan, within)| {
+        let rows = |place: usize| within.as_ref().map(|sets| sets[place]);
+        shards.iter().enumerate().map(|(place, shard)| scan.exactly(shard, rows(place))).collect()
+    });
+    Ok(answers.into_iter().zip(searched).collect())
+}
+
+/// What was found for one query in some shards after others.
+#[derive(Debug, Default)]
+struct Partials {
+    candidates: Vec<Vec<Candidate>>,
+    searched: Vec<Searched>,
+}
+
+impl Partials {
+    fn merge(self, k: usize) -> Found {
+        let Self { candidates, mut searched } = self;
+        searched.sort_unstable_by_key(|searched| searched.shard);
+        Found { candidates: merge_top_k(candidates, k), searched }
+    }
+}
+
+/// Which query, what it found in one shard, and how.
+type Probed = (usize, Vec<Candidate>, Searched);
+
+/// What approximate indexes answer: every query and shard for itself.
+fn probed(scans: &[Scan], cancel: &Cancel) -> likeness_index::Result<Vec<Probed>> {
+    let shards = |(at, scan): (usize, &'_ Scan)| -> Vec<(usize, usize)> {
+        let probes = |shard: &usize| scan.probes(&scan.shards[*shard]);
+        (0..scan.shards.len()).filter(probes).map(|shard| (at, shard)).collect()
+    };
+    let pairs: Vec<(usize, usize)> = scans.iter().enumerate().flat_map(shards).collect();
+    let probe = |&(at, shard): &(usize, usize)| {
+        let (scan, shard): (&Scan, &Shard) = (&scans[at], &scans[at].shards[shard]);
+        let query = Query { vector: &scan.query, k: scan.k, within: None };
+        let recall = scan.recall.unwrap_or(1.0);
+        let found = top_k_approximate(&[shard], &query, recall, cancel)?;
+        let how = Some(How::Approximately { recall: found.recall });
+        Ok((at, found.candidates, Searched { how, ..Searched::whole(shard.number(), shard.rows() as u64) }))
+    };
+    pairs.par_iter().map(probe).collect()
+}
+
+/// The shards by the queries that ask for an exact answer of them.
+fn by_askers(scans: &[Scan]) -> BTreeMap<Vec<usize>, Vec<&HeldShard>> {
+    let mut askers: BTreeMap<u32, (Vec<usize>, &HeldShard)> = BTreeMap::new();
     for (at, scan) in scans.iter().enumerate() {
-        for shard in &scan.shards {
+        for shard in scan.shards.iter().filter(|shard| !scan.probes(shard)) {
             askers.entry(shard.number()).or_insert_with(|| (Vec::new(), shard)).0.push(at);
         }
     }
-    let mut groups: BTreeMap<Vec<usize>, Vec<&Shard>> = BTreeMap::new();
+    let mut groups: BTreeMap<Vec<usize>, Vec<&HeldShard>> = BTreeMap::new();
     for (asking, shard) in askers.into_values() {
         groups.entry(asking).or_default().push(shard);
     }
@@ -207,7 +317,7 @@ mod tests {
 
     const DIM: usize = 4;
 
-    fn shard(number: u32, rows: usize) -> Arc<Shard> {
+    fn shard(number: u32, rows: usize) -> Arc<HeldShard> {
         let angle = |row: usize| (row as f32 + 1.0) * (number as f32 + 0.7);
         let embeddings = (0..rows).flat_map(|row| [angle(row).sin(), angle(row).cos(), 0.0, 0.0]).collect();
         let rows = ShardRows {
@@ -219,17 +329,17 @@ mod tests {
             source_row: vec![0; rows],
             image_digest: vec![[0; 32]; rows],
         };
-        Arc::new(Shard::new(number, rows, DIM, 1).unwrap())
+        Arc::new(HeldShard::new(Shard::new(number, rows, DIM, 1).unwrap(), None))
     }
 
     fn generation(name: &str) -> GenerationRef {
         GenerationRef { gallery: Name::new("g").unwrap(), generation: JobId::new(name).unwrap() }
     }
 
-    fn scan(shards: &[Arc<Shard>], angle: f32, k: usize) -> Scan {
+    fn scan(shards: &[Arc<HeldShard>], angle: f32, k: usize) -> Scan {
         let deadline = Instant::now() + Duration::from_secs(60);
         let query = vec![angle.sin(), angle.cos(), 0.0, 0.0];
-        Scan { generation: generation("j"), shards: shards.to_vec(), query, k, deadline }
+        Scan { generation: generation("j"), shards: shards.to_vec(), query, k, filter: None, recall: None, deadline }
     }
 
     fn waiting(scan: Scan) -> Waiting {
@@ -270,9 +380,9 @@ mod tests {
         for (i, task) in tasks.into_iter().enumerate() {
             let (shards, angle, k) = asked(i);
             let alone = scan(shards, angle, k);
-            let plain: Vec<&Shard> = alone.shards.iter().map(Arc::as_ref).collect();
+            let plain: Vec<&Shard> = alone.shards.iter().map(|shard| &***shard).collect();
             let expected = top_k(&plain, &alone.query, k, &Cancel::new()).unwrap();
-            assert_eq!(task.await.unwrap().unwrap(), expected);
+            assert_eq!(task.await.unwrap().unwrap().candidates, expected);
         }
     }
 
@@ -295,7 +405,8 @@ mod tests {
             tokio::task::yield_now().await;
         }
         drop(go);
-        assert_eq!((second.await.unwrap().unwrap().len(), third.await.unwrap().unwrap().len()), (1, 1));
+        let rows = |answer: Result<Answer, _>| answer.expect("it ends").expect("it is answered").candidates.len();
+        assert_eq!((rows(second.await), rows(third.await)), (1, 1));
     }
 
     #[tokio::test]

@@ -1,8 +1,10 @@
 //! The public face: the NATS service `likeness-search`, discoverable with `nats micro`.
 //!
 //! Requests are JSON or bincode in the contract's envelope; the answer has the form of its request. All
-//! searchers share the requests as one queue group.
+//! searchers share the requests as one queue group. Each also has a subject of its own: whoever got no answer asks
+//! `$SRV.PING.likeness-search`, and then the first who says that it is there.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -43,15 +45,18 @@ pub async fn serve(searcher: Arc<Searcher>) -> Result<(), TaskError> {
     let front = Bus::connect(&cx.settings.nats, &format!("{}-search", cx.worker)).await?;
     let builder = front.client().service_builder();
     let builder = builder.description("Finds the images of a gallery that are like a query");
-    let builder = builder.queue_group(subjects::SEARCH_GROUP);
+    let about = HashMap::from([(subjects::SEARCH_WORKER.to_string(), cx.worker.to_string())]);
+    let builder = builder.queue_group(subjects::SEARCH_GROUP).metadata(about);
     let service = builder.start(SERVICE, env!("CARGO_PKG_VERSION")).await.map_err(TaskError::transient)?;
     let endpoint = service.endpoint_builder().name("search").add(subjects::SEARCH).await;
-    let mut endpoint = endpoint.map_err(TaskError::transient)?;
+    let own = service.endpoint_builder().name("search-own").queue_group(cx.worker.as_str());
+    let own = own.add(subjects::search_by(&cx.worker)).await.map_err(TaskError::transient)?;
+    let mut requests = futures::stream::select(endpoint.map_err(TaskError::transient)?, own);
     let answering = Answering::new(Arc::clone(&searcher));
     loop {
         tokio::select! {
             () = cx.shutdown.cancelled() => break,
-            request = endpoint.next() => match request {
+            request = requests.next() => match request {
                 Some(request) => answering.take(request),
                 None => return Err(TaskError::transient("the search service lost its subscription")),
             },
@@ -61,7 +66,7 @@ pub async fn serve(searcher: Arc<Searcher>) -> Result<(), TaskError> {
     front.client().drain().await.map_err(TaskError::transient)?;
     // What the server had sent before it heard of the drain comes, then the end.
     let rest = async {
-        while let Some(request) = endpoint.next().await {
+        while let Some(request) = requests.next().await {
             answering.take(request);
         }
     };
@@ -186,6 +191,9 @@ mod tests {
             coverage: Coverage { rows: 1, total_rows: 1, shards: 1, total_shards: 1, reasons: vec![] },
             vocabulary: vec!["Smiling".into(); 40],
             timings_ms: vec![],
+            matching: None,
+            recall: None,
+            next: None,
         }))
     }
 

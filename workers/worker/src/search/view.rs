@@ -101,6 +101,11 @@ impl View {
         by_generation.into_values().collect()
     }
 
+    /// Whether an alias serves or loads a generation.
+    pub fn is_wanted(&self, generation: &GenerationRef) -> bool {
+        self.wanted().iter().any(|served| served.generation == *generation)
+    }
+
     /// Searchers that share the shards, and `me` whatever the bucket says: in id order.
     pub fn takers<'a>(&'a self, me: &'a WorkerId, now: Instant) -> BTreeSet<&'a WorkerId> {
         let takers = self.searchers.iter().filter(|(_, seen)| seen.takes_shards && self.is_fresh(seen, now));

@@ -89,7 +89,8 @@ impl World {
         let store = Store::open("memory:").await.unwrap();
         let device = DeviceThread::start(Device::Cpu).unwrap();
         let cache = Arc::new(Cache::new(store.clone(), 1 << 20));
-        let shared = Shared { store, device, cache, worker: WorkerId::new("tester").unwrap() };
+        let worker = WorkerId::new("tester").unwrap();
+        let shared = Shared { store, device, cache, worker, approximate_rows: None };
         let world = Self { shared, dataset: DatasetRef { dataset: name("drawn"), version: job("ingest") } };
         world.put_dataset().await;
         world
@@ -142,6 +143,9 @@ impl World {
             validation_loss: None,
             training: training.clone(),
             tensorboard: training,
+            round: None,
+            validation_map: None,
+            stopped_early: false,
         };
         self.put_document(&keys::model_manifest(&job(id)), &manifest).await;
         let mut shards = Vec::new();
@@ -149,7 +153,7 @@ impl World {
             let rows = shard_rows(&model, first);
             let bytes = encode_shard(&rows, DIM, ATTRIBUTES).unwrap();
             let object = self.put(&format!("galleries/faces/{id}/shard-{shard}"), bytes).await;
-            shards.push(ShardEntry { shard: shard as u32, object, rows: PER_SHARD as u64 });
+            shards.push(ShardEntry { shard: shard as u32, object, rows: PER_SHARD as u64, approximate: None });
         }
         let manifest = GenerationManifest {
             generation: generation(id),

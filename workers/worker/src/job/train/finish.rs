@@ -2,12 +2,13 @@
 
 use candle_core::Device;
 use likeness_contract::documents::{ModelManifest, ObjectRef};
-use likeness_contract::jobs::{TaskOutput, TrainStage, task_ids};
+use likeness_contract::jobs::{CheckpointOutput, TaskOutput, TrainStage, task_ids};
 use likeness_contract::keys;
+use likeness_contract::settings::Keep;
 use likeness_model::Trainer;
 
 use super::figures::{self, FigureRow};
-use super::{Checkpoint, ONLY_SLOT, checkpoint, stage, tensorboard};
+use super::{ONLY_SLOT, checkpoint, stage, tensorboard};
 use crate::error::TaskError;
 use crate::runtime::context::TaskContext;
 
@@ -17,10 +18,11 @@ const DISTANCE: &str = "euclidean";
 /// Closes a model: its manifest is created last, when all that it names is there.
 pub async fn run(cx: &TaskContext) -> Result<TaskOutput, TaskError> {
     let stage = stage(cx.spec())?.clone();
-    let last = last_checkpoint(cx, &stage).await?;
-    let weights = store_weights(cx, &stage, &last.object).await?;
-    let rows = all_figures(cx, &stage).await?;
+    let Figures { rows, rounds } = all_figures(cx, &stage).await?;
+    let Chosen { round, checkpoint } = choose(cx, &stage, rounds).await?;
+    let weights = store_weights(cx, &stage, &checkpoint.object).await?;
     let (training, tensorboard) = store_figures(cx, rows).await?;
+    let stopped_early = rounds < stage.rounds();
     let manifest = ModelManifest {
         model: cx.job().clone(),
         settings: stage.model,
@@ -28,12 +30,15 @@ pub async fn run(cx: &TaskContext) -> Result<TaskOutput, TaskError> {
         vocabulary: stage.vocabulary,
         dataset: stage.dataset,
         weights,
-        checkpoint: last.object,
+        checkpoint: checkpoint.object,
         distance: DISTANCE.into(),
-        steps: last.step,
-        validation_loss: last.validation_loss,
+        steps: checkpoint.step,
+        validation_loss: checkpoint.validation_loss,
         training,
         tensorboard,
+        round: Some(round),
+        validation_map: checkpoint.validation_map,
+        stopped_early,
     };
     let key = keys::model_manifest(cx.job());
     cx.ensure_leased()?;
@@ -41,11 +46,25 @@ pub async fn run(cx: &TaskContext) -> Result<TaskOutput, TaskError> {
     Ok(TaskOutput::Manifest { key })
 }
 
-async fn last_checkpoint(cx: &TaskContext, stage: &TrainStage) -> Result<Checkpoint, TaskError> {
-    let Some(last) = stage.rounds().checked_sub(1) else {
+/// The round whose weights become the model.
+struct Chosen {
+    round: u32,
+    checkpoint: CheckpointOutput,
+}
+
+/// The last of the rounds, or the best where the training keeps that and could measure it.
+async fn choose(cx: &TaskContext, stage: &TrainStage, rounds: u32) -> Result<Chosen, TaskError> {
+    let Some(last) = rounds.checked_sub(1) else {
         return Err(TaskError::invalid("a training without rounds has no model"));
     };
-    checkpoint(cx.record(&task_ids::outer(last)).await?.output)
+    let at_the_end = checkpoint(cx.record(&task_ids::outer(last)).await?.output)?;
+    match at_the_end.best.filter(|_| stage.train.keep == Keep::Best) {
+        Some(best) if best.round != last => {
+            let checkpoint = checkpoint(cx.record(&task_ids::outer(best.round)).await?.output)?;
+            Ok(Chosen { round: best.round, checkpoint })
+        }
+        _ => Ok(Chosen { round: last, checkpoint: at_the_end }),
+    }
 }
 
 async fn store_weights(cx: &TaskContext, stage: &TrainStage, object: &ObjectRef) -> Result<ObjectRef, TaskError> {
@@ -60,18 +79,28 @@ async fn store_weights(cx: &TaskContext, stage: &TrainStage, object: &ObjectRef)
     cx.create_object(|digest| keys::weights(cx.job(), digest), bytes).await
 }
 
-/// The figures of all rounds in order.
-async fn all_figures(cx: &TaskContext, stage: &TrainStage) -> Result<Vec<FigureRow>, TaskError> {
-    let mut rows = Vec::new();
+/// The figures of all rounds that trained, in order.
+struct Figures {
+    rows: Vec<FigureRow>,
+    rounds: u32,
+}
+
+async fn all_figures(cx: &TaskContext, stage: &TrainStage) -> Result<Figures, TaskError> {
+    let mut all = Figures { rows: Vec::new(), rounds: 0 };
     for round in 0..stage.rounds() {
         let slot = task_ids::slot(round, ONLY_SLOT);
-        let Some(metrics) = checkpoint(cx.record(&slot).await?.output)?.metrics else {
+        let record = checkpoint(cx.record(&slot).await?.output)?;
+        if record.stopped {
+            break;
+        }
+        let Some(metrics) = record.metrics else {
             return Err(TaskError::invalid(format!("the record of `{slot}` names no figures")));
         };
         let bytes = cx.store.read(&metrics).await?;
-        rows.extend(blocking(move || figures::decode(bytes)).await?);
+        all.rows.extend(blocking(move || figures::decode(bytes)).await?);
+        all.rounds += 1;
     }
-    Ok(rows)
+    Ok(all)
 }
 
 /// As Parquet and as TensorBoard's event file.

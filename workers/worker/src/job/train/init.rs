@@ -1,33 +1,62 @@
-//! Writes the checkpoint of round 0: fresh weights.
+//! Writes the checkpoint of round 0: fresh weights, or those that the training starts from.
 
-use likeness_contract::jobs::TaskOutput;
+use bytes::Bytes;
+use candle_core::Device;
+use likeness_contract::documents::ModelManifest;
+use likeness_contract::jobs::{CheckpointOutput, TaskOutput, TrainStage};
 use likeness_contract::keys;
+use likeness_contract::settings::InitWeights;
+use likeness_contract::weights::{Header, WholeParts, plan_start};
 use likeness_model::Trainer;
 
 use super::stage;
 use crate::error::TaskError;
 use crate::runtime::context::TaskContext;
 
-/// Draws weights from the training's seed.
+/// Draws weights from the training's seed, those aside that it starts from.
 pub async fn run(cx: &TaskContext) -> Result<TaskOutput, TaskError> {
     let stage = stage(cx.spec())?.clone();
     if stage.total_steps() == 0 {
         let (rows, batch) = (stage.train_rows, stage.train.batch_size);
         return Err(TaskError::invalid(format!("{rows} training rows do not fill one batch of {batch}")));
     }
-    let draw = move |device: &candle_core::Device| {
-        let (attributes, steps) = (stage.vocabulary.len(), stage.total_steps());
-        Ok(Trainer::fresh(&stage.model, &stage.train, attributes, steps, device)?.checkpoint()?)
+    let start = match &stage.train.init {
+        Some(init) => Some(weights(cx, &stage, init).await?),
+        None => None,
+    };
+    let draw = move |device: &Device| {
+        let TrainStage { vocabulary, model, train, .. } = &stage;
+        let (attributes, steps) = (vocabulary.len(), stage.total_steps());
+        let trainer = match &start {
+            Some((bytes, parts)) => Trainer::started(model, train, attributes, steps, (bytes, *parts), device)?,
+            None => Trainer::fresh(model, train, attributes, steps, device)?,
+        };
+        Ok(trainer.checkpoint()?)
     };
     let bytes = cx.device.run(draw).await?;
     let object = cx.create_object(|digest| keys::checkpoint(cx.job(), 0, digest), bytes).await?;
-    Ok(TaskOutput::Checkpoint {
-        step: 0,
-        object,
-        metrics: None,
-        loss: None,
-        validation_loss: None,
-        images_per_second: None,
-        wait_share: None,
-    })
+    Ok(TaskOutput::Checkpoint(CheckpointOutput::of(0, object)))
+}
+
+/// The bytes to start from, and what of them may be taken. Says in words what is.
+async fn weights(cx: &TaskContext, stage: &TrainStage, init: &InitWeights) -> Result<(Bytes, WholeParts), TaskError> {
+    let bytes = cx.store.read(&init.weights).await?;
+    let parts = match &init.model {
+        Some(model) => parts_of(&cx.store.require(&keys::model_manifest(model)).await?, stage),
+        None => WholeParts::default(),
+    };
+    let architecture = stage.model.architecture;
+    let header = Header::parse(&bytes);
+    let plan = header.and_then(|header| plan_start(architecture, parts, &header.shapes()));
+    let refused = |reason| TaskError::invalid(format!("`{}` is no start for this training: {reason}", init.source));
+    let words = plan.map_err(refused)?.words(architecture);
+    tracing::info!(job = %cx.job(), source = init.source, words, "weights to start from");
+    cx.progress(1, 1, format!("start from `{}`: {words}", init.source));
+    Ok((bytes, parts))
+}
+
+/// A tower that knows other attributes, or hears of them in another way, has nothing to tell.
+fn parts_of(manifest: &ModelManifest, stage: &TrainStage) -> WholeParts {
+    let attributes = manifest.vocabulary == stage.vocabulary && manifest.settings.encoding == stage.model.encoding;
+    WholeParts { head: Some(stage.model.embedding_dim), attributes }
 }

@@ -2,8 +2,12 @@
 //!
 //! `init` → per round the slots, then `outer` → `finish`. Every task is a pure function of the job's spec, its round
 //! and slot, and the checkpoint before it: a task that is done twice leaves the same bytes.
+//!
+//! The plan has every round from the start. A training that stops early goes through the rest of them without work:
+//! their tasks hand the last checkpoint on.
 
 mod advice;
+mod batch;
 mod figures;
 pub mod finish;
 pub mod init;
@@ -13,9 +17,9 @@ mod tensorboard;
 #[cfg(test)]
 mod tests;
 pub(crate) mod training_set;
+mod validation;
 
-use likeness_contract::documents::ObjectRef;
-use likeness_contract::jobs::{JobSpec, JobWork, TaskOutput, TrainStage};
+use likeness_contract::jobs::{CheckpointOutput, JobSpec, JobWork, TaskOutput, TrainStage};
 
 use crate::error::TaskError;
 
@@ -31,19 +35,9 @@ fn stage(spec: &JobSpec) -> Result<&TrainStage, TaskError> {
 }
 
 /// What the record of a checkpoint's task says.
-struct Checkpoint {
-    step: u64,
-    object: ObjectRef,
-    metrics: Option<ObjectRef>,
-    loss: Option<f64>,
-    validation_loss: Option<f64>,
-}
-
-fn checkpoint(output: TaskOutput) -> Result<Checkpoint, TaskError> {
+fn checkpoint(output: TaskOutput) -> Result<CheckpointOutput, TaskError> {
     match output {
-        TaskOutput::Checkpoint { step, object, metrics, loss, validation_loss, .. } => {
-            Ok(Checkpoint { step, object, metrics, loss, validation_loss })
-        }
+        TaskOutput::Checkpoint(checkpoint) => Ok(checkpoint),
         other => Err(TaskError::invalid(format!("expected the record of a checkpoint, found {other:?}"))),
     }
 }

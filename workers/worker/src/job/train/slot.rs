@@ -5,15 +5,17 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use candle_core::{Device, Tensor};
-use likeness_contract::jobs::{TaskOutput, TrainStage, task_ids};
+use candle_core::Device;
+use likeness_contract::jobs::{CheckpointOutput, TaskOutput, TrainStage, task_ids};
 use likeness_contract::keys;
-use likeness_data::{TripletRows, TripletSampler};
+use likeness_data::TripletSampler;
 use likeness_model::{StepFigures, Trainer};
 
+use super::batch::Batch;
 use super::figures::{self, FigureRow, Phase};
 use super::training_set::{self, Rows, TrainingSet};
-use super::{Checkpoint, advice, checkpoint, stage};
+use super::validation::{self, Validation};
+use super::{advice, checkpoint, stage};
 use crate::error::TaskError;
 use crate::runtime::context::TaskContext;
 
@@ -22,7 +24,8 @@ const PREFETCHED: usize = 2;
 /// Share of all steps that counts as early: advice is given then.
 const EARLY: f64 = 0.2;
 
-/// Trains `steps` steps from `first_step` on, measures where the settings say so, and stores θ′ and the figures.
+/// Trains `steps` steps from `first_step` on, measures where the settings say so, and stores θ′ and the figures. Once
+/// the training has stopped it hands the checkpoint on.
 pub async fn run(
     cx: &TaskContext,
     round: u32,
@@ -31,30 +34,35 @@ pub async fn run(
     steps: u32,
 ) -> Result<TaskOutput, TaskError> {
     let stage = stage(cx.spec())?.clone();
-    let Checkpoint { step, object, .. } = checkpoint_before(cx, round).await?;
+    let before = checkpoint_before(cx, round).await?;
+    if before.stopped {
+        let handed_on = CheckpointOutput { metrics: None, images_per_second: None, wait_share: None, ..before };
+        return Ok(TaskOutput::Checkpoint(handed_on));
+    }
+    let CheckpointOutput { step, object, .. } = before;
     if step != first_step {
         return Err(TaskError::invalid(format!("round {round} starts at step {first_step}, its checkpoint at {step}")));
     }
     let theta = cx.store.read(&object).await?;
     let set = training_set::load(cx, &stage).await?;
     let inner = Round { cx: cx.clone(), stage, set, round, first_step, steps: u64::from(steps), theta };
-    let Trained { checkpoint, figures, loss, validation_loss, images_per_second, wait_share } =
+    let Trained { checkpoint, figures, loss, validation, images_per_second, wait_share } =
         cx.device.run(move |device| inner.train(device)).await?;
     let object = cx.create_object(|digest| keys::checkpoint(cx.job(), round + 1, digest), checkpoint).await?;
     let what = format!("figures-{}", task_ids::slot(round, slot));
     let metrics = cx.create_object(|digest| keys::job_data(cx.job(), &what, digest, "parquet"), figures).await?;
-    Ok(TaskOutput::Checkpoint {
-        step: first_step + u64::from(steps),
-        object,
+    Ok(TaskOutput::Checkpoint(CheckpointOutput {
         metrics: Some(metrics),
         loss: Some(loss),
-        validation_loss,
+        validation_loss: validation.as_ref().map(|validation| validation.figures.loss),
+        validation_map: validation.and_then(|validation| validation.map),
         images_per_second: Some(images_per_second),
         wait_share: Some(wait_share),
-    })
+        ..CheckpointOutput::of(first_step + u64::from(steps), object)
+    }))
 }
 
-async fn checkpoint_before(cx: &TaskContext, round: u32) -> Result<Checkpoint, TaskError> {
+async fn checkpoint_before(cx: &TaskContext, round: u32) -> Result<CheckpointOutput, TaskError> {
     let before = match round.checked_sub(1) {
         Some(last) => task_ids::outer(last),
         None => task_ids::train_init(),
@@ -78,7 +86,7 @@ struct Trained {
     checkpoint: Vec<u8>,
     figures: Vec<u8>,
     loss: f64,
-    validation_loss: Option<f64>,
+    validation: Option<Validation>,
     images_per_second: f64,
     wait_share: f64,
 }
@@ -101,13 +109,13 @@ impl Round {
         self.advise(&steps);
 
         let validation = self.validate(&trainer, device)?;
-        let rows = figure_rows(self.first_step, &steps, validation.as_ref());
+        let rows = figure_rows(self.first_step, &steps, validation.as_ref().map(|validation| &validation.figures));
         let mean = StepFigures::mean_of(&steps).ok_or_else(|| TaskError::invalid("a round without steps"))?;
         Ok(Trained {
             checkpoint: trainer.checkpoint()?,
             figures: figures::encode(&rows)?,
             loss: mean.loss,
-            validation_loss: validation.map(|figures| figures.loss),
+            validation,
             images_per_second: mean.rows as f64 / elapsed,
             wait_share: waited.as_secs_f64() / elapsed,
         })
@@ -145,7 +153,7 @@ impl Round {
             waited += asked.elapsed();
             let [images, positives, negatives] = batch.on(device)?;
             let figures = trainer.step(&images, &positives, &negatives)?;
-            if self.first_step + done == 0 {
+            if self.first_step + done == 0 && self.stage.train.init.is_none() {
                 self.tell(advice::at_the_start(&figures));
             }
             steps.push(figures);
@@ -173,21 +181,21 @@ impl Round {
         }
     }
 
-    /// Figures over the whole validation split, after the rounds that the settings name and after the last.
-    fn validate(&self, trainer: &Trainer, device: &Device) -> Result<Option<StepFigures>, TaskError> {
+    /// Over the whole validation split, after the rounds that the settings name and after the last.
+    fn validate(&self, trainer: &Trainer, device: &Device) -> Result<Option<Validation>, TaskError> {
         let ended = self.round + 1;
         let due = ended.is_multiple_of(self.stage.train.validate_every.max(1)) || ended == self.stage.rounds();
         let rows = &self.set.validation;
         if !due || rows.images.is_empty() {
             return Ok(None);
         }
-        let mut batches = Vec::new();
-        for triplets in self.sampler(rows)?.validation() {
-            self.go_on()?;
-            let [images, positives, negatives] = Batch::new(&self.stage, rows, triplets)?.on(device)?;
-            batches.push(trainer.validate(&images, &positives, &negatives)?);
+        let sampler = self.sampler(rows)?;
+        let validation = validation::validate(trainer, &self.stage, rows, &sampler, device, || self.go_on())?;
+        if let Some(Validation { figures, map: Some(map) }) = &validation {
+            let note = format!("validation: loss {:.4}, mAP {map:.4}", figures.loss);
+            self.cx.progress(self.steps, self.steps, note);
         }
-        Ok(StepFigures::mean_of(&batches))
+        Ok(validation)
     }
 }
 
@@ -205,34 +213,4 @@ fn figure_rows(first_step: u64, steps: &[StepFigures], validation: Option<&StepF
     let step = first_step + steps.len() as u64;
     rows.extend(validation.map(|figures| FigureRow { step, phase: Phase::Validation, figures: figures.clone() }));
     rows
-}
-
-/// One batch in memory.
-struct Batch {
-    size: usize,
-    px: usize,
-    attributes: usize,
-    images: Vec<f32>,
-    positives: Vec<f32>,
-    negatives: Vec<f32>,
-}
-
-impl Batch {
-    fn new(stage: &TrainStage, set: &Rows, triplets: TripletRows) -> Result<Self, TaskError> {
-        let TripletRows { rows, positives, negatives, augment } = triplets;
-        let px = stage.model.preprocessing.input_px as usize;
-        let mut images = vec![0.0; rows.len() * 3 * px * px];
-        set.images.fill(&rows, &augment, &mut images)?;
-        Ok(Self { size: rows.len(), px, attributes: stage.vocabulary.len(), images, positives, negatives })
-    }
-
-    /// Images (B, 3, H, W), positives and negatives (B, A).
-    fn on(self, device: &Device) -> Result<[Tensor; 3], TaskError> {
-        let Self { size, px, attributes, images, positives, negatives } = self;
-        Ok([
-            Tensor::from_vec(images, (size, 3, px, px), device)?,
-            Tensor::from_vec(positives, (size, attributes), device)?,
-            Tensor::from_vec(negatives, (size, attributes), device)?,
-        ])
-    }
 }

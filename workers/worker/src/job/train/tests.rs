@@ -1,5 +1,6 @@
 //! A whole training over a store in memory, and what must be the same when it is done again.
 
+use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,13 +9,15 @@ use candle_core::Device;
 use likeness_contract::documents::{DatasetManifest, ModelManifest, ObjectRef, PartEntry};
 use likeness_contract::ids::{Digest, JobId, Name, RunNumber, TaskId, WorkerId};
 use likeness_contract::jobs::{
-    DatasetRef, DeviceClass, JobSpec, JobWork, Priority, TaskMessage, TaskOutput, TaskRecord, TaskWork, TrainStage,
-    task_ids,
+    CheckpointOutput, DatasetRef, DeviceClass, JobSpec, JobWork, Priority, TaskMessage, TaskOutput, TaskRecord,
+    TaskWork, TrainStage, task_ids,
 };
 use likeness_contract::keys;
 use likeness_contract::settings::{
-    Architecture, ModelSettings, Preprocessing, QueryEncoding, TrainSettings, Vocabulary,
+    Architecture, ColourJitter, InitWeights, Keep, ModelSettings, Optimizer, Preprocessing, QueryEncoding, ResizedCrop,
+    SgdSettings, TrainSettings, Vocabulary,
 };
+use likeness_contract::weights::Header;
 use likeness_data::{PartRow, encode_part};
 use likeness_link::store::Store;
 use likeness_model::Model;
@@ -31,7 +34,7 @@ const ATTRIBUTES: usize = 4;
 const TRAIN_ROWS: usize = 26;
 const VALIDATION_ROWS: usize = 10;
 /// 3 steps an epoch, two epochs, rounds of 4 and 2 steps.
-const ROUNDS: [(u64, u32); 2] = [(0, 4), (4, 2)];
+const ROUNDS: u32 = 2;
 
 fn job() -> JobId {
     JobId::new("training").unwrap()
@@ -86,16 +89,22 @@ fn part_row(row: usize) -> PartRow {
 /// One worker over a store of its own.
 struct World {
     shared: Shared,
+    stage: TrainStage,
     progress: watch::Sender<Option<Progress>>,
 }
 
 impl World {
     async fn new(worker: &str) -> Self {
+        Self::of(worker, stage()).await
+    }
+
+    async fn of(worker: &str, stage: TrainStage) -> Self {
         let store = Store::open("memory:").await.unwrap();
         let device = DeviceThread::start(Device::Cpu).unwrap();
         let cache = Arc::new(Cache::new(store.clone(), 1 << 20));
-        let shared = Shared { store, device, cache, worker: WorkerId::new(worker).unwrap() };
-        let world = Self { shared, progress: watch::Sender::new(None) };
+        let worker = WorkerId::new(worker).unwrap();
+        let shared = Shared { store, device, cache, worker, approximate_rows: None };
+        let world = Self { shared, stage, progress: watch::Sender::new(None) };
         world.put_dataset().await;
         world
     }
@@ -121,7 +130,7 @@ impl World {
     /// Does a task as a worker does, without its record.
     async fn attempt(&self, task: TaskId, work: TaskWork, lease: Lease) -> Result<TaskOutput, TaskError> {
         let message = TaskMessage { job: job(), run: RunNumber(1), task, work };
-        let (message, spec) = (Arc::new(message), Arc::new(spec(stage())));
+        let (message, spec) = (Arc::new(message), Arc::new(spec(self.stage.clone())));
         crate::job::run(&TaskContext::new(&self.shared, message, spec, Arc::new(lease), self.progress.clone())).await
     }
 
@@ -144,7 +153,7 @@ impl World {
     }
 
     async fn slot(&self, round: u32) -> TaskOutput {
-        let (task, work) = slot(round);
+        let (task, work) = self.slot_task(round);
         self.done(task, work).await
     }
 
@@ -156,10 +165,18 @@ impl World {
     /// The whole training.
     async fn train(&self) -> ModelManifest {
         self.done(task_ids::train_init(), TaskWork::TrainInit).await;
-        self.round(0).await;
-        self.round(1).await;
+        for round in 0..self.stage.rounds() {
+            self.round(round).await;
+        }
         self.done(task_ids::train_finish(), TaskWork::TrainFinish).await;
         self.manifest().await
+    }
+
+    fn slot_task(&self, round: u32) -> (TaskId, TaskWork) {
+        let inner_steps = u64::from(self.stage.train.inner_steps);
+        let first_step = u64::from(round) * inner_steps;
+        let steps = inner_steps.min(self.stage.total_steps() - first_step) as u32;
+        (task_ids::slot(round, 0), TaskWork::TrainSlot { round, slot: 0, first_step, steps })
     }
 
     async fn manifest(&self) -> ModelManifest {
@@ -167,23 +184,19 @@ impl World {
     }
 }
 
-fn slot(round: u32) -> (TaskId, TaskWork) {
-    let (first_step, steps) = ROUNDS[round as usize];
-    (task_ids::slot(round, 0), TaskWork::TrainSlot { round, slot: 0, first_step, steps })
-}
-
 fn lease() -> Lease {
     Lease::new(Instant::now(), Duration::from_secs(3600))
 }
 
 fn objects(output: TaskOutput) -> (ObjectRef, Option<ObjectRef>) {
-    let TaskOutput::Checkpoint { object, metrics, .. } = output else { panic!("no checkpoint: {output:?}") };
-    (object, metrics)
+    let TaskOutput::Checkpoint(checkpoint) = output else { panic!("no checkpoint: {output:?}") };
+    (checkpoint.object, checkpoint.metrics)
 }
 
 #[tokio::test]
 async fn a_training_leaves_a_model_that_loads_with_the_figures_of_every_step() {
     let world = World::new("w").await;
+    assert_eq!(world.stage.rounds(), ROUNDS);
     let manifest = world.train().await;
     assert_eq!((manifest.steps, manifest.distance.as_str()), (6, "euclidean"));
     assert!(manifest.validation_loss.unwrap().is_finite());
@@ -208,16 +221,121 @@ async fn two_workers_make_the_same_model() {
 
 #[tokio::test]
 async fn a_slot_done_again_by_a_worker_that_starts_anew_leaves_the_same_objects() {
-    let world = World::new("w").await;
-    world.done(task_ids::train_init(), TaskWork::TrainInit).await;
-    let first = world.round(0).await;
-    let second = world.slot(1).await;
-    world.shared.cache.training_set.clear();
-    for (round, expected) in [(0, first), (1, second)] {
-        let (task, work) = slot(round);
-        let (again, _) = objects(world.attempt(task, work, lease()).await.unwrap());
-        assert_eq!(again, objects(expected).0, "round {round}");
+    let sgd = TrainSettings {
+        optimizer: Optimizer::Sgd(SgdSettings::default()),
+        clip_norm: 0.1,
+        random_crop: 0.0,
+        resized_crop: Some(ResizedCrop::from_scale(0.5)),
+        colour: ColourJitter { brightness: 0.3, contrast: 0.3, saturation: 0.3, hue: 0.05 },
+        ..stage().train
+    };
+    for train in [stage().train, sgd] {
+        let world = World::of("w", TrainStage { train, ..stage() }).await;
+        world.done(task_ids::train_init(), TaskWork::TrainInit).await;
+        let first = world.round(0).await;
+        let second = world.slot(1).await;
+        world.shared.cache.training_set.clear();
+        for (round, expected) in [(0, first), (1, second)] {
+            let (task, work) = world.slot_task(round);
+            let (again, _) = objects(world.attempt(task, work, lease()).await.unwrap());
+            assert_eq!(again, objects(expected).0, "round {round}");
+        }
     }
+}
+
+fn outer(output: TaskOutput) -> CheckpointOutput {
+    let TaskOutput::Checkpoint(checkpoint) = output else { panic!("no checkpoint: {output:?}") };
+    checkpoint
+}
+
+#[tokio::test]
+async fn a_training_that_stops_early_hands_its_checkpoint_on_and_keeps_the_best_round() {
+    let train = TrainSettings {
+        epochs: 8,
+        inner_steps: 1,
+        keep: Keep::Best,
+        patience: 2,
+        optimizer: Optimizer::Sgd(SgdSettings { lr: 1.0, ..SgdSettings::default() }),
+        ..stage().train
+    };
+    let world = World::of("w", TrainStage { train, ..stage() }).await;
+    world.done(task_ids::train_init(), TaskWork::TrainInit).await;
+    let mut rounds = Vec::new();
+    for round in 0..world.stage.rounds() {
+        rounds.push(outer(world.round(round).await));
+    }
+    world.done(task_ids::train_finish(), TaskWork::TrainFinish).await;
+    let trained = 1 + rounds.iter().position(|round| round.stopped).expect("24 rounds without a stop");
+    assert!(trained < rounds.len(), "it stopped at the very end");
+    assert!(rounds[trained..].iter().all(|round| round.object == rounds[trained - 1].object));
+    let maps: Vec<f64> = rounds[..trained].iter().map(|round| round.validation_map.unwrap()).collect();
+    let best = (0..trained).rev().max_by(|a, b| maps[*a].total_cmp(&maps[*b])).unwrap();
+    assert_eq!(best, trained - 3, "two validations after the best: {maps:?}");
+
+    let manifest = world.manifest().await;
+    assert!(manifest.stopped_early);
+    assert_eq!((manifest.round, manifest.validation_map), (Some(best as u32), Some(maps[best])));
+    assert_eq!((manifest.checkpoint, manifest.steps), (rounds[best].object.clone(), best as u64 + 1));
+    let figures = figures::decode(world.shared.store.read(&manifest.training).await.unwrap()).unwrap();
+    assert_eq!(figures.iter().filter(|row| row.phase == Phase::Train).count(), trained);
+}
+
+async fn put_weights(world: &World, bytes: Vec<u8>) -> ObjectRef {
+    let digest = Digest::of(&bytes);
+    let key = keys::brought_weights(&digest);
+    world.shared.store.create_object(key, bytes.into(), digest).await.unwrap()
+}
+
+fn starting_from(weights: ObjectRef, model: Option<JobId>) -> TrainStage {
+    let init = Some(InitWeights { source: "w.safetensors".into(), model, weights });
+    TrainStage { train: TrainSettings { init, ..stage().train }, ..stage() }
+}
+
+/// The bytes of every tensor that is drawn at random when it starts fresh.
+fn drawn(file: &[u8]) -> BTreeMap<String, &[u8]> {
+    let header = Header::parse(file).unwrap();
+    let (_, values) = file.split_at(header.data_start);
+    let is_drawn =
+        |name: &str| [".conv1.weight", ".linear1.weight", ".fc.weight"].iter().any(|end| name.ends_with(end));
+    let tensors = header.tensors.into_iter().filter(|(name, _)| is_drawn(name) && !name.starts_with("adamw"));
+    tensors.map(|(name, tensor)| (name, &values[tensor.data_offsets[0]..tensor.data_offsets[1]])).collect()
+}
+
+/// The tensors of the first checkpoint that equal those of `weights`.
+async fn taken_over(world: &World, weights: &[u8]) -> Vec<String> {
+    let (object, _) = objects(world.done(task_ids::train_init(), TaskWork::TrainInit).await);
+    let checkpoint = world.shared.store.read(&object).await.unwrap();
+    let (checkpoint, weights) = (drawn(&checkpoint), drawn(weights));
+    weights.iter().filter(|(name, values)| checkpoint[*name] == **values).map(|(name, _)| name.clone()).collect()
+}
+
+#[tokio::test]
+async fn a_training_starts_from_the_backbone_of_a_file_and_from_the_whole_of_a_model_of_ours() {
+    let first = World::of("w", TrainStage { train: TrainSettings { seed: 1, ..stage().train }, ..stage() }).await;
+    let manifest = first.train().await;
+    let weights = first.shared.store.read(&manifest.weights).await.unwrap();
+
+    let mut world = World::new("w").await;
+    world.stage = starting_from(put_weights(&world, weights.to_vec()).await, None);
+    let names = taken_over(&world, &weights).await;
+    assert!(names.iter().any(|name| name == "image.layer4.1.conv1.weight"), "{names:?}");
+    assert!(!names.iter().any(|name| name.contains("fc") || name.contains("linear")), "{names:?}");
+
+    let mut world = World::new("w").await;
+    let model = JobId::new("first").unwrap();
+    world.shared.store.create_document(&keys::model_manifest(&model), &manifest).await.unwrap();
+    world.stage = starting_from(put_weights(&world, weights.to_vec()).await, Some(model));
+    let names = taken_over(&world, &weights).await;
+    assert!(names.iter().any(|name| name.contains("fc")) && names.iter().any(|name| name.contains("linear")));
+}
+
+#[tokio::test]
+async fn weights_of_another_network_are_no_start() {
+    let mut world = World::new("w").await;
+    world.stage = starting_from(put_weights(&world, b"PK\x03\x04".to_vec()).await, None);
+    let error = world.attempt(task_ids::train_init(), TaskWork::TrainInit, lease()).await.unwrap_err();
+    assert_eq!(error.kind, TaskErrorKind::Invalid);
+    assert!(error.to_string().contains("w.safetensors"), "{error}");
 }
 
 #[tokio::test]
@@ -238,7 +356,7 @@ async fn an_attempt_that_is_told_to_stop_stores_nothing() {
     for (reason, kind) in [(Interrupt::Cancelled, TaskErrorKind::Cancelled), (Interrupt::Drain, TaskErrorKind::Drain)] {
         let stopped = lease();
         stopped.stop(reason);
-        let (task, work) = slot(0);
+        let (task, work) = world.slot_task(0);
         assert_eq!(world.attempt(task, work, stopped).await.unwrap_err().kind, kind);
     }
     assert_eq!(world.shared.store.list("").await.unwrap(), before);
@@ -251,7 +369,7 @@ async fn a_slot_that_does_not_fit_its_checkpoint_is_invalid() {
     let work = TaskWork::TrainSlot { round: 0, slot: 0, first_step: 3, steps: 1 };
     let error = world.attempt(task_ids::slot(0, 0), work, lease()).await.unwrap_err();
     assert_eq!(error.kind, TaskErrorKind::Invalid, "{error}");
-    let (task, work) = slot(1);
+    let (task, work) = world.slot_task(1);
     let error = world.attempt(task, work, lease()).await.unwrap_err();
     assert_eq!(error.kind, TaskErrorKind::Invalid, "the record of the round before is missing: {error}");
 }

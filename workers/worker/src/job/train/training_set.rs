@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use likeness_contract::jobs::{DatasetRef, TrainStage};
 use likeness_contract::settings::{Preprocessing, Split};
-use likeness_data::{Part, TrainImages};
+use likeness_data::{Crops, Part, TrainImages};
 
 use crate::error::TaskError;
 use crate::runtime::context::TaskContext;
@@ -12,7 +12,7 @@ use crate::runtime::context::TaskContext;
 /// The training and validation rows of one dataset version, ready for one kind of input.
 #[derive(Debug)]
 pub struct TrainingSet {
-    /// Learned from; its images have a margin for the random crop.
+    /// Learned from; its images are ready for the random crop.
     pub train: Rows,
     /// Measured on; may be empty.
     pub validation: Rows,
@@ -29,8 +29,8 @@ pub struct Rows {
 }
 
 impl Rows {
-    fn empty(preprocessing: &Preprocessing, random_crop: f32, split: Split) -> Result<Self, TaskError> {
-        let images = TrainImages::new(preprocessing, random_crop, std::iter::empty::<&[u8]>())?;
+    fn empty(preprocessing: &Preprocessing, crops: Crops, split: Split) -> Result<Self, TaskError> {
+        let images = TrainImages::new(preprocessing, crops, std::iter::empty::<&[u8]>())?;
         Ok(Self { images, labels: Vec::new(), split })
     }
 
@@ -51,7 +51,7 @@ pub struct LastTrainingSet(Mutex<Option<(Key, Arc<TrainingSet>)>>);
 struct Key {
     dataset: DatasetRef,
     preprocessing: Preprocessing,
-    random_crop: f32,
+    crops: Crops,
 }
 
 impl LastTrainingSet {
@@ -75,15 +75,16 @@ impl LastTrainingSet {
 
 /// The set of a training, read from the store unless the last round left it here.
 pub(super) async fn load(cx: &TaskContext, stage: &TrainStage) -> Result<Arc<TrainingSet>, TaskError> {
-    let (preprocessing, random_crop) = (&stage.model.preprocessing, stage.train.random_crop);
-    let key = Key { dataset: stage.dataset.clone(), preprocessing: preprocessing.clone(), random_crop };
+    let preprocessing = &stage.model.preprocessing;
+    let crops = Crops { shift: stage.train.random_crop, resized: stage.train.resized_crop };
+    let key = Key { dataset: stage.dataset.clone(), preprocessing: preprocessing.clone(), crops };
     if let Some(set) = cx.cache.training_set.get(&key) {
         return Ok(set);
     }
     cx.cache.training_set.clear();
     let mut set = TrainingSet {
-        train: Rows::empty(preprocessing, random_crop, Split::Train)?,
-        validation: Rows::empty(preprocessing, 0.0, Split::Validation)?,
+        train: Rows::empty(preprocessing, crops, Split::Train)?,
+        validation: Rows::empty(preprocessing, Crops::NONE, Split::Validation)?,
     };
     let manifest = cx.cache.dataset(&stage.dataset).await?;
     for (i, entry) in manifest.parts.iter().enumerate() {

@@ -1,0 +1,282 @@
+//! `likeness models`: what was trained, and its weights for other programs.
+
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+use futures::{StreamExt, TryStreamExt, stream};
+use likeness_contract::documents::{ModelManifest, Release};
+use likeness_contract::ids::JobId;
+use likeness_contract::keys;
+use likeness_contract::names;
+use likeness_contract::settings::{Architecture, Crop, Keep, Optimizer, QueryEncoding, TrainSettings};
+use likeness_contract::weights::export;
+use likeness_link::Store;
+use serde_json::{Value, json};
+
+use crate::command::Global;
+use crate::command::exit::{Exit, Failure, Outcome};
+use crate::command::output::{self, Table, line, say, thousands};
+
+/// Documents that are read at once.
+const AT_ONCE: usize = 16;
+
+/// Subcommands of `likeness models`.
+#[derive(Debug, Subcommand)]
+pub enum ModelsCommand {
+    /// All models, those that serve with their alias.
+    List,
+    /// One model: how it was trained, and on what.
+    Show {
+        /// A model, or an alias for the model that serves there.
+        model: String,
+    },
+    /// Write a model's weights as safetensors that PyTorch opens, and a description beside them.
+    #[command(after_help = "\
+The tensors have torchvision's names (`conv1.weight` … `fc.bias`) with D outputs; the attribute tower follows as \
+`attributes.linear1.weight` … (Linear, BatchNorm, ReLU, Linear). Both end in unit vectors. The JSON beside the file, and \
+its metadata under `likeness`, says how an image becomes the input and what the attributes are called.
+
+Examples:
+  likeness models export main                              writes main.safetensors and main.json
+  likeness models export train-0a1b --out faces.safetensors
+
+In Python:
+  from safetensors.torch import load_file
+  weights = load_file('main.safetensors')
+  image = {k: v for k, v in weights.items() if not k.startswith('attributes.')}
+  net = torchvision.models.resnet50(num_classes=image['fc.bias'].numel()); net.load_state_dict(image)
+  embeddings = torch.nn.functional.normalize(net.eval()(images))")]
+    Export {
+        /// A model, or an alias for the model that serves there.
+        model: String,
+        /// The file [default: NAME.safetensors].
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        /// Write over files that exist.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// Runs it.
+pub async fn run(global: &Global, command: ModelsCommand) -> Outcome {
+    let store = Store::open_existing(&global.connection.resolve()?.store).await?;
+    match command {
+        ModelsCommand::List => list(global, &store).await,
+        ModelsCommand::Show { model } => show(global, &find(&store, &model).await?),
+        ModelsCommand::Export { model, out, force } => write(global, &store, &model, out, force).await,
+    }
+}
+
+/// The model of an id or of the newest release of an alias; nothing found is answered with the nearest names.
+pub async fn find(store: &Store, name: &str) -> Outcome<ModelManifest> {
+    if let Ok(id) = JobId::new(name)
+        && let Some(manifest) = store.document(&keys::model_manifest(&id)).await?
+    {
+        return Ok(manifest);
+    }
+    let aliases = store.children(keys::RELEASES).await?;
+    if aliases.iter().any(|alias| alias == name)
+        && let Some(release) = newest(store, name).await?
+    {
+        return Ok(store.require(&keys::model_manifest(&release.model)).await?);
+    }
+    let models = store.children(keys::MODELS).await?;
+    let known = models.iter().chain(&aliases).map(String::as_str);
+    let nearest = names::nearest(name, known);
+    let text = if models.is_empty() { "; none was trained yet".into() } else { names::hint(&nearest) };
+    Err(Failure::usage(format!("there is no model or alias `{name}`{text}")))
+}
+
+async fn newest(store: &Store, alias: &str) -> Outcome<Option<Release>> {
+    let keys = store.list(&format!("{}/{alias}", keys::RELEASES)).await?;
+    match keys.iter().filter_map(|key| Some((keys::number_of(key)?, key))).max() {
+        Some((_, key)) => Ok(store.document(key).await?),
+        None => Ok(None),
+    }
+}
+
+/// A model with the aliases that serve it.
+struct Listed {
+    manifest: ModelManifest,
+    serves: Vec<String>,
+}
+
+async fn list(global: &Global, store: &Store) -> Outcome {
+    let models = all(store).await?;
+    if global.json {
+        let manifests: Vec<&ModelManifest> = models.iter().map(|model| &model.manifest).collect();
+        output::json(&manifests)?;
+    } else if models.is_empty() {
+        say("no models yet: make one with `likeness train` or `likeness pipeline`");
+    } else {
+        line(table(&models).render());
+    }
+    Ok(Exit::Done)
+}
+
+/// Finished models by id.
+async fn all(store: &Store) -> Outcome<Vec<Listed>> {
+    let ids = store.children(keys::MODELS).await?.into_iter().filter_map(|id| JobId::new(id).ok());
+    let read = |id: JobId| async move { store.document::<ModelManifest>(&keys::model_manifest(&id)).await };
+    let found: Vec<_> = stream::iter(ids).map(read).buffered(AT_ONCE).try_collect().await?;
+    let mut models: Vec<Listed> =
+        found.into_iter().flatten().map(|manifest| Listed { manifest, serves: Vec::new() }).collect();
+    for alias in store.children(keys::RELEASES).await? {
+        let Some(release) = newest(store, &alias).await? else { continue };
+        let served = models.iter_mut().filter(|model| model.manifest.model == release.model);
+        served.for_each(|model| model.serves.push(alias.clone()));
+    }
+    Ok(models)
+}
+
+fn table(models: &[Listed]) -> Table {
+    let mut table = Table::new(["model", "architecture", "D", "px", "dataset", "steps", "loss", "mAP", "serves"]);
+    let figure = |value: Option<f64>| value.map_or("–".into(), |value| format!("{value:.4}"));
+    for Listed { manifest, serves } in models {
+        table.row([
+            manifest.model.to_string(),
+            manifest.settings.architecture.name().into(),
+            manifest.settings.embedding_dim.to_string(),
+            manifest.settings.preprocessing.input_px.to_string(),
+            manifest.dataset.dataset.to_string(),
+            thousands(manifest.steps),
+            figure(manifest.validation_loss),
+            figure(manifest.validation_map),
+            serves.join(", "),
+        ]);
+    }
+    table
+}
+
+fn show(global: &Global, manifest: &ModelManifest) -> Outcome {
+    if global.json {
+        output::json(manifest)?;
+        return Ok(Exit::Done);
+    }
+    for (what, text) in facts(manifest) {
+        line(format!("{what:<13} {text}"));
+    }
+    Ok(Exit::Done)
+}
+
+fn facts(manifest: &ModelManifest) -> Vec<(&'static str, String)> {
+    let ModelManifest { model, settings, train, vocabulary, dataset, weights, steps, .. } = manifest;
+    let encoding = match settings.encoding {
+        QueryEncoding::ThreeState => "three-state",
+        QueryEncoding::MultiHot => "multi-hot",
+    };
+    let px = settings.preprocessing.input_px;
+    let mut facts = vec![
+        ("model", model.to_string()),
+        ("architecture", format!("{} at {px} px, D = {}", settings.architecture.name(), settings.embedding_dim)),
+        ("attributes", format!("{}, {encoding}: {}", vocabulary.len(), vocabulary.names.join(", "))),
+        ("dataset", format!("{}@{}", dataset.dataset, dataset.version)),
+        ("trained", trained(train, *steps)),
+    ];
+    if let Some(init) = &train.init {
+        facts.push(("start", format!("`{}` (sha256 {})", init.source, init.weights.digest.short())));
+    }
+    facts.extend(manifest.round.map(|round| ("round", round_in_words(manifest, round))));
+    let figure = |value: Option<f64>| value.map_or("–".into(), |value| format!("{value:.4}"));
+    let (loss, map) = (figure(manifest.validation_loss), figure(manifest.validation_map));
+    facts.push(("validation", format!("loss {loss}, mAP of single attributes {map}")));
+    facts.push(("weights", format!("{} ({} bytes, sha256 {})", weights.key, thousands(weights.bytes), weights.digest)));
+    facts
+}
+
+fn trained(train: &TrainSettings, steps: u64) -> String {
+    let optimizer = match train.optimizer {
+        Optimizer::AdamW(settings) => format!("adamw, lr {}, weight decay {}", settings.lr, settings.weight_decay),
+        Optimizer::Sgd(settings) => {
+            format!("sgd, lr {}, momentum {}, weight decay {}", settings.lr, settings.momentum, settings.weight_decay)
+        }
+    };
+    format!("{} steps of {} triplets, margin {}; {optimizer}", thousands(steps), train.batch_size, train.margin)
+}
+
+fn round_in_words(manifest: &ModelManifest, round: u32) -> String {
+    let which = match manifest.train.keep {
+        Keep::Best => "the best by mAP",
+        Keep::Last => "the last",
+    };
+    let stopped = if manifest.stopped_early { "; the training stopped early" } else { "" };
+    format!("{round}, counted from 0: {which}{stopped}")
+}
+
+async fn write(global: &Global, store: &Store, name: &str, out: Option<PathBuf>, force: bool) -> Outcome {
+    let manifest = find(store, name).await?;
+    let file = out.unwrap_or_else(|| format!("{name}.safetensors").into());
+    let beside = file.with_extension("json");
+    if beside == file {
+        return Err(Failure::usage(format!(
+            "`{}` is the name of the description: call it `.safetensors`",
+            file.display()
+        )));
+    }
+    for path in [&file, &beside] {
+        refuse_existing(path, force)?;
+    }
+    let description = describe(&manifest);
+    let weights = store.read(&manifest.weights).await?;
+    let unusable = |e| Failure::failed(format!("`{}` can't be exported: {e}", manifest.weights.key));
+    let exported = export(&weights, &description.to_string()).map_err(unusable)?;
+    save(&file, &exported)?;
+    save(&beside, format!("{description:#}\n").as_bytes())?;
+    if global.json {
+        output::json(&json!({ "weights": file, "description": beside, "model": manifest.model }))?;
+    } else {
+        line(format!("{} and {}", file.display(), beside.display()));
+    }
+    Ok(Exit::Done)
+}
+
+fn refuse_existing(path: &Path, force: bool) -> Outcome<()> {
+    if force || !path.exists() {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "`{}` exists: give --force to write over it, or --out for another name",
+        path.display()
+    )))
+}
+
+fn save(path: &Path, bytes: &[u8]) -> Outcome<()> {
+    std::fs::write(path, bytes).map_err(|e| Failure::failed(format!("can't write `{}`: {e}", path.display())))
+}
+
+/// All that another program needs to use the weights.
+fn describe(manifest: &ModelManifest) -> Value {
+    let ModelManifest { model, settings, vocabulary, distance, .. } = manifest;
+    let preprocessing = &settings.preprocessing;
+    let torchvision = match settings.architecture {
+        Architecture::CnnS => "ResNet(BasicBlock, [2, 2, 2, 2]) of base width 32".to_string(),
+        other => other.name().to_string(),
+    };
+    let crop = match preprocessing.crop {
+        Crop::CenterSquare => "center-square",
+        Crop::Stretch => "stretch",
+    };
+    json!({
+        "model": model,
+        "architecture": settings.architecture.name(),
+        "torchvision": torchvision,
+        "embedding_dim": settings.embedding_dim,
+        "preprocessing": {
+            "crop": crop,
+            "resize": "bilinear, antialiased",
+            "input_px": preprocessing.input_px,
+            "mean": preprocessing.mean,
+            "std": preprocessing.std,
+        },
+        "query": {
+            "encoding": settings.encoding,
+            "attributes": vocabulary.names,
+            "tower": "attributes.linear1, attributes.bn1, ReLU, attributes.linear2",
+        },
+        "normalise": "both towers end in unit vectors",
+        "distance": distance,
+        "dataset": manifest.dataset,
+        "weights_sha256": manifest.weights.digest,
+    })
+}

@@ -1,0 +1,161 @@
+//! Past versions of documents, as they are still read; and written, where they say all of it.
+
+use serde::{Deserialize, Serialize};
+
+use super::{GenerationManifest, HeadlineRow, ModelManifest, ObjectRef, ReportManifest, ShardEntry, Skipped};
+use crate::codec::Message;
+use crate::ids::{Digest, JobId};
+use crate::jobs::{DatasetRef, GenerationRef};
+use crate::settings::{EvaluateSettings, ModelSettings, Split, TrainSettingsV1, Vocabulary};
+
+/// Version 1 of a generation: no approximate indexes.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct GenerationManifestV1 {
+    generation: GenerationRef,
+    model: JobId,
+    weights: Digest,
+    dataset: DatasetRef,
+    rows: Split,
+    embedding_dim: u32,
+    vocabulary: Vocabulary,
+    shards: Vec<ShardEntryV1>,
+    skipped: Vec<Skipped>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct ShardEntryV1 {
+    shard: u32,
+    object: ObjectRef,
+    rows: u64,
+}
+
+impl Message for GenerationManifestV1 {
+    const NAME: &'static str = GenerationManifest::NAME;
+    const VERSION: u16 = 1;
+}
+
+impl GenerationManifestV1 {
+    /// The same manifest, if no shard has an approximate index.
+    pub fn of(manifest: &GenerationManifest) -> Option<Self> {
+        let GenerationManifest {
+            generation,
+            model,
+            weights,
+            dataset,
+            rows,
+            embedding_dim,
+            vocabulary,
+            shards,
+            skipped,
+        } = manifest;
+        let entry = |entry: &ShardEntry| {
+            let ShardEntry { shard, object, rows, approximate } = entry.clone();
+            approximate.is_none().then_some(ShardEntryV1 { shard, object, rows })
+        };
+        Some(Self {
+            generation: generation.clone(),
+            model: model.clone(),
+            weights: *weights,
+            dataset: dataset.clone(),
+            rows: *rows,
+            embedding_dim: *embedding_dim,
+            vocabulary: vocabulary.clone(),
+            shards: shards.iter().map(entry).collect::<Option<_>>()?,
+            skipped: skipped.clone(),
+        })
+    }
+}
+
+impl From<GenerationManifestV1> for GenerationManifest {
+    fn from(old: GenerationManifestV1) -> Self {
+        let GenerationManifestV1 {
+            generation,
+            model,
+            weights,
+            dataset,
+            rows,
+            embedding_dim,
+            vocabulary,
+            shards,
+            skipped,
+        } = old;
+        let entry = |ShardEntryV1 { shard, object, rows }| ShardEntry { shard, object, rows, approximate: None };
+        let shards = shards.into_iter().map(entry).collect();
+        Self { generation, model, weights, dataset, rows, embedding_dim, vocabulary, shards, skipped }
+    }
+}
+
+/// Version 1 of a model: the last round always, measured by its loss.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ModelManifestV1 {
+    model: JobId,
+    settings: ModelSettings,
+    train: TrainSettingsV1,
+    vocabulary: Vocabulary,
+    dataset: DatasetRef,
+    weights: ObjectRef,
+    checkpoint: ObjectRef,
+    distance: String,
+    steps: u64,
+    validation_loss: Option<f64>,
+    training: ObjectRef,
+    tensorboard: ObjectRef,
+}
+
+impl From<ModelManifestV1> for ModelManifest {
+    fn from(old: ModelManifestV1) -> Self {
+        let ModelManifestV1 {
+            model,
+            settings,
+            train,
+            vocabulary,
+            dataset,
+            weights,
+            checkpoint,
+            distance,
+            steps,
+            validation_loss,
+            training,
+            tensorboard,
+        } = old;
+        Self {
+            model,
+            settings,
+            train: train.into(),
+            vocabulary,
+            dataset,
+            weights,
+            checkpoint,
+            distance,
+            steps,
+            validation_loss,
+            training,
+            tensorboard,
+            round: None,
+            validation_map: None,
+            stopped_early: false,
+        }
+    }
+}
+
+/// Version 1 of a report: no files for TREC's tools.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ReportManifestV1 {
+    report: JobId,
+    generation: GenerationRef,
+    model: JobId,
+    rows: Split,
+    items: u64,
+    settings: EvaluateSettings,
+    json: ObjectRef,
+    queries: ObjectRef,
+    html: ObjectRef,
+    headline: Vec<HeadlineRow>,
+}
+
+impl From<ReportManifestV1> for ReportManifest {
+    fn from(old: ReportManifestV1) -> Self {
+        let ReportManifestV1 { report, generation, model, rows, items, settings, json, queries, html, headline } = old;
+        Self { report, generation, model, rows, items, settings, json, queries, html, headline, trec: None }
+    }
+}

@@ -1,0 +1,87 @@
+//! What a validation measures: the figures of fixed triplets, and how well single attributes find their images.
+
+use candle_core::{Device, Tensor};
+use likeness_contract::jobs::TrainStage;
+use likeness_contract::settings::EvaluateSettings;
+use likeness_data::TripletSampler;
+use likeness_evaluation::{PlainBlock, Query, QuerySet, draw_queries, headline, score};
+use likeness_model::{Model, StepFigures, Trainer, encode_query};
+
+use super::batch::Batch;
+use super::training_set::Rows;
+use crate::error::TaskError;
+
+/// Queries as in the `singles` of a report: both signs of every attribute that at least 5 images satisfy.
+const SINGLES: EvaluateSettings =
+    EvaluateSettings { pairs: 0, triples: 0, min_relevant: 5, seed: 0, queries_per_task: u32::MAX };
+
+/// The whole validation split, measured.
+pub(super) struct Validation {
+    /// Of fixed triplets.
+    pub figures: StepFigures,
+    /// mAP of single attributes; none where no attribute has enough images.
+    pub map: Option<f64>,
+}
+
+/// Measures the weights as they are. `go_on` fails when the attempt was told to stop; no rows, no validation.
+pub(super) fn validate(
+    trainer: &Trainer,
+    stage: &TrainStage,
+    rows: &Rows,
+    sampler: &TripletSampler,
+    device: &Device,
+    go_on: impl Fn() -> Result<(), TaskError>,
+) -> Result<Option<Validation>, TaskError> {
+    let attributes = stage.vocabulary.len();
+    let (mut batches, mut embeddings, mut labels) = (Vec::new(), Vec::new(), Vec::new());
+    for triplets in sampler.validation() {
+        go_on()?;
+        for row in &triplets.rows {
+            labels.extend_from_slice(&rows.labels[*row as usize * attributes..][..attributes]);
+        }
+        let [images, positives, negatives] = Batch::new(stage, rows, triplets)?.on(device)?;
+        let anchors = trainer.model().embed_images(&images)?;
+        embeddings.extend(anchors.flatten_all()?.to_vec1::<f32>()?);
+        batches.push(trainer.validate(&anchors, &positives, &negatives)?);
+    }
+    go_on()?;
+    let Some(figures) = StepFigures::mean_of(&batches) else { return Ok(None) };
+    let map = map_of_singles(trainer.model(), stage, embeddings, labels, device)?;
+    Ok(Some(Validation { figures, map }))
+}
+
+/// mAP over the singles among N images: embeddings N × D, labels N × A.
+fn map_of_singles(
+    model: &Model,
+    stage: &TrainStage,
+    embeddings: Vec<f32>,
+    labels: Vec<i8>,
+    device: &Device,
+) -> Result<Option<f64>, TaskError> {
+    let (dim, attributes) = (model.embedding_dim(), stage.vocabulary.len());
+    let item = |row: usize| format!("{row:08}");
+    let mut queries = draw_queries(&stage.vocabulary, &labels, item, &SINGLES)?.queries;
+    queries.retain(|query| query.set == QuerySet::Singles);
+    if queries.is_empty() {
+        return Ok(None);
+    }
+    let asked = embedded(model, stage, queries, device)?;
+    let items = (0..labels.len() / attributes).map(item).collect();
+    let block = std::sync::Arc::new(PlainBlock::new(items, embeddings, labels, dim, attributes)?);
+    let load = |_| Ok::<_, TaskError>(std::sync::Arc::clone(&block));
+    let scores = score(&asked, 1, load, &mut |_, _| {})?;
+    Ok(headline(&scores).first().map(|row| row.map))
+}
+
+fn embedded(
+    model: &Model,
+    stage: &TrainStage,
+    queries: Vec<Query>,
+    device: &Device,
+) -> Result<Vec<(Query, Vec<f32>)>, TaskError> {
+    let attributes = stage.vocabulary.len();
+    let vector = |query: &Query| encode_query(stage.model.encoding, attributes, &query.with(), &query.without());
+    let vectors: Vec<f32> = queries.iter().flat_map(vector).collect();
+    let vectors = Tensor::from_vec(vectors, (queries.len(), attributes), device)?;
+    Ok(queries.into_iter().zip(model.embed_attributes(&vectors)?.to_vec2::<f32>()?).collect())
+}
