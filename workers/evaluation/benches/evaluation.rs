@@ -206,7 +206,7 @@ fn write(gallery: &Gallery, folder: &Path) {
     let embeddings = queries.iter().flat_map(|(_, embedding)| embedding);
     npy(&folder.join("query.npy"), "<f4", (queries.len(), gallery.dim), embeddings.map(|value| value.to_le_bytes()));
     let relevant = queries.iter().flat_map(|(query, _)| {
-        let judge = |block: &Rows, row| judge(query, block.item(row), block.labels(row)) == Judgement::Relevant;
+        let judge = |block: &Rows, row| judge(query, block, row) == Judgement::Relevant;
         blocks.iter().flat_map(move |block| (0..block.rows()).map(move |row| [u8::from(judge(block, row))]))
     });
     npy(&folder.join("relevant.npy"), "|u1", (queries.len(), rows), relevant);

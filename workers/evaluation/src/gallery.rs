@@ -128,8 +128,9 @@ pub enum Judgement {
     Unjudged,
 }
 
-/// Judges a row by its id and labels.
-pub fn judge(query: &Query, item: &str, labels: &[i8]) -> Judgement {
+/// Judges a row of a block.
+pub fn judge(query: &Query, block: &impl Block, row: usize) -> Judgement {
+    let labels = block.labels(row);
     let mut fulfilled = 0;
     for term in &query.terms {
         match (labels[term.attribute as usize], term.positive) {
@@ -139,7 +140,7 @@ pub fn judge(query: &Query, item: &str, labels: &[i8]) -> Judgement {
         }
     }
     match &query.image {
-        Some(image) if image.item == item => Judgement::Unjudged,
+        Some(image) if image.item == block.item(row) => Judgement::Unjudged,
         _ if fulfilled as usize == query.terms.len() => Judgement::Relevant,
         _ => Judgement::NotRelevant { fulfilled },
     }
@@ -173,10 +174,14 @@ mod tests {
     use super::*;
     use crate::queries::{QueryImage, QuerySet};
 
+    fn one(item: &str, labels: &[i8]) -> PlainBlock {
+        PlainBlock::new(vec![item.into()], vec![1.0], labels.to_vec(), 1, labels.len()).unwrap()
+    }
+
     #[test]
     fn an_unknown_label_leaves_the_row_out_even_when_another_term_fails() {
         let query = Query::of(QuerySet::Pairs, &[(0, true), (1, false)]);
-        let judge = |labels: &[i8]| judge(&query, "a", labels);
+        let judge = |labels: &[i8]| judge(&query, &one("a", labels), 0);
         assert_eq!(judge(&[1, -1]), Judgement::Relevant);
         assert_eq!(judge(&[1, 1]), Judgement::NotRelevant { fulfilled: 1 });
         assert_eq!(judge(&[-1, 1]), Judgement::NotRelevant { fulfilled: 0 });
@@ -188,8 +193,8 @@ mod tests {
     fn the_image_that_asks_is_no_answer() {
         let mut query = Query::of(QuerySet::Images, &[(0, true)]);
         query.image = Some(QueryImage { item: "a".into(), index: 0, has: vec![] });
-        assert_eq!(judge(&query, "a", &[1]), Judgement::Unjudged);
-        assert_eq!(judge(&query, "b", &[1]), Judgement::Relevant);
+        assert_eq!(judge(&query, &one("a", &[1]), 0), Judgement::Unjudged);
+        assert_eq!(judge(&query, &one("b", &[1]), 0), Judgement::Relevant);
     }
 
     #[test]

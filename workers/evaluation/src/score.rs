@@ -23,6 +23,8 @@ use crate::scores::{Further, QueryScore};
 
 /// Bytes of distances that are held at once.
 pub const BUDGET_BYTES: usize = 128 << 20;
+/// Relevant items between two that are looked at first.
+const STRIDE: usize = if cfg!(test) { 4 } else { 64 };
 /// Items at the head of a ranking that are looked at one by one.
 const FIRST: usize = 100;
 /// Rows of a block that all queries look at before the next: about 1 MiB of embeddings, so that they stay in
@@ -139,7 +141,7 @@ impl Census {
         }
         self.relevant.par_iter_mut().zip(queries).for_each(|(relevant, (query, _))| {
             for row in 0..block.rows() {
-                *relevant += u64::from(judge(query, block.item(row), block.labels(row)) == Judgement::Relevant);
+                *relevant += u64::from(judge(query, block, row) == Judgement::Relevant);
             }
         });
         Ok(())
@@ -236,6 +238,8 @@ struct Ranking<'a> {
     embedding: &'a [f32],
     /// (d², place of the id) of the relevant items.
     relevant: Vec<(f64, u32)>,
+    /// d² of every [`STRIDE`]-th of them, once they are sorted: few enough to stay in the first cache while the rest is looked up.
+    coarse: Vec<f64>,
     /// Other judged items that rank directly before relevant item `i`, after the one before it.
     between: Vec<u32>,
     /// Judged items by the number of terms that they fulfil.
@@ -249,12 +253,12 @@ impl<'a> Ranking<'a> {
     fn new(query: &'a Query, embedding: &'a [f32], relevant: u64) -> Self {
         let levels = vec![0; query.terms.len() + 1];
         let relevant = Vec::with_capacity(relevant as usize);
-        Self { query, embedding, relevant, between: Vec::new(), levels, first: Vec::new() }
+        Self { query, embedding, relevant, coarse: Vec::new(), between: Vec::new(), levels, first: Vec::new() }
     }
 
     fn keep<B: Block>(&mut self, block: &B, rows: Range<usize>, order: &[u32]) {
         for row in rows {
-            match judge(self.query, block.item(row), block.labels(row)) {
+            match judge(self.query, block, row) {
                 Judgement::Unjudged => {}
                 Judgement::NotRelevant { fulfilled } => self.levels[fulfilled as usize] += 1,
                 Judgement::Relevant => {
@@ -270,19 +274,30 @@ impl<'a> Ranking<'a> {
 
     fn sort(&mut self) {
         self.relevant.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        self.coarse = self.relevant.iter().step_by(STRIDE).map(|(d2, _)| *d2).collect();
         self.between = vec![0; self.relevant.len() + 1];
     }
 
     fn count<B: Block>(&mut self, block: &B, rows: Range<usize>, order: &[u32]) {
         for row in rows {
-            if let Judgement::NotRelevant { fulfilled } = judge(self.query, block.item(row), block.labels(row)) {
+            if let Judgement::NotRelevant { fulfilled } = judge(self.query, block, row) {
                 let d2 = canonical_d2(self.embedding, block.embedding(row));
-                let before =
-                    self.relevant.partition_point(|kept| kept.0.total_cmp(&d2).then(kept.1.cmp(&order[row])).is_lt());
+                let before = self.relevant_before(d2, order[row]);
                 self.between[before] += 1;
                 self.see(d2, order[row], fulfilled, block.labels(row));
             }
         }
+    }
+
+    /// Relevant items that rank before an item.
+    fn relevant_before(&self, d2: f64, place: u32) -> usize {
+        // Equal distances may go on through any number of strides, so the last stride is found by what is less or equal.
+        let nearer = self.coarse.partition_point(|kept| kept.total_cmp(&d2).is_lt());
+        let not_farther = nearer + self.coarse[nearer..].iter().take_while(|kept| kept.total_cmp(&d2).is_eq()).count();
+        let first = nearer.saturating_sub(1) * STRIDE;
+        let end = (not_farther * STRIDE).min(self.relevant.len());
+        let before = |kept: &(f64, u32)| kept.0.total_cmp(&d2).then(kept.1.cmp(&place)).is_lt();
+        first + self.relevant[first..end].partition_point(before)
     }
 
     /// Keeps an item if it is among the first so far.

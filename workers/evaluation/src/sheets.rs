@@ -95,7 +95,7 @@ fn offer(
     number: usize,
     row: usize,
 ) {
-    let relevant = match judge(query, block.item(row), block.labels(row)) {
+    let relevant = match judge(query, block, row) {
         Judgement::Unjudged => return,
         judgement => judgement == Judgement::Relevant,
     };

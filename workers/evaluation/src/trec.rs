@@ -60,7 +60,7 @@ pub fn trec<B: Block, E: From<Error>>(
         ids.extend((0..block.rows()).map(|row| Box::from(block.item(row))));
         rankings.par_iter_mut().zip(queries).for_each(|(ranking, (query, embedding))| {
             ranking.extend((0..block.rows()).filter_map(|row| {
-                let fulfilled = match judge(query, block.item(row), block.labels(row)) {
+                let fulfilled = match judge(query, &block, row) {
                     Judgement::Unjudged => return None,
                     Judgement::NotRelevant { fulfilled } => fulfilled,
                     Judgement::Relevant => query.terms.len() as u32,

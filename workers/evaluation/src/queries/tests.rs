@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::bootstrap::{below, stream};
-use crate::gallery::{Judgement, judge};
+use crate::gallery::{Block, Judgement, PlainBlock, judge};
 
 fn draw_queries(vocabulary: &Vocabulary, labels: &[i8], settings: &EvaluateSettings) -> Result<DrawnQueries> {
     super::draw_queries(vocabulary, labels, |item| format!("item {item}"), settings)
@@ -26,8 +26,9 @@ fn settings(pairs: u32, triples: u32) -> EvaluateSettings {
 
 /// Relevant and judged items.
 fn counts(query: &Query, labels: &[i8], attributes: usize) -> (u64, u64) {
-    let rows = labels.chunks_exact(attributes).enumerate();
-    let judged: Vec<Judgement> = rows.map(|(item, row)| judge(query, &format!("item {item}"), row)).collect();
+    let items: Vec<String> = (0..labels.len() / attributes).map(|item| format!("item {item}")).collect();
+    let block = PlainBlock::new(items, vec![], labels.to_vec(), 0, attributes).unwrap();
+    let judged: Vec<Judgement> = (0..block.rows()).map(|row| judge(query, &block, row)).collect();
     let count = |wanted: fn(&Judgement) -> bool| judged.iter().filter(|judgement| wanted(judgement)).count() as u64;
     (count(|j| *j == Judgement::Relevant), count(|j| *j != Judgement::Unjudged))
 }

@@ -63,7 +63,8 @@ fn blocks(items: &[Item], cuts: &[usize]) -> Vec<Arc<PlainBlock>> {
 
 /// The plain way: sort everything.
 fn oracle(items: &[Item], query: &Query, embedding: &[f32]) -> QueryScore {
-    let fulfilled = |item: &Item| match judge(query, &item.id, &item.labels) {
+    let judge = |item: &Item| judge(query, &*blocks(std::slice::from_ref(item), &[])[0], 0);
+    let fulfilled = |item: &Item| match judge(item) {
         Judgement::Unjudged => None,
         Judgement::Relevant => Some(query.terms.len()),
         Judgement::NotRelevant { fulfilled } => Some(fulfilled as usize),
