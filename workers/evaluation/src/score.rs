@@ -23,8 +23,8 @@ use crate::scores::{Further, QueryScore};
 
 /// Bytes of distances that are held at once.
 pub const BUDGET_BYTES: usize = 128 << 20;
-/// Relevant items between two that are looked at first.
-const STRIDE: usize = if cfg!(test) { 4 } else { 64 };
+/// Relevant items of a bucket, about.
+const BUCKET: usize = 8;
 /// Items at the head of a ranking that are looked at one by one.
 const FIRST: usize = 100;
 /// Rows of a block that all queries look at before the next: about 1 MiB of embeddings, so that they stay in
@@ -238,8 +238,8 @@ struct Ranking<'a> {
     embedding: &'a [f32],
     /// (d², place of the id) of the relevant items.
     relevant: Vec<(f64, u32)>,
-    /// d² of every [`STRIDE`]-th of them, once they are sorted: few enough to stay in the first cache while the rest is looked up.
-    coarse: Vec<f64>,
+    /// Where they are, once they are sorted.
+    buckets: Buckets,
     /// Other judged items that rank directly before relevant item `i`, after the one before it.
     between: Vec<u32>,
     /// Judged items by the number of terms that they fulfil.
@@ -253,7 +253,7 @@ impl<'a> Ranking<'a> {
     fn new(query: &'a Query, embedding: &'a [f32], relevant: u64) -> Self {
         let levels = vec![0; query.terms.len() + 1];
         let relevant = Vec::with_capacity(relevant as usize);
-        Self { query, embedding, relevant, coarse: Vec::new(), between: Vec::new(), levels, first: Vec::new() }
+        Self { query, embedding, relevant, buckets: Buckets::default(), between: Vec::new(), levels, first: Vec::new() }
     }
 
     fn keep<B: Block>(&mut self, block: &B, rows: Range<usize>, order: &[u32]) {
@@ -274,7 +274,7 @@ impl<'a> Ranking<'a> {
 
     fn sort(&mut self) {
         self.relevant.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        self.coarse = self.relevant.iter().step_by(STRIDE).map(|(d2, _)| *d2).collect();
+        self.buckets = Buckets::new(&self.relevant);
         self.between = vec![0; self.relevant.len() + 1];
     }
 
@@ -291,13 +291,9 @@ impl<'a> Ranking<'a> {
 
     /// Relevant items that rank before an item.
     fn relevant_before(&self, d2: f64, place: u32) -> usize {
-        // Equal distances may go on through any number of strides, so the last stride is found by what is less or equal.
-        let nearer = self.coarse.partition_point(|kept| kept.total_cmp(&d2).is_lt());
-        let not_farther = nearer + self.coarse[nearer..].iter().take_while(|kept| kept.total_cmp(&d2).is_eq()).count();
-        let first = nearer.saturating_sub(1) * STRIDE;
-        let end = (not_farther * STRIDE).min(self.relevant.len());
+        let bucket = self.buckets.range(d2);
         let before = |kept: &(f64, u32)| kept.0.total_cmp(&d2).then(kept.1.cmp(&place)).is_lt();
-        first + self.relevant[first..end].partition_point(before)
+        bucket.start + self.relevant[bucket].partition_point(before)
     }
 
     /// Keeps an item if it is among the first so far.
@@ -350,6 +346,44 @@ impl<'a> Ranking<'a> {
         let asked = self.query.terms.len() as u32;
         let fit = self.first.iter().take(10).filter(|seen| seen.fulfilled == asked);
         fit.map(|seen| seen.alike).sum::<f64>() / 10.0
+    }
+}
+
+/// Where sorted distances are: cut into equal widths, so that a search looks at a few neighbours instead of jumping through all
+/// of them. The bucket of a distance never falls as the distance rises, so equal distances share one.
+#[derive(Default)]
+struct Buckets {
+    least: f64,
+    /// Buckets per unit of distance.
+    scale: f64,
+    /// First item of every bucket, then their number.
+    starts: Vec<u32>,
+}
+
+impl Buckets {
+    fn new(sorted: &[(f64, u32)]) -> Self {
+        let (least, most) = (sorted.first().map_or(0.0, |first| first.0), sorted.last().map_or(0.0, |last| last.0));
+        let count = sorted.len().div_ceil(BUCKET).max(1);
+        let width = most - least;
+        let scale = if width > 0.0 { count as f64 / width } else { 0.0 };
+        let mut buckets = Self { least, scale, starts: vec![0; count + 1] };
+        sorted.iter().for_each(|(d2, _)| {
+            let next = buckets.of(*d2) + 1;
+            buckets.starts[next] += 1;
+        });
+        (0..count).for_each(|bucket| buckets.starts[bucket + 1] += buckets.starts[bucket]);
+        buckets
+    }
+
+    /// A cast of a float ends at its bounds.
+    fn of(&self, d2: f64) -> usize {
+        (((d2 - self.least) * self.scale) as usize).min(self.starts.len() - 2)
+    }
+
+    /// The items of the bucket of a distance.
+    fn range(&self, d2: f64) -> Range<usize> {
+        let bucket = self.of(d2);
+        self.starts[bucket] as usize..self.starts[bucket + 1] as usize
     }
 }
 
