@@ -1,4 +1,4 @@
-//! `likeness report`: an evaluation's figures, and its files.
+//! `likeness report`: an evaluation's figures, its files, and two of them beside each other.
 
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,8 @@ use crate::command::Global;
 use crate::command::exit::{Exit, Failure, Outcome};
 use crate::command::output::{line, say};
 use crate::command::{releases, summary};
+
+mod compare;
 
 /// Subcommands of `likeness report`.
 #[derive(Debug, Subcommand)]
@@ -32,31 +34,82 @@ Examples:
         /// Copy the per-query table to this file.
         #[arg(long, value_name = "FILE")]
         queries: Option<PathBuf>,
+        /// Write PREFIX.run, PREFIX.qrels and PREFIX.graded.qrels for trec_eval.
+        ///
+        /// Rankings and judgements of the queries; of a sample of them where whole rankings would be long. The graded
+        /// judgements count the attributes that an item has as asked.
+        #[arg(long, value_name = "PREFIX")]
+        trec: Option<PathBuf>,
+    },
+    /// Two reports query by query, with paired intervals.
+    #[command(after_help = "\
+Only queries that both reports asked of the same number of items are compared; how many were left out is told.
+
+Examples:
+  likeness report compare pipeline-ac1c409f4bdf6613 pipeline-7d20b1f0a9c3e855
+  likeness report compare pipeline-ac1c409f4bdf6613 pipeline-7d20b1f0a9c3e855 --top 20 --json > compared.json")]
+    Compare {
+        /// Id of the job that made the first report.
+        a: JobId,
+        /// Id of the job that made the second; differences are its figures less the first's.
+        b: JobId,
+        /// Show so many of the queries that gained and lost most.
+        #[arg(long, value_name = "N", default_value_t = 5)]
+        top: usize,
+        /// Seed of the bootstrap.
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        seed: u64,
     },
 }
 
 /// Runs it.
 pub async fn run(global: &Global, command: ReportCommand) -> Outcome {
-    let ReportCommand::Show { report, html, queries } = command;
     let client = global.connection.client().await?;
-    let report = match report {
-        Some(report) => report,
-        None => of_release(&client).await?,
-    };
-    let manifest = manifest(&client, &report).await?;
-    for (file, object) in [(html, &manifest.html), (queries, &manifest.queries)] {
-        if let Some(file) = file {
-            copy(&client, object, &file).await?;
-            say(format!("wrote {}", file.display()));
+    match command {
+        ReportCommand::Show { report, html, queries, trec } => {
+            let report = match report {
+                Some(report) => report,
+                None => of_release(&client).await?,
+            };
+            let manifest = manifest(&client, &report).await?;
+            for (file, object) in [(html, &manifest.html), (queries, &manifest.queries)] {
+                if let Some(file) = file {
+                    copy(&client, object, &file).await?;
+                    say(format!("wrote {}", file.display()));
+                }
+            }
+            if let Some(prefix) = trec {
+                copy_trec(&client, &manifest, &prefix).await?;
+            }
+            show(global, &client, &manifest).await
         }
+        ReportCommand::Compare { a, b, top, seed } => compare::run(global, &client, (&a, &b), top, seed).await,
     }
+}
+
+async fn show(global: &Global, client: &Client, manifest: &ReportManifest) -> Outcome {
     if global.json {
         let bytes = client.store().read(&manifest.json).await?;
         line(String::from_utf8_lossy(&bytes).trim_end());
     } else {
-        summary::print_report(&manifest);
+        summary::print_report(manifest);
     }
     Ok(Exit::Done)
+}
+
+async fn copy_trec(client: &Client, manifest: &ReportManifest, prefix: &Path) -> Outcome<()> {
+    let Some(files) = &manifest.trec else {
+        let report = &manifest.report;
+        return Err(Failure::usage(format!("report `{report}` is of a version without rankings: evaluate again")));
+    };
+    for (extension, object) in [("run", &files.run), ("qrels", &files.qrels), ("graded.qrels", &files.graded_qrels)] {
+        let mut file = prefix.as_os_str().to_owned();
+        file.push(format!(".{extension}"));
+        copy(client, object, Path::new(&file)).await?;
+        say(format!("wrote {}", Path::new(&file).display()));
+    }
+    say(format!("they hold {} of the report's queries", files.queries));
+    Ok(())
 }
 
 async fn of_release(client: &Client) -> Outcome<JobId> {

@@ -201,17 +201,36 @@ pub struct ReportManifest {
     pub html: ObjectRef,
     /// The headline table.
     pub headline: Vec<HeadlineRow>,
+    /// Rankings for other tools; none in a report of before.
+    pub trec: Option<TrecFiles>,
 }
 
 impl Message for ReportManifest {
     const NAME: &'static str = "report-manifest";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
+
+    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        body.read::<past::ReportManifestV1>(Self::NAME).map(Self::from)
+    }
+}
+
+/// Files for `trec_eval` and its kin, of a sample of the queries where whole rankings would be long.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrecFiles {
+    /// Queries in them.
+    pub queries: u32,
+    /// Rankings.
+    pub run: ObjectRef,
+    /// Judgements, 0 or 1.
+    pub qrels: ObjectRef,
+    /// Judgements by the number of terms fulfilled.
+    pub graded_qrels: ObjectRef,
 }
 
 /// Means over a query set.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HeadlineRow {
-    /// `singles`, `pairs`, `triples`.
+    /// `singles`, `pairs`, `triples`, `full`, `images`.
     pub set: String,
     /// Queries in it.
     pub queries: u32,

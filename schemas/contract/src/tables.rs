@@ -75,5 +75,13 @@ pub fn query_report_schema() -> Schema {
         column("p_at_5", DataType::Float64),
         column("p_at_10", DataType::Float64),
         column("p_at_100", DataType::Float64),
+        Field::new("r_precision", DataType::Float64, true),
+        Field::new("article_ap", DataType::Float64, true),
+        Field::new("ndcg_at_10", DataType::Float64, true),
+        Field::new("ndcg_at_100", DataType::Float64, true),
+        Field::new("cs_p_at_10", DataType::Float64, true),
     ])
 }
+
+/// Columns of the first version of [`query_report_schema`], which later ones only add to.
+pub const QUERY_REPORT_COLUMNS_V1: usize = 11;

@@ -502,6 +502,12 @@ fn manifests_and_releases() {
         queries: object("reports/r/queries-0.parquet"),
         html: object("reports/r/report-0.html"),
         headline: headline(),
+        trec: Some(TrecFiles {
+            queries: 306,
+            run: object("reports/r/run-0.trec"),
+            qrels: object("reports/r/qrels-0.trec"),
+            graded_qrels: object("reports/r/qrels-graded-0.trec"),
+        }),
     };
     check("evaluated", &manifest);
     let release = Release {
@@ -639,13 +645,23 @@ fn searches() {
 #[test]
 fn table_schemas() {
     let schemas = [
-        ("dataset-part", tables::dataset_part_schema(2)),
-        ("shard", tables::shard_schema(3, 2)),
-        ("training", tables::training_schema()),
-        ("query-report", tables::query_report_schema()),
+        ("dataset-part-v1", tables::dataset_part_schema(2)),
+        ("shard-v1", tables::shard_schema(3, 2)),
+        ("training-v1", tables::training_schema()),
+        ("query-report-v2", tables::query_report_schema()),
     ];
     for (name, schema) in schemas {
-        let lines: Vec<String> = schema.fields().iter().map(|f| format!("{}: {}\n", f.name(), f.data_type())).collect();
-        compare(&folder().join("tables").join(format!("{name}-v1.txt")), lines.concat().as_bytes());
+        compare(&folder().join("tables").join(format!("{name}.txt")), lines(&schema.fields).concat().as_bytes());
     }
+}
+
+#[test]
+fn the_query_report_of_the_first_version_begins_the_later_ones() {
+    let first = std::fs::read_to_string(folder().join("tables/query-report-v1.txt")).unwrap();
+    let schema = tables::query_report_schema();
+    assert_eq!(lines(&schema.fields[..tables::QUERY_REPORT_COLUMNS_V1]).concat(), first);
+}
+
+fn lines(fields: &[std::sync::Arc<arrow_schema::Field>]) -> Vec<String> {
+    fields.iter().map(|field| format!("{}: {}\n", field.name(), field.data_type())).collect()
 }

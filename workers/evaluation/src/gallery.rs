@@ -3,7 +3,7 @@
 use likeness_contract::settings::Vocabulary;
 
 use crate::error::{Error, Result};
-use crate::queries::Term;
+use crate::queries::Query;
 
 /// Some rows of the gallery: ids, embeddings of dimension D, labels of A attributes.
 ///
@@ -120,22 +120,30 @@ pub enum Judgement {
     /// It has every `+` and no `−` attribute.
     Relevant,
     /// It fails at least one term.
-    NotRelevant,
-    /// A label that the query asks for is not known: the row is left out of this query.
+    NotRelevant {
+        /// Terms that it does fulfil.
+        fulfilled: u32,
+    },
+    /// A label that the query asks for is not known, or it is the query's own image: the row is left out of this query.
     Unjudged,
 }
 
-/// Judges a row by its labels.
-pub fn judge(terms: &[Term], labels: &[i8]) -> Judgement {
-    let mut relevant = true;
-    for term in terms {
+/// Judges a row of a block.
+pub fn judge(query: &Query, block: &impl Block, row: usize) -> Judgement {
+    let labels = block.labels(row);
+    let mut fulfilled = 0;
+    for term in &query.terms {
         match (labels[term.attribute as usize], term.positive) {
             (0, _) => return Judgement::Unjudged,
-            (1, true) | (-1, false) => {}
-            _ => relevant = false,
+            (1, true) | (-1, false) => fulfilled += 1,
+            _ => {}
         }
     }
-    if relevant { Judgement::Relevant } else { Judgement::NotRelevant }
+    match &query.image {
+        Some(image) if image.item == block.item(row) => Judgement::Unjudged,
+        _ if fulfilled as usize == query.terms.len() => Judgement::Relevant,
+        _ => Judgement::NotRelevant { fulfilled },
+    }
 }
 
 /// Refuses `who` (a model, a set of queries) whose vocabulary `theirs` is not the gallery's: its queries would
@@ -164,19 +172,29 @@ pub fn check_dimension(model: &str, of_model: u32, gallery: &str, of_gallery: u3
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::queries::{QueryImage, QuerySet};
 
-    fn term(attribute: u32, positive: bool) -> Term {
-        Term { attribute, positive }
+    fn one(item: &str, labels: &[i8]) -> PlainBlock {
+        PlainBlock::new(vec![item.into()], vec![1.0], labels.to_vec(), 1, labels.len()).unwrap()
     }
 
     #[test]
     fn an_unknown_label_leaves_the_row_out_even_when_another_term_fails() {
-        let terms = [term(0, true), term(1, false)];
-        assert_eq!(judge(&terms, &[1, -1]), Judgement::Relevant);
-        assert_eq!(judge(&terms, &[1, 1]), Judgement::NotRelevant);
-        assert_eq!(judge(&terms, &[-1, -1]), Judgement::NotRelevant);
-        assert_eq!(judge(&terms, &[-1, 0]), Judgement::Unjudged);
-        assert_eq!(judge(&terms, &[0, -1]), Judgement::Unjudged);
+        let query = Query::of(QuerySet::Pairs, &[(0, true), (1, false)]);
+        let judge = |labels: &[i8]| judge(&query, &one("a", labels), 0);
+        assert_eq!(judge(&[1, -1]), Judgement::Relevant);
+        assert_eq!(judge(&[1, 1]), Judgement::NotRelevant { fulfilled: 1 });
+        assert_eq!(judge(&[-1, 1]), Judgement::NotRelevant { fulfilled: 0 });
+        assert_eq!(judge(&[-1, 0]), Judgement::Unjudged);
+        assert_eq!(judge(&[0, -1]), Judgement::Unjudged);
+    }
+
+    #[test]
+    fn the_image_that_asks_is_no_answer() {
+        let mut query = Query::of(QuerySet::Images, &[(0, true)]);
+        query.image = Some(QueryImage { item: "a".into(), index: 0, has: vec![] });
+        assert_eq!(judge(&query, &one("a", &[1]), 0), Judgement::Unjudged);
+        assert_eq!(judge(&query, &one("b", &[1]), 0), Judgement::Relevant);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The gate: may a new generation replace the one that serves?
 //!
-//! Both generations of the same items were asked the same singles, pairs and triples. The gate pools the
+//! Both generations of the same items were asked the same singles, pairs and triples (other sets don't count). The gate pools the
 //! queries and looks at the paired difference of AP with a bootstrap over queries. It refuses when the whole
 //! 95 % interval lies below 0: worse, and not by chance of the draw. A first release has no one to be compared
 //! with; it must beat chance, so the whole interval of AP − chance must lie above 0. Chance is there the
@@ -22,10 +22,12 @@ const STREAM: u64 = 100;
 ///
 /// Fails as invalid when there is no query, or when the two were not asked the same queries of the same items.
 pub fn gate(candidate: &[QueryScore], baseline: Option<(u64, &[QueryScore])>, seed: u64) -> Result<GateDecision> {
+    let candidate = &pooled(candidate);
+    let baseline = baseline.map(|(release, scores)| (release, pooled(scores)));
     if candidate.is_empty() {
         return Err(Error::invalid("the gate has no query to compare by"));
     }
-    let against: Vec<f64> = match baseline {
+    let against: Vec<f64> = match &baseline {
         Some((_, scores)) => {
             check_paired(candidate, scores)?;
             scores.iter().map(|score| score.average_precision).collect()
@@ -37,7 +39,7 @@ pub fn gate(candidate: &[QueryScore], baseline: Option<(u64, &[QueryScore])>, se
     let interval = interval(&differences, seed, STREAM);
     Ok(GateDecision {
         passed: if baseline.is_some() { interval[1] >= 0.0 } else { interval[0] > 0.0 },
-        baseline: baseline.map(|(release, _)| release),
+        baseline: baseline.as_ref().map(|(release, _)| *release),
         candidate_map: mean(&ours),
         baseline_map: mean(&against),
         difference: mean(&differences),
@@ -46,7 +48,11 @@ pub fn gate(candidate: &[QueryScore], baseline: Option<(u64, &[QueryScore])>, se
     })
 }
 
-fn check_paired(candidate: &[QueryScore], baseline: &[QueryScore]) -> Result<()> {
+fn pooled(scores: &[QueryScore]) -> Vec<&QueryScore> {
+    scores.iter().filter(|score| score.set.is_pooled()).collect()
+}
+
+fn check_paired(candidate: &[&QueryScore], baseline: &[&QueryScore]) -> Result<()> {
     if candidate.len() != baseline.len() {
         let detail = format!("{} queries of the candidate, {} of the baseline", candidate.len(), baseline.len());
         return Err(Error::invalid(detail));
@@ -73,7 +79,9 @@ mod tests {
     fn score(query: u32, relevant: u64, judged: u64, average_precision: f64) -> QueryScore {
         let chance = chance(relevant, judged);
         let text = format!("+A{query}");
-        QueryScore { query, set: QuerySet::Pairs, text, relevant, judged, average_precision, chance, p_at: [0.5; 4] }
+        let set = QuerySet::Pairs;
+        let (p_at, further) = ([0.5; 4], None);
+        QueryScore { query, set, text, relevant, judged, average_precision, chance, p_at, further }
     }
 
     /// Queries whose AP spreads around `level`, each shifted by about `shift`.
@@ -108,6 +116,15 @@ mod tests {
         assert!(better.passed && better.interval[0] > 0.0 && (better.difference - 0.02).abs() < 0.005, "{better:?}");
         let equal = gate(&old, Some((4, &old)), 0).unwrap();
         assert!(equal.passed && equal.interval == [0.0, 0.0] && equal.queries == 400);
+    }
+
+    #[test]
+    fn only_pooled_sets_count() {
+        let old = scores(0.0);
+        let mut worse = scores(-0.02);
+        worse.iter_mut().for_each(|score| score.set = QuerySet::Images);
+        let decision = gate(&[old.clone(), worse].concat(), Some((1, &old)), 0).unwrap();
+        assert!(decision.passed && decision.difference == 0.0 && decision.queries == 400, "{decision:?}");
     }
 
     #[test]

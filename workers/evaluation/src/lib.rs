@@ -8,6 +8,7 @@
 //! number of threads, on how the gallery is cut into blocks, or on the order in which blocks come.
 
 pub mod bootstrap;
+pub mod compare;
 pub mod error;
 pub mod gallery;
 pub mod gate;
@@ -19,11 +20,13 @@ pub mod score;
 pub mod scores;
 pub mod sheets;
 pub mod training;
+pub mod trec;
 
+pub use compare::{Comparison, compare};
 pub use error::{Error, ErrorKind, Result};
 pub use gallery::{Block, PlainBlock};
 pub use gate::gate;
 pub use headline::headline;
-pub use queries::{DrawnQueries, Query, QuerySet, Term, draw_queries};
+pub use queries::{DrawnQueries, Query, QueryImage, QuerySet, Term, draw_queries};
 pub use score::{Progress, score};
-pub use scores::{QueryScore, decode_scores, encode_scores};
+pub use scores::{Further, QueryScore, decode_scores, encode_scores};

@@ -6,9 +6,15 @@
 //!   gallery of 50 items is at most 0.5.
 //! - AP = Σ over relevant items of (relevant items up to its rank / its rank) / all relevant items. Without ties
 //!   this is scikit-learn's `average_precision_score`; ties are broken by item id before it is computed.
+//! - R-precision = P@R, R = all relevant items.
+//! - article's AP = mean of P@k for k = 1..R: the definition of the article that the model comes from. It looks at the
+//!   first R places only, so it is not the AP of any library.
 //! - chance = relevant / judged: the expected P@K of a random order (for K within the gallery).
 //! - [`random_ap`]: the expected AP of a random order. It is a little above chance, noticeably so where few
 //!   items are relevant, so it is what a first release is held against.
+//!
+//! nDCG@K looks at all judged items: the gain of one is the share of the query's terms that it fulfils, discounted by
+//! log₂(rank + 1) and divided by what the best possible order reaches. This is scikit-learn's `ndcg_score` with `k`.
 
 /// The K of P@K.
 pub const CUTOFFS: [u32; 4] = [1, 5, 10, 100];
@@ -28,6 +34,38 @@ pub fn average_precision(ranks: &[u64]) -> f64 {
     }
     let sum: f64 = (1u64..).zip(ranks).map(|(hits, &rank)| hits as f64 / rank as f64).sum();
     sum / ranks.len() as f64
+}
+
+/// P@R from ascending ranks of all R relevant items; 0 when nothing is relevant.
+pub fn r_precision(ranks: &[u64]) -> f64 {
+    let hits = ranks.partition_point(|&rank| rank <= ranks.len() as u64);
+    hits as f64 / ranks.len().max(1) as f64
+}
+
+/// Mean of P@k for k = 1..R from ascending ranks of all R relevant items; 0 when nothing is relevant.
+pub fn article_ap(ranks: &[u64]) -> f64 {
+    let mut hits = 0;
+    let precisions = (1..=ranks.len()).map(|k| {
+        hits += usize::from(ranks[hits..].first().is_some_and(|&rank| rank == k as u64));
+        hits as f64 / k as f64
+    });
+    precisions.sum::<f64>() / ranks.len().max(1) as f64
+}
+
+/// nDCG@K. `first` are the terms that the items at ranks 1, 2, … fulfil (at least K of them, or all that are judged);
+/// `levels[t]` is how many judged items fulfil exactly `t` terms. 0 when no item fulfils any.
+pub fn ndcg_at(k: usize, first: impl IntoIterator<Item = u32>, levels: &[u64]) -> f64 {
+    let best = levels.iter().enumerate().rev().flat_map(|(terms, items)| {
+        let items = usize::try_from(*items).unwrap_or(usize::MAX);
+        std::iter::repeat_n(terms as u32, items.min(k))
+    });
+    let ideal = discounted(k, best);
+    if ideal == 0.0 { 0.0 } else { discounted(k, first) / ideal }
+}
+
+/// Σ gain / log₂(rank + 1) over the first K.
+fn discounted(k: usize, gains: impl IntoIterator<Item = u32>) -> f64 {
+    (2u32..).zip(gains.into_iter().take(k)).map(|(place, gain)| f64::from(gain) / f64::from(place).log2()).sum()
 }
 
 /// Share of relevant items.
@@ -93,6 +131,34 @@ mod tests {
     fn precision_divides_by_k_even_beyond_the_gallery() {
         let found = precision_at(&ranks(&[1, 0, 1, 0, 0, 1]));
         assert_eq!(found, [1.0, 2.0 / 5.0, 3.0 / 10.0, 3.0 / 100.0]);
+    }
+
+    #[test]
+    fn precision_within_the_first_r_places() {
+        // Relevant at 1, 3, 6: R = 3; P@1..3 = 1, 1/2, 2/3.
+        let found = ranks(&[1, 0, 1, 0, 0, 1]);
+        assert_eq!(r_precision(&found), 2.0 / 3.0);
+        assert!((article_ap(&found) - (1.0 + 0.5 + 2.0 / 3.0) / 3.0).abs() < 1e-15);
+        assert_eq!((r_precision(&ranks(&[1, 1])), article_ap(&ranks(&[1, 1]))), (1.0, 1.0));
+        assert_eq!((r_precision(&ranks(&[0, 0, 1])), article_ap(&ranks(&[0, 0, 1]))), (0.0, 0.0));
+        assert_eq!((r_precision(&[]), article_ap(&[])), (0.0, 0.0));
+    }
+
+    #[test]
+    fn discounted_gain_equals_scikit_learns() {
+        // from sklearn.metrics import ndcg_score; y = [...]; ndcg_score([y], [-np.arange(len(y))], k=k)
+        let cases: [(&[u32], usize, f64); 4] = [
+            (&[3, 2, 3, 0, 1, 2], 6, 0.960_808_194_336_061_6),
+            (&[3, 2, 3, 0, 1, 2], 3, 0.977_781_361_630_504_8),
+            (&[0, 1, 0, 2, 1], 10, 0.600_184_553_744_539),
+            (&[0, 0, 0], 2, 0.0),
+        ];
+        for (order, k, expected) in cases {
+            let mut levels = [0; 4];
+            order.iter().for_each(|&terms| levels[terms as usize] += 1);
+            let found = ndcg_at(k, order.iter().copied(), &levels);
+            assert!((found - expected).abs() < 1e-14, "{order:?} at {k}: {found} instead of {expected}");
+        }
     }
 
     #[test]

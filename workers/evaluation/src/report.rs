@@ -14,7 +14,7 @@ use crate::gallery::Block;
 use crate::headline::{headline, mean_of, of_set};
 use crate::metrics::{CUTOFFS, random_ap};
 use crate::queries::{DrawnQueries, Query, QuerySet};
-use crate::scores::QueryScore;
+use crate::scores::{Further, QueryScore};
 use crate::sheets::by_gain;
 
 mod html;
@@ -67,13 +67,13 @@ pub struct Report {
     pub headline: Vec<HeadlineRow>,
     /// Per set, with intervals.
     pub sets: Vec<SetFigures>,
-    /// All sets pooled: what the gate compares.
+    /// Singles, pairs and triples pooled: what the gate compares.
     pub pooled: PooledFigures,
     /// Per attribute, in the order of the vocabulary.
     pub attributes: Vec<AttributeFigures>,
-    /// Numbers of the queries furthest above chance, best first.
+    /// Numbers of the pooled queries furthest above chance, best first.
     pub best: Vec<u32>,
-    /// Numbers of the queries least above chance, worst first.
+    /// Numbers of the pooled queries least above chance, worst first.
     pub worst: Vec<u32>,
 }
 
@@ -105,6 +105,8 @@ pub struct SetFigures {
     pub random_map: f64,
     /// Mean P@K.
     pub p_at: Vec<PrecisionAt>,
+    /// Figures by other definitions; none when some range was scored by a program that did not know them.
+    pub further: Option<FurtherFigures>,
     /// Queries for which some item was left out, since its label is not known.
     pub queries_with_unjudged: u32,
     /// Left-out (query, item) combinations.
@@ -120,7 +122,22 @@ pub struct PrecisionAt {
     pub precision: Figure,
 }
 
-/// Figures of all queries together.
+/// Means of a set by other definitions than P@K and AP.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct FurtherFigures {
+    /// P@R, R = all relevant items.
+    pub r_precision: Figure,
+    /// The article's own AP: mean of P@k for k = 1..R.
+    pub article_map: Figure,
+    /// nDCG@10 by the share of terms fulfilled.
+    pub ndcg_at_10: Figure,
+    /// nDCG@100.
+    pub ndcg_at_100: Figure,
+    /// CS-P@10, of the queries by image.
+    pub cs_p_at_10: Option<Figure>,
+}
+
+/// Figures of the pooled sets ([`QuerySet::POOLED`]) together.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct PooledFigures {
     /// Queries.
@@ -265,13 +282,31 @@ fn set_figures(set: QuerySet, drawn: &DrawnQueries, subject: &Subject, scores: &
                 precision: figure(&of_set, |score| score.p_at[at], seed, purpose + 1 + at as u64),
             })
             .collect(),
+        further: further_figures(&of_set, seed, purpose + 1 + CUTOFFS.len() as u64),
         queries_with_unjudged: of_set.iter().filter(|score| unjudged(score) > 0).count() as u32,
         unjudged: of_set.iter().map(unjudged).sum(),
     }
 }
 
+/// None where a score lacks them; a set without queries has zeros, as elsewhere.
+fn further_figures(scores: &[&QueryScore], seed: u64, purpose: u64) -> Option<FurtherFigures> {
+    let all: Vec<Further> = scores.iter().map(|score| score.further).collect::<Option<_>>()?;
+    let figure = |at: u64, value: &dyn Fn(&Further) -> f64| {
+        let values: Vec<f64> = all.iter().map(value).collect();
+        Figure { mean: bootstrap::mean(&values), interval: bootstrap::interval(&values, seed, purpose + at) }
+    };
+    let of_images = !all.is_empty() && all.iter().all(|further| further.cs_p_at_10.is_some());
+    Some(FurtherFigures {
+        r_precision: figure(0, &|further| further.r_precision),
+        article_map: figure(1, &|further| further.article_ap),
+        ndcg_at_10: figure(2, &|further| further.ndcg_at_10),
+        ndcg_at_100: figure(3, &|further| further.ndcg_at_100),
+        cs_p_at_10: of_images.then(|| figure(4, &|further| further.cs_p_at_10.unwrap_or(0.0))),
+    })
+}
+
 fn pooled(scores: &[QueryScore], seed: u64) -> PooledFigures {
-    let all: Vec<&QueryScore> = scores.iter().collect();
+    let all: Vec<&QueryScore> = scores.iter().filter(|score| score.set.is_pooled()).collect();
     PooledFigures {
         queries: all.len() as u32,
         map: figure(&all, |score| score.average_precision, seed, 1_100),
@@ -307,8 +342,9 @@ fn attributes(
     };
     let figures = vocabulary.names.iter().zip(&labels.counts).enumerate().map(|(attribute, (name, counts))| {
         let asks = |query: &Query| query.terms.iter().any(|term| term.attribute as usize == attribute);
+        let is_combined = |set: QuerySet| matches!(set, QuerySet::Pairs | QuerySet::Triples);
         let combined: Vec<&QueryScore> =
-            asked.iter().filter(|(query, _)| query.set != QuerySet::Singles && asks(query)).map(|(_, s)| *s).collect();
+            asked.iter().filter(|(query, _)| is_combined(query.set) && asks(query)).map(|(_, s)| *s).collect();
         AttributeFigures {
             attribute: name.clone(),
             has: counts[0],

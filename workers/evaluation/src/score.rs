@@ -1,9 +1,10 @@
 //! Ranks the gallery for many queries at once, streaming it block by block.
 //!
-//! Three passes, whatever the size of the gallery: the *census* counts the relevant and judged items of every
+//! Three passes, whatever the size of the gallery: the *census* counts the relevant items of every
 //! query and fixes the order of ids; then, for as many queries at a time as fit [`BUDGET_BYTES`], one pass
 //! keeps the distances of the *relevant* items, sorted, and one *counts* how many other judged items rank
-//! between them. Those counts are the ranks of all relevant items, and the ranks are all that a metric needs.
+//! between them. Those counts are the ranks of all relevant items, which is all that most metrics need; the first
+//! [`FIRST`] judged items are kept beside them for those that look at what the others are.
 //!
 //! Memory: the budget, 4 bytes per item (its place in the order of ids, which decides ties), the ids
 //! themselves until the census is over, and one block. Distances are `canonical_d2`, ties go by item id.
@@ -16,12 +17,16 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::gallery::{Block, Judgement, judge};
-use crate::metrics::{average_precision, chance, precision_at};
-use crate::queries::Query;
-use crate::scores::QueryScore;
+use crate::metrics::{article_ap, average_precision, chance, ndcg_at, precision_at, r_precision};
+use crate::queries::{Query, QueryImage};
+use crate::scores::{Further, QueryScore};
 
 /// Bytes of distances that are held at once.
-pub const BUDGET_BYTES: usize = 256 << 20;
+pub const BUDGET_BYTES: usize = 128 << 20;
+/// Relevant items of a bucket, about.
+const BUCKET: usize = 8;
+/// Items at the head of a ranking that are looked at one by one.
+const FIRST: usize = 100;
 /// Rows of a block that all queries look at before the next: about 1 MiB of embeddings, so that they stay in
 /// the cache.
 const TILE_ROWS: usize = 1024;
@@ -61,8 +66,9 @@ pub fn score_within<B: Block, E: From<Error>>(
 
     let mut scores = Vec::with_capacity(queries.len());
     for batch in batches {
+        let asked = queries[batch.clone()].iter().zip(&census.relevant[batch]);
         let mut rankings: Vec<Ranking<'_>> =
-            queries[batch].iter().map(|(query, embedding)| Ranking::new(query, embedding)).collect();
+            asked.map(|((query, embedding), relevant)| Ranking::new(query, embedding, *relevant)).collect();
         passes.rank(&mut load, &mut rankings, &census.order, Ranking::keep)?;
         rankings.par_iter_mut().for_each(Ranking::sort);
         passes.rank(&mut load, &mut rankings, &census.order, Ranking::count)?;
@@ -117,12 +123,12 @@ impl Passes<'_> {
 struct Census {
     ids: String,
     ends: Vec<usize>,
-    counts: Vec<(u64, u64)>,
+    relevant: Vec<u64>,
 }
 
 impl Census {
     fn new(queries: &[(Query, Vec<f32>)]) -> Self {
-        Self { ids: String::new(), ends: Vec::new(), counts: vec![(0, 0); queries.len()] }
+        Self { ids: String::new(), ends: Vec::new(), relevant: vec![0; queries.len()] }
     }
 
     fn add(&mut self, queries: &[(Query, Vec<f32>)], block: &impl Block) -> Result<()> {
@@ -133,11 +139,9 @@ impl Census {
             self.ids.push_str(block.item(row));
             self.ends.push(self.ids.len());
         }
-        self.counts.par_iter_mut().zip(queries).for_each(|((relevant, judged), (query, _))| {
+        self.relevant.par_iter_mut().zip(queries).for_each(|(relevant, (query, _))| {
             for row in 0..block.rows() {
-                let judgement = judge(&query.terms, block.labels(row));
-                *judged += u64::from(judgement != Judgement::Unjudged);
-                *relevant += u64::from(judgement == Judgement::Relevant);
+                *relevant += u64::from(judge(query, block, row) == Judgement::Relevant);
             }
         });
         Ok(())
@@ -149,7 +153,7 @@ impl Census {
     }
 
     fn finish(self, queries: &[(Query, Vec<f32>)]) -> Result<Counted> {
-        let lost = self.counts.iter().zip(queries).find(|((relevant, _), _)| *relevant == 0);
+        let lost = self.relevant.iter().zip(queries).find(|(relevant, _)| **relevant == 0);
         if let Some((_, (query, _))) = lost {
             return Err(Error::invalid(format!("no item of the gallery is relevant to `{}`", query.text)));
         }
@@ -164,7 +168,7 @@ impl Census {
         for (place, &item) in (0u32..).zip(&by_id) {
             order[item as usize] = place;
         }
-        Ok(Counted { order, relevant: self.counts.into_iter().map(|(relevant, _)| relevant).collect() })
+        Ok(Counted { order, relevant: self.relevant })
     }
 }
 
@@ -176,7 +180,9 @@ fn check_query(query: &Query, embedding: &[f32], block: &impl Block) -> Result<(
     if embedding.iter().any(|value| !value.is_finite()) {
         return Err(Error::invalid(format!("the embedding of query `{}` is not finite", query.text)));
     }
-    if query.terms.iter().any(|term| term.attribute as usize >= block.attributes()) {
+    let of_image = query.image.iter().flat_map(|image| &image.has);
+    let mut asked = query.terms.iter().map(|term| &term.attribute).chain(of_image);
+    if asked.any(|attribute| *attribute as usize >= block.attributes()) {
         let detail =
             format!("query `{}` asks for more than the gallery's {} attributes", query.text, block.attributes());
         return Err(Error::invalid(detail));
@@ -199,7 +205,7 @@ impl Counted {
         let mut used = 0;
         for (query, &relevant) in self.relevant.iter().enumerate() {
             // An item's distance and id, and the count before it.
-            let bytes = relevant as usize * (size_of::<(f64, u32)>() + size_of::<u64>());
+            let bytes = relevant as usize * (size_of::<(f64, u32)>() + size_of::<u32>());
             match batches.last_mut() {
                 Some(batch) if used + bytes <= budget_bytes => {
                     batch.end = query + 1;
@@ -215,46 +221,90 @@ impl Counted {
     }
 }
 
+/// A judged item at the head of a ranking.
+struct Seen {
+    d2: f64,
+    /// Place in the order of ids.
+    place: u32,
+    /// Terms that it fulfils.
+    fulfilled: u32,
+    /// Cosine between its attributes and those of the image that asks; 0 when none does.
+    alike: f64,
+}
+
 /// One query's way through the second and third pass.
 struct Ranking<'a> {
     query: &'a Query,
     embedding: &'a [f32],
     /// (d², place of the id) of the relevant items.
     relevant: Vec<(f64, u32)>,
+    /// Where they are, once they are sorted.
+    buckets: Buckets,
     /// Other judged items that rank directly before relevant item `i`, after the one before it.
-    between: Vec<u64>,
-    judged: u64,
+    between: Vec<u32>,
+    /// Judged items by the number of terms that they fulfil.
+    levels: Vec<u64>,
+    /// The best judged items, at most [`FIRST`].
+    first: Vec<Seen>,
 }
 
 impl<'a> Ranking<'a> {
-    fn new(query: &'a Query, embedding: &'a [f32]) -> Self {
-        Self { query, embedding, relevant: Vec::new(), between: Vec::new(), judged: 0 }
+    /// `relevant` items are to come: no room is taken for more.
+    fn new(query: &'a Query, embedding: &'a [f32], relevant: u64) -> Self {
+        let levels = vec![0; query.terms.len() + 1];
+        let relevant = Vec::with_capacity(relevant as usize);
+        Self { query, embedding, relevant, buckets: Buckets::default(), between: Vec::new(), levels, first: Vec::new() }
     }
 
     fn keep<B: Block>(&mut self, block: &B, rows: Range<usize>, order: &[u32]) {
         for row in rows {
-            let judgement = judge(&self.query.terms, block.labels(row));
-            self.judged += u64::from(judgement != Judgement::Unjudged);
-            if judgement == Judgement::Relevant {
-                self.relevant.push((canonical_d2(self.embedding, block.embedding(row)), order[row]));
+            match judge(self.query, block, row) {
+                Judgement::Unjudged => {}
+                Judgement::NotRelevant { fulfilled } => self.levels[fulfilled as usize] += 1,
+                Judgement::Relevant => {
+                    let terms = self.query.terms.len();
+                    self.levels[terms] += 1;
+                    let d2 = canonical_d2(self.embedding, block.embedding(row));
+                    self.relevant.push((d2, order[row]));
+                    self.see(d2, order[row], terms as u32, block.labels(row));
+                }
             }
         }
     }
 
     fn sort(&mut self) {
         self.relevant.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+        self.buckets = Buckets::new(&self.relevant);
         self.between = vec![0; self.relevant.len() + 1];
     }
 
     fn count<B: Block>(&mut self, block: &B, rows: Range<usize>, order: &[u32]) {
         for row in rows {
-            if judge(&self.query.terms, block.labels(row)) == Judgement::NotRelevant {
+            if let Judgement::NotRelevant { fulfilled } = judge(self.query, block, row) {
                 let d2 = canonical_d2(self.embedding, block.embedding(row));
-                let before =
-                    self.relevant.partition_point(|kept| kept.0.total_cmp(&d2).then(kept.1.cmp(&order[row])).is_lt());
+                let before = self.relevant_before(d2, order[row]);
                 self.between[before] += 1;
+                self.see(d2, order[row], fulfilled, block.labels(row));
             }
         }
+    }
+
+    /// Relevant items that rank before an item.
+    fn relevant_before(&self, d2: f64, place: u32) -> usize {
+        let bucket = self.buckets.range(d2);
+        let before = |kept: &(f64, u32)| kept.0.total_cmp(&d2).then(kept.1.cmp(&place)).is_lt();
+        bucket.start + self.relevant[bucket].partition_point(before)
+    }
+
+    /// Keeps an item if it is among the first so far.
+    fn see(&mut self, d2: f64, place: u32, fulfilled: u32, labels: &[i8]) {
+        let before = |seen: &Seen| seen.d2.total_cmp(&d2).then(seen.place.cmp(&place)).is_lt();
+        if self.first.len() == FIRST && self.first.last().is_some_and(before) {
+            return;
+        }
+        let alike = self.query.image.as_ref().map_or(0.0, |image| alike(image, labels));
+        self.first.insert(self.first.partition_point(before), Seen { d2, place, fulfilled, alike });
+        self.first.truncate(FIRST);
     }
 
     fn finish(self) -> QueryScore {
@@ -262,21 +312,86 @@ impl<'a> Ranking<'a> {
         let ranks: Vec<u64> = (1u64..)
             .zip(&self.between[..self.relevant.len()])
             .map(|(hits, between)| {
-                others += between;
+                others += u64::from(*between);
                 hits + others
             })
             .collect();
+        let judged = self.levels.iter().sum();
         QueryScore {
             query: self.query.number,
             set: self.query.set,
             text: self.query.text.clone(),
             relevant: ranks.len() as u64,
-            judged: self.judged,
+            judged,
             average_precision: average_precision(&ranks),
-            chance: chance(ranks.len() as u64, self.judged),
+            chance: chance(ranks.len() as u64, judged),
             p_at: precision_at(&ranks),
+            further: Some(self.further(&ranks)),
         }
     }
+
+    fn further(&self, ranks: &[u64]) -> Further {
+        let ndcg = |k| ndcg_at(k, self.first.iter().map(|seen| seen.fulfilled), &self.levels);
+        Further {
+            r_precision: r_precision(ranks),
+            article_ap: article_ap(ranks),
+            ndcg_at_10: ndcg(10),
+            ndcg_at_100: ndcg(FIRST),
+            cs_p_at_10: self.query.image.as_ref().map(|_| self.cs_p_at_10()),
+        }
+    }
+
+    /// Σ over the first 10 that have the changed attribute as asked of the cosine to the image that asks, / 10.
+    fn cs_p_at_10(&self) -> f64 {
+        let asked = self.query.terms.len() as u32;
+        let fit = self.first.iter().take(10).filter(|seen| seen.fulfilled == asked);
+        fit.map(|seen| seen.alike).sum::<f64>() / 10.0
+    }
+}
+
+/// Where sorted distances are: cut into equal widths, so that a search looks at a few neighbours instead of jumping through all
+/// of them. The bucket of a distance never falls as the distance rises, so equal distances share one.
+#[derive(Default)]
+struct Buckets {
+    least: f64,
+    /// Buckets per unit of distance.
+    scale: f64,
+    /// First item of every bucket, then their number.
+    starts: Vec<u32>,
+}
+
+impl Buckets {
+    fn new(sorted: &[(f64, u32)]) -> Self {
+        let (least, most) = (sorted.first().map_or(0.0, |first| first.0), sorted.last().map_or(0.0, |last| last.0));
+        let count = sorted.len().div_ceil(BUCKET).max(1);
+        let width = most - least;
+        let scale = if width > 0.0 { count as f64 / width } else { 0.0 };
+        let mut buckets = Self { least, scale, starts: vec![0; count + 1] };
+        sorted.iter().for_each(|(d2, _)| {
+            let next = buckets.of(*d2) + 1;
+            buckets.starts[next] += 1;
+        });
+        (0..count).for_each(|bucket| buckets.starts[bucket + 1] += buckets.starts[bucket]);
+        buckets
+    }
+
+    /// A cast of a float ends at its bounds.
+    fn of(&self, d2: f64) -> usize {
+        (((d2 - self.least) * self.scale) as usize).min(self.starts.len() - 2)
+    }
+
+    /// The items of the bucket of a distance.
+    fn range(&self, d2: f64) -> Range<usize> {
+        let bucket = self.of(d2);
+        self.starts[bucket] as usize..self.starts[bucket + 1] as usize
+    }
+}
+
+/// Cosine between two 0/1 vectors: the attributes that each image has; 0 when either has none.
+fn alike(image: &QueryImage, labels: &[i8]) -> f64 {
+    let has = labels.iter().filter(|label| **label == 1).count();
+    let both = image.has.iter().filter(|attribute| labels[**attribute as usize] == 1).count();
+    if both == 0 { 0.0 } else { both as f64 / ((image.has.len() * has) as f64).sqrt() }
 }
 
 #[cfg(test)]

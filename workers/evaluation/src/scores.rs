@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float64Type, UInt32Type, UInt64Type};
-use arrow_array::{ArrayRef, Float64Array, RecordBatch, StringArray, UInt32Array, UInt64Array};
+use arrow_array::{Array, ArrayRef, Float64Array, RecordBatch, StringArray, UInt32Array, UInt64Array};
 use bytes::Bytes;
-use likeness_contract::tables::query_report_schema;
+use likeness_contract::tables::{QUERY_REPORT_COLUMNS_V1, query_report_schema};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::metrics::chance;
@@ -36,6 +37,23 @@ pub struct QueryScore {
     pub chance: f64,
     /// P@1, P@5, P@10, P@100.
     pub p_at: [f64; 4],
+    /// None in a file of before these were computed.
+    pub further: Option<Further>,
+}
+
+/// Figures that the second version of the table added.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Further {
+    /// P@R, R = all relevant items.
+    pub r_precision: f64,
+    /// The article's own AP: mean of P@k for k = 1..R.
+    pub article_ap: f64,
+    /// nDCG@10 by the share of terms fulfilled.
+    pub ndcg_at_10: f64,
+    /// nDCG@100.
+    pub ndcg_at_100: f64,
+    /// CS-P@10, of queries by an image and a changed attribute.
+    pub cs_p_at_10: Option<f64>,
 }
 
 /// Scores → Parquet of `tables::query_report_schema`; the same scores give the same bytes.
@@ -43,6 +61,9 @@ pub fn encode_scores(scores: &[QueryScore]) -> Result<Vec<u8>> {
     let schema = Arc::new(query_report_schema());
     let floats = |value: &dyn Fn(&QueryScore) -> f64| -> ArrayRef {
         Arc::new(Float64Array::from_iter_values(scores.iter().map(value)))
+    };
+    let further = |value: &dyn Fn(&Further) -> Option<f64>| -> ArrayRef {
+        Arc::new(scores.iter().map(|score| score.further.as_ref().and_then(value)).collect::<Float64Array>())
     };
     let columns: Vec<ArrayRef> = vec![
         Arc::new(UInt32Array::from_iter_values(scores.iter().map(|score| score.query))),
@@ -56,6 +77,11 @@ pub fn encode_scores(scores: &[QueryScore]) -> Result<Vec<u8>> {
         floats(&|score| score.p_at[1]),
         floats(&|score| score.p_at[2]),
         floats(&|score| score.p_at[3]),
+        further(&|further| Some(further.r_precision)),
+        further(&|further| Some(further.article_ap)),
+        further(&|further| Some(further.ndcg_at_10)),
+        further(&|further| Some(further.ndcg_at_100)),
+        further(&|further| further.cs_p_at_10),
     ];
     let failed = |what: &str| Error::invalid(format!("the scores can't be {what}"));
     let batch = RecordBatch::try_new(Arc::clone(&schema), columns).map_err(|e| failed("made a table").because(e))?;
@@ -70,8 +96,8 @@ pub fn encode_scores(scores: &[QueryScore]) -> Result<Vec<u8>> {
 pub fn decode_scores(bytes: Bytes) -> Result<Vec<QueryScore>> {
     let reader = ParquetRecordBatchReaderBuilder::try_new(bytes)
         .map_err(|e| Error::corrupt("the scores are no Parquet file").because(e))?;
-    let expected = query_report_schema();
-    if reader.schema().fields() != expected.fields() {
+    let (fields, expected) = (reader.schema().fields(), query_report_schema());
+    if *fields != expected.fields && **fields != expected.fields[..QUERY_REPORT_COLUMNS_V1] {
         return Err(Error::corrupt("the scores have other columns than a query report"));
     }
     let rows = reader.metadata().file_metadata().num_rows();
@@ -105,9 +131,39 @@ fn score_of(batch: &RecordBatch, row: usize) -> Result<QueryScore> {
         average_precision: float(5),
         chance: float(6),
         p_at: [float(7), float(8), float(9), float(10)],
+        further: further_of(batch, row)?,
     };
     score.check()?;
     Ok(score)
+}
+
+/// The figures of the later columns, where the file has them.
+fn further_of(batch: &RecordBatch, row: usize) -> Result<Option<Further>> {
+    let float = |column: usize| {
+        let column = batch.column(column).as_primitive::<Float64Type>();
+        column.is_valid(row).then(|| column.value(row))
+    };
+    if batch.num_columns() == QUERY_REPORT_COLUMNS_V1 {
+        return Ok(None);
+    }
+    let places: [usize; 4] = std::array::from_fn(|i| QUERY_REPORT_COLUMNS_V1 + i);
+    let [Some(r_precision), Some(article_ap), Some(ndcg_at_10), Some(ndcg_at_100)] = places.map(float) else {
+        return if places.map(float).iter().all(Option::is_none) {
+            Ok(None)
+        } else {
+            Err(Error::corrupt(format!("row {row} has some of its figures only")))
+        };
+    };
+    let cs_p_at_10 = float(QUERY_REPORT_COLUMNS_V1 + 4);
+    Ok(Some(Further { r_precision, article_ap, ndcg_at_10, ndcg_at_100, cs_p_at_10 }))
+}
+
+impl Further {
+    /// nDCG and the cosines end in additions that round: a hair above 1 is no damage.
+    fn check(&self) -> bool {
+        let shares = [self.r_precision, self.article_ap, self.ndcg_at_10, self.ndcg_at_100];
+        shares.into_iter().chain(self.cs_p_at_10).all(|share| (0.0..=1.0 + 1e-9).contains(&share))
+    }
 }
 
 impl QueryScore {
@@ -116,7 +172,8 @@ impl QueryScore {
         let sound = self.relevant >= 1
             && self.relevant <= self.judged
             && self.chance == chance(self.relevant, self.judged)
-            && shares.into_iter().all(|share| (0.0..=1.0).contains(&share));
+            && shares.into_iter().all(|share| (0.0..=1.0).contains(&share))
+            && self.further.as_ref().is_none_or(Further::check);
         if sound { Ok(()) } else { Err(Error::corrupt(format!("the figures of query {} are impossible", self.query))) }
     }
 }
@@ -134,7 +191,7 @@ pub fn join(ranges: Vec<Vec<QueryScore>>, expected: usize) -> Result<Vec<QuerySc
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn scores() -> Vec<QueryScore> {
@@ -148,6 +205,13 @@ mod tests {
                 average_precision: 1.0 / f64::from(query + 1),
                 chance: f64::from(query + 1) / 30.0,
                 p_at: [1.0, 0.4, 0.3, 0.03],
+                further: Some(Further {
+                    r_precision: 0.5,
+                    article_ap: 1.0 / 3.0,
+                    ndcg_at_10: 0.7,
+                    ndcg_at_100: f64::from(query) / 10.0,
+                    cs_p_at_10: (query % 2 == 0).then_some(0.1),
+                }),
             })
             .collect()
     }

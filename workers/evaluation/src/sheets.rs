@@ -28,9 +28,9 @@ pub fn gain(score: &QueryScore) -> f64 {
     score.average_precision - score.chance
 }
 
-/// Queries from best to worst gain; ties by number.
+/// The queries of the pooled sets from best to worst gain; ties by number.
 pub fn by_gain(scores: &[QueryScore]) -> Vec<&QueryScore> {
-    let mut sorted: Vec<&QueryScore> = scores.iter().collect();
+    let mut sorted: Vec<&QueryScore> = scores.iter().filter(|score| score.set.is_pooled()).collect();
     sorted.sort_by(|a, b| gain(b).total_cmp(&gain(a)).then(a.query.cmp(&b.query)));
     sorted
 }
@@ -95,7 +95,7 @@ fn offer(
     number: usize,
     row: usize,
 ) {
-    let relevant = match judge(&query.terms, block.labels(row)) {
+    let relevant = match judge(query, block, row) {
         Judgement::Unjudged => return,
         judgement => judgement == Judgement::Relevant,
     };
@@ -113,7 +113,7 @@ mod tests {
 
     use super::*;
     use crate::gallery::PlainBlock;
-    use crate::queries::{QuerySet, Term};
+    use crate::queries::QuerySet;
 
     fn scores(count: u32) -> Vec<QueryScore> {
         (0..count)
@@ -126,6 +126,7 @@ mod tests {
                 average_precision: f64::from(query * 7 % count) / f64::from(count),
                 chance: 0.5,
                 p_at: [0.0; 4],
+                further: None,
             })
             .collect()
     }
@@ -146,12 +147,7 @@ mod tests {
 
     #[test]
     fn top_items_are_sorted_by_distance_then_id_and_leave_unjudged_items_out() {
-        let query = Query {
-            number: 0,
-            set: QuerySet::Singles,
-            terms: vec![Term { attribute: 0, positive: true }],
-            text: "+A".into(),
-        };
+        let query = Query::of(QuerySet::Singles, &[(0, true)]);
         let block = |ids: &[&str], x: &[f32], labels: &[i8]| {
             let items = ids.iter().map(|id| id.to_string()).collect();
             Arc::new(PlainBlock::new(items, x.to_vec(), labels.to_vec(), 1, 1).unwrap())

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Recomputes a report from the gallery's Parquet shards with numpy and scikit-learn, and compares.
+"""Recomputes a report from the gallery's Parquet shards by other libraries, and compares.
 
     python3 check_report.py STORE REPORT      (STORE: folder of the store; REPORT: id of the job)
 
-Needs numpy, pyarrow and scikit-learn. Nothing of Likeness is used: labels, embeddings and scores are read
-with pyarrow, the attribute tower is run in numpy from the safetensors file, AP is scikit-learn's.
+Needs numpy, pyarrow and scikit-learn; pytrec_eval (`pytrec-eval-terrier`) and torchmetrics are used when they are there.
+Nothing of Likeness is used: labels, embeddings and scores are read with pyarrow, the attribute tower is run in numpy from the
+safetensors file, AP and nDCG are scikit-learn's. pytrec_eval reads the report's TREC files, torchmetrics the same rankings.
 """
 
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, ndcg_score
 
 
 def document(store, key):
@@ -55,17 +56,95 @@ def gallery(store, manifest, rows):
     return np.array(ids, dtype=object), np.concatenate(embeddings), np.concatenate(labels)
 
 
-def score(query, vector, ids, embeddings, labels):
+def ranking(query, vector, ids, embeddings, labels):
+    """Of every judged item, nearest first: terms that it fulfils, and its place in the gallery."""
     asked = [term["attribute"] for term in query["terms"]]
     signs = np.array([1 if term["positive"] else -1 for term in query["terms"]])
     judged = (labels[:, asked] != 0).all(axis=1)
-    relevant = (labels[:, asked] == signs).all(axis=1)[judged]
-    d2 = ((embeddings[judged].astype(np.float64) - vector.astype(np.float64)) ** 2).sum(axis=1)
-    by_id = np.argsort([item.encode() for item in ids[judged]])
-    order = by_id[np.argsort(d2[by_id], kind="stable")]
-    ranked = relevant[order]
-    ap = average_precision_score(ranked, -np.arange(len(ranked)))
-    return [ap, ranked.mean()] + [ranked[:k].sum() / k for k in (1, 5, 10, 100)]
+    if query["image"]:
+        judged &= ids != query["image"]["item"]
+    places = np.flatnonzero(judged)
+    d2 = ((embeddings[places].astype(np.float64) - vector.astype(np.float64)) ** 2).sum(axis=1)
+    by_id = np.argsort([item.encode() for item in ids[places]])
+    places = places[by_id[np.argsort(d2[by_id], kind="stable")]]
+    return (labels[places][:, asked] == signs).sum(axis=1), places
+
+
+def cs_precision(query, fulfilled, places, labels):
+    if not query["image"]:
+        return np.nan
+    image = labels[query["image"]["index"]] == 1
+    first = places[:10][fulfilled[:10] == 1]
+    has = labels[first] == 1
+    norm = np.sqrt(image.sum() * has.sum(axis=1))
+    return np.divide((has & image).sum(axis=1), norm, out=np.zeros(len(first)), where=norm > 0).sum() / 10
+
+
+NAMES = ["average_precision", "chance", "p_at_1", "p_at_5", "p_at_10", "p_at_100"]
+NAMES += ["r_precision", "article_ap", "ndcg_at_10", "ndcg_at_100", "cs_p_at_10"]
+
+
+def score(query, fulfilled, places, labels):
+    ranked, rank = fulfilled == len(query["terms"]), np.arange(1, len(places) + 1)
+    ap = average_precision_score(ranked, -rank)
+    precision = np.cumsum(ranked) / rank
+    relevant = ranked.sum()
+    ndcg = [ndcg_score([fulfilled], [-rank], k=k) if fulfilled.any() and len(rank) > 1 else 0.0 for k in (10, 100)]
+    figures = [ap, ranked.mean()] + [ranked[:k].sum() / k for k in (1, 5, 10, 100)]
+    return figures + [precision[relevant - 1], precision[:relevant].mean(), *ndcg, cs_precision(query, fulfilled, places, labels)]
+
+
+def image_vector(query, gallery, attribute):
+    """Normalised image ± attribute."""
+    sign = 1 if query["terms"][0]["positive"] else -1
+    vector = gallery[query["image"]["index"]].astype(np.float64) + sign * attribute.astype(np.float64)
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+def largest(name, ours, theirs):
+    print(f"{name:34} largest difference {np.nanmax(np.abs(np.array(ours, dtype=np.float64) - np.array(theirs))):.3g}")
+
+
+def check_trec(store, report, ours):
+    """The TREC files as trec_eval reads them, against the per-query table."""
+    import pytrec_eval
+
+    read = lambda name: (store / report["trec"][name]["key"]).read_text().splitlines()
+    run, qrels, graded = {}, {}, {}
+    for line in read("run"):
+        query, _, item, _, value, _ = line.split(" ")
+        run.setdefault(query, {})[item] = float(value)
+    for lines, table in ((read("qrels"), qrels), (read("graded_qrels"), graded)):
+        for line in lines:
+            query, _, item, level = line.split(" ")
+            table.setdefault(query, {})[item] = int(level)
+    binary = pytrec_eval.RelevanceEvaluator(qrels, {"map", "P.1,5,10,100", "Rprec"}).evaluate(run)
+    levels = pytrec_eval.RelevanceEvaluator(graded, {"ndcg_cut.10,100"}).evaluate(run)
+    queries = [int(name[1:]) for name in binary]
+    columns = {"average_precision": "map", "r_precision": "Rprec"} | {f"p_at_{k}": f"P_{k}" for k in (1, 5, 10, 100)}
+    for ours_name, theirs in columns.items():
+        largest(f"{ours_name} by pytrec_eval", [ours[ours_name][q] for q in queries], [binary[f"q{q}"][theirs] for q in queries])
+    for k in (10, 100):
+        theirs = [levels[f"q{q}"][f"ndcg_cut_{k}"] for q in queries]
+        largest(f"ndcg_at_{k} by pytrec_eval", [ours[f"ndcg_at_{k}"][q] for q in queries], theirs)
+
+
+def check_torchmetrics(ours, queries, rankings):
+    import torch
+    from torchmetrics.functional.retrieval import retrieval_average_precision, retrieval_precision, retrieval_r_precision
+
+    torch.set_default_dtype(torch.float64)
+    metrics = {
+        "average_precision": retrieval_average_precision,
+        "p_at_10": lambda p, t: retrieval_precision(p, t, top_k=10),
+        "r_precision": retrieval_r_precision,
+    }
+    for name, metric in metrics.items():
+        theirs = []
+        for query, (fulfilled, _) in zip(queries, rankings):
+            target = torch.from_numpy(fulfilled == len(query["terms"]))
+            theirs.append(metric(-torch.arange(1.0, len(fulfilled) + 1), target).item())
+        largest(f"{name} by torchmetrics", ours[name], theirs)
 
 
 def main():
@@ -77,23 +156,31 @@ def main():
     ids, embeddings, labels = gallery(store, generation, report["rows"])
     record = document(store, f"jobs/{report_id}/tasks/queries.json")
     drawn = json.loads((store / record["output"]["queries"]["object"]["key"]).read_text())
+    queries = drawn["queries"]
 
-    vectors = np.zeros((len(drawn["queries"]), labels.shape[1]))
-    for row, query in enumerate(drawn["queries"]):
+    # Of a query by image: the one attribute alone, whatever its sign.
+    vectors = np.zeros((len(queries), labels.shape[1]))
+    for row, query in enumerate(queries):
         for term in query["terms"]:
-            if term["positive"] or model["settings"]["encoding"] == "three-state":
-                vectors[row, term["attribute"]] = 1 if term["positive"] else -1
+            if term["positive"] or query["image"] or model["settings"]["encoding"] == "three-state":
+                vectors[row, term["attribute"]] = 1 if term["positive"] or query["image"] else -1
     vectors = attribute_tower(safetensors(store / model["weights"]["key"]), vectors)
+    vectors = [image_vector(q, embeddings, v) if q["image"] else v for q, v in zip(queries, vectors)]
 
-    names = ["average_precision", "chance", "p_at_1", "p_at_5", "p_at_10", "p_at_100"]
     ours = pq.read_table(store / report["queries"]["key"]).to_pydict()
-    theirs = np.array([score(q, v, ids, embeddings, labels) for q, v in zip(drawn["queries"], vectors)])
-    for column, name in enumerate(names):
-        print(f"{name:18} largest difference {np.abs(np.array(ours[name]) - theirs[:, column]).max():.3g}")
+    rankings = [ranking(query, vector, ids, embeddings, labels) for query, vector in zip(queries, vectors)]
+    theirs = np.array([score(query, *ranked, labels) for query, ranked in zip(queries, rankings)])
+    for column, name in enumerate(NAMES):
+        largest(name, ours[name], theirs[:, column])
     for row in report["headline"]:
-        chosen = [q["set"] == row["set"] for q in drawn["queries"]]
+        chosen = [q["set"] == row["set"] for q in queries]
         ap, chance = theirs[chosen, 0].mean(), theirs[chosen, 1].mean()
         print(f"{row['set']:8} mAP {row['map']:.12f} scikit-learn {ap:.12f}   chance {row['chance']:.12f} numpy {chance:.12f}")
+    for check, arguments in ((check_trec, (store, report, ours)), (check_torchmetrics, (ours, queries, rankings))):
+        try:
+            check(*arguments)
+        except ImportError as missing:
+            print(f"not checked by {missing.name}: it is not installed")
 
 
 if __name__ == "__main__":

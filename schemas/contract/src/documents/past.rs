@@ -2,11 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{GenerationManifest, ModelManifest, ObjectRef, ShardEntry, Skipped};
+use super::{GenerationManifest, HeadlineRow, ModelManifest, ObjectRef, ReportManifest, ShardEntry, Skipped};
 use crate::codec::Message;
 use crate::ids::{Digest, JobId};
 use crate::jobs::{DatasetRef, GenerationRef};
-use crate::settings::{ModelSettings, Split, TrainSettingsV1, Vocabulary};
+use crate::settings::{EvaluateSettings, ModelSettings, Split, TrainSettingsV1, Vocabulary};
 
 /// Version 1 of a generation: no approximate indexes.
 #[derive(Debug, Serialize, Deserialize)]
@@ -135,5 +135,27 @@ impl From<ModelManifestV1> for ModelManifest {
             validation_map: None,
             stopped_early: false,
         }
+    }
+}
+
+/// Version 1 of a report: no files for TREC's tools.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ReportManifestV1 {
+    report: JobId,
+    generation: GenerationRef,
+    model: JobId,
+    rows: Split,
+    items: u64,
+    settings: EvaluateSettings,
+    json: ObjectRef,
+    queries: ObjectRef,
+    html: ObjectRef,
+    headline: Vec<HeadlineRow>,
+}
+
+impl From<ReportManifestV1> for ReportManifest {
+    fn from(old: ReportManifestV1) -> Self {
+        let ReportManifestV1 { report, generation, model, rows, items, settings, json, queries, html, headline } = old;
+        Self { report, generation, model, rows, items, settings, json, queries, html, headline, trec: None }
     }
 }

@@ -4,7 +4,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::bootstrap::{below, stream};
-use crate::gallery::{Judgement, judge};
+use crate::gallery::{Block, Judgement, PlainBlock, judge};
+
+fn draw_queries(vocabulary: &Vocabulary, labels: &[i8], settings: &EvaluateSettings) -> Result<DrawnQueries> {
+    super::draw_queries(vocabulary, labels, |item| format!("item {item}"), settings)
+}
 
 fn vocabulary(attributes: usize) -> Vocabulary {
     Vocabulary { names: (0..attributes).map(|i| format!("A{i}")).collect() }
@@ -20,10 +24,13 @@ fn settings(pairs: u32, triples: u32) -> EvaluateSettings {
     EvaluateSettings { pairs, triples, ..EvaluateSettings::default() }
 }
 
+/// Relevant and judged items.
 fn counts(query: &Query, labels: &[i8], attributes: usize) -> (u64, u64) {
-    let judged: Vec<Judgement> = labels.chunks_exact(attributes).map(|row| judge(&query.terms, row)).collect();
-    let count = |wanted: Judgement| judged.iter().filter(|j| **j == wanted).count() as u64;
-    (count(Judgement::Relevant), count(Judgement::Relevant) + count(Judgement::NotRelevant))
+    let items: Vec<String> = (0..labels.len() / attributes).map(|item| format!("item {item}")).collect();
+    let block = PlainBlock::new(items, vec![], labels.to_vec(), 0, attributes).unwrap();
+    let judged: Vec<Judgement> = (0..block.rows()).map(|row| judge(query, &block, row)).collect();
+    let count = |wanted: fn(&Judgement) -> bool| judged.iter().filter(|judgement| wanted(judgement)).count() as u64;
+    (count(|j| *j == Judgement::Relevant), count(|j| *j != Judgement::Unjudged))
 }
 
 #[test]
@@ -31,9 +38,9 @@ fn sets_have_the_wanted_sizes_and_no_duplicates() {
     let labels = random_labels(500, 12, false, 1);
     let drawn = draw_queries(&vocabulary(12), &labels, &settings(100, 150)).unwrap();
     let sizes: Vec<(u32, u32)> = drawn.sets.iter().map(|set| (set.wanted, set.drawn)).collect();
-    assert_eq!(sizes, [(24, 24), (100, 100), (150, 150)]);
-    let distinct: HashSet<&Vec<Term>> = drawn.queries.iter().map(|query| &query.terms).collect();
-    assert_eq!(distinct.len(), 274);
+    assert_eq!(sizes, [(24, 24), (100, 100), (150, 150), (300, 300), (300, 300)]);
+    let distinct: HashSet<&str> = drawn.queries.iter().map(|query| query.text.as_str()).collect();
+    assert_eq!(distinct.len(), 874);
     assert!(drawn.queries.iter().enumerate().all(|(i, query)| query.number as usize == i));
 }
 
@@ -65,7 +72,7 @@ fn fewer_queries_are_drawn_when_the_data_has_no_more() {
     // Two attributes, always equal: of the four signed pairs only two have relevant items, each half of all.
     let labels: Vec<i8> = (0..40).flat_map(|item| [if item % 2 == 0 { 1 } else { -1 }; 2]).collect();
     let drawn = draw_queries(&vocabulary(2), &labels, &settings(300, 300)).unwrap();
-    let texts: Vec<&str> = drawn.queries.iter().skip(4).map(|query| query.text.as_str()).collect();
+    let texts: Vec<&str> = drawn.queries.iter().skip(4).take(2).map(|query| query.text.as_str()).collect();
     assert_eq!(drawn.sets[1], SetCount { set: QuerySet::Pairs, wanted: 300, drawn: 2 });
     assert_eq!(drawn.sets[2].drawn, 0);
     assert!(texts.contains(&"+A0 +A1") && texts.contains(&"−A0 −A1"));
@@ -75,7 +82,12 @@ fn fewer_queries_are_drawn_when_the_data_has_no_more() {
 fn rare_attributes_and_empty_galleries_are_left_out_or_refused() {
     let labels: Vec<i8> = (0..20).flat_map(|item| [if item < 4 { 1 } else { -1 }]).collect();
     let drawn = draw_queries(&vocabulary(1), &labels, &settings(300, 300)).unwrap();
-    assert_eq!(drawn.queries.iter().map(|query| query.text.as_str()).collect::<Vec<_>>(), ["−A0"]);
+    let of = |set| drawn.queries.iter().filter(move |query| query.set == set).map(|query| query.text.as_str());
+    assert_eq!(of(QuerySet::Singles).collect::<Vec<_>>(), ["−A0"]);
+    // Only four have the attribute: taking it away is asked of them, giving it to the others is not.
+    assert_eq!(of(QuerySet::Images).collect::<std::collections::BTreeSet<_>>().len(), 4);
+    assert!(of(QuerySet::Images).all(|text| text.ends_with(" −A0")));
+    assert_eq!(of(QuerySet::Full).count(), 2);
     assert!(draw_queries(&vocabulary(1), &[], &settings(1, 1)).is_err());
     assert!(draw_queries(&vocabulary(0), &[], &settings(1, 1)).is_err());
     assert!(draw_queries(&vocabulary(2), &[1, 1, 1], &settings(1, 1)).is_err());
@@ -85,7 +97,7 @@ fn rare_attributes_and_empty_galleries_are_left_out_or_refused() {
 fn a_thousand_attributes_are_drawn_from_without_listing_all_triples() {
     let labels = random_labels(64, 1_000, false, 4);
     let drawn = draw_queries(&vocabulary(1_000), &labels, &settings(300, 300)).unwrap();
-    assert_eq!(drawn.sets.iter().map(|set| set.drawn).collect::<Vec<_>>()[1..], [300, 300]);
+    assert_eq!(drawn.sets.iter().map(|set| set.drawn).collect::<Vec<_>>()[1..3], [300, 300]);
 }
 
 #[test]
@@ -96,7 +108,7 @@ fn stored_queries_are_checked_when_they_are_read() {
     let text = String::from_utf8(drawn.encode()).unwrap();
     for (from, to) in [
         ("\"attribute\": 3", "\"attribute\": 4"),
-        ("likeness-queries-1", "likeness-queries-9"),
+        ("likeness-queries-2", "likeness-queries-9"),
         ("\"number\": 2,", "\"number\": 7,"),
         ("+A1", "+A2"),
         ("\"singles\"", "\"quadruples\""),
@@ -116,8 +128,18 @@ proptest! {
         let drawn = draw_queries(&vocabulary(attributes), &labels, &settings).unwrap();
         for query in &drawn.queries {
             let (relevant, judged) = counts(query, &labels, attributes);
-            prop_assert!(relevant >= u64::from(min.max(1)));
-            prop_assert!(query.set == QuerySet::Singles || 2 * relevant <= judged);
+            let least = if query.set == QuerySet::Full { 1 } else { min.max(1) };
+            prop_assert!(relevant >= u64::from(least));
+            let combined = matches!(query.set, QuerySet::Pairs | QuerySet::Triples);
+            prop_assert!(!combined || 2 * relevant <= judged);
+            prop_assert_eq!(query.image.is_some(), query.set == QuerySet::Images);
+            if let Some(image) = &query.image {
+                let own = &labels[image.index as usize * attributes..][..attributes];
+                let Term { attribute, positive } = query.terms[0];
+                prop_assert_eq!(own[attribute as usize], if positive { -1 } else { 1 });
+                prop_assert_eq!(&image.item, &format!("item {}", image.index));
+                prop_assert!((0u32..).zip(own).all(|(i, label)| image.has.contains(&i) == (*label == 1)));
+            }
         }
         prop_assert_eq!(DrawnQueries::decode(&drawn.encode()).unwrap(), drawn);
     }

@@ -54,6 +54,7 @@ fn head(report: &Report) -> String {
     let subject = &report.subject;
     let model = &subject.model_settings;
     let rows = format!("{:?}", subject.rows).to_lowercase();
+    let queries: u32 = report.sets.iter().map(|set| set.queries).sum();
     let facts = [
         ("report", subject.report.to_string()),
         ("gallery", format!("{}, generation {}", subject.generation.gallery, subject.generation.generation)),
@@ -69,7 +70,7 @@ fn head(report: &Report) -> String {
         ),
         ("dataset", format!("{}, version {}", subject.dataset.dataset, subject.dataset.version)),
         ("searched", format!("{} items ({rows} rows)", subject.items)),
-        ("queries", format!("{} from seed {}", report.pooled.queries, report.settings.seed)),
+        ("queries", format!("{queries} from seed {}", report.settings.seed)),
     ];
     let facts: String =
         facts.iter().map(|(name, value)| format!("<dt>{name}</dt><dd>{}</dd>\n", escape(value))).collect();
@@ -83,19 +84,40 @@ fn headline(report: &Report) -> String {
     let (ours, random) = (report.pooled.map, report.pooled.random_map);
     let verdict = if ours.interval[0] > random {
         format!(
-            "Over all {} queries mAP is {:.3}, where a random order reaches {random:.3}.",
+            "Over all {} singles, pairs and triples mAP is {:.3}, where a random order reaches {random:.3}.",
             report.pooled.queries, ours.mean
         )
     } else {
         format!(
-            "Over all {} queries mAP is {:.3}, which is not clearly above the {random:.3} of a random order.",
+            "Over all {} singles, pairs and triples mAP is {:.3}, which is not clearly above the {random:.3} of a random order.",
             report.pooled.queries, ours.mean
         )
     };
     let reading = "mAP is the mean average precision; 1 means that every item that fulfils a query comes before every one \
                    that does not. Chance is the mean share of items that fulfil the query: what a random order finds. Small \
                    figures are 95 % bootstrap intervals over the queries.";
-    format!("<div class=\"headline\">{}</div>{}{}", table(&head, &rows), paragraph(&verdict), paragraph(reading))
+    let figures = format!("<div class=\"headline\">{}</div>", table(&head, &rows));
+    figures + &paragraph(&verdict) + &paragraph(reading) + &further(report)
+}
+
+/// Figures by other definitions, where every set has them.
+fn further(report: &Report) -> String {
+    let row = |set: &SetFigures| {
+        let figures = set.further?;
+        let cell = |figure: &Figure| format!("{:.3} {}", figure.mean, range(figure));
+        let cs = figures.cs_p_at_10.as_ref().map_or("–".into(), cell);
+        let [r, ten, hundred, article] =
+            [&figures.r_precision, &figures.ndcg_at_10, &figures.ndcg_at_100, &figures.article_map].map(cell);
+        Some(vec![set.set.name().to_string(), r, ten, hundred, article, cs])
+    };
+    let asked = report.sets.iter().filter(|set| set.queries > 0);
+    let Some(rows) = asked.map(row).collect::<Option<Vec<_>>>() else { return String::new() };
+    let head = ["set", "R-precision", "nDCG@10", "nDCG@100", "mAP as the article has it", "CS-P@10"];
+    let reading = "R-precision is P@R for R relevant items. nDCG counts an item by the share of the query's attributes that it \
+                   has as asked. The article's mAP is the mean of P@k for k up to R. CS-P@10 is of queries by an image with one \
+                   attribute changed: each of the first 10 that has it as asked adds the cosine between the attributes of \
+                   the two images. “Full” asks for everything known of one item.";
+    table(&head, &rows) + &paragraph(reading)
 }
 
 fn headline_row(set: &SetFigures) -> Vec<String> {
@@ -116,7 +138,7 @@ fn range(figure: &Figure) -> String {
 
 fn distributions(report: &Report, scores: &[QueryScore]) -> String {
     let key = "<div class=\"key\"><i class=\"set0\"></i>singles<i class=\"set1\"></i>pairs<i class=\"set2\"></i>triples\
-               <i class=\"mean\"></i>mean<i class=\"chance\"></i>a random order</div>\n";
+               <i class=\"set3\"></i>full<i class=\"set4\"></i>images<i class=\"mean\"></i>mean<i class=\"chance\"></i>a random order</div>\n";
     let spread: String = QuerySet::ALL
         .iter()
         .filter_map(|set| report.set(*set))
@@ -248,7 +270,7 @@ fn method(report: &Report) -> String {
          for an attribute of a query is left out of that query. P@K divides by K even where fewer items are there. Average \
          precision is the mean, over all relevant items, of the share of relevant items up to each one's rank. Ranking is by \
          Euclidean distance, ties by item id. Queries need at least {} relevant items; pairs and triples at most half of the \
-         items, signs at random. A random order reaches a mean average precision a little above the share of relevant items: \
+         items, signs at random; the full ones have the item that they were made from. A random order reaches a mean average precision a little above the share of relevant items: \
          its exact expectation is given beside it.",
         settings.min_relevant
     ));

@@ -114,5 +114,7 @@ fn set_class(set: QuerySet) -> &'static str {
         QuerySet::Singles => "set0",
         QuerySet::Pairs => "set1",
         QuerySet::Triples => "set2",
+        QuerySet::Full => "set3",
+        QuerySet::Images => "set4",
     }
 }

@@ -39,8 +39,8 @@ fn example() -> (Report, Vec<QueryScore>) {
         .map(|label| label as i8)
         .collect();
     let settings = EvaluateSettings { pairs: 10, triples: 10, ..EvaluateSettings::default() };
-    let drawn = draw_queries(&vocabulary, &labels, &settings).unwrap();
     let items: Vec<String> = (0..200).map(|i| format!("item-{i:03}")).collect();
+    let drawn = draw_queries(&vocabulary, &labels, |item| items[item].clone(), &settings).unwrap();
     let mut counts = LabelCounts::new(4);
     counts.add(&PlainBlock::new(items, vec![0.0; 200], labels, 1, 4).unwrap());
     let scores: Vec<QueryScore> = drawn
@@ -55,6 +55,13 @@ fn example() -> (Report, Vec<QueryScore>) {
             average_precision: 0.2 + 0.03 * f64::from(query.number % 17),
             chance: 20.0 / if query.text.contains("Smiling") { 180.0 } else { 200.0 },
             p_at: [1.0, 0.8, 0.6, 0.15],
+            further: Some(Further {
+                r_precision: 0.5,
+                article_ap: 0.25,
+                ndcg_at_10: 0.75,
+                ndcg_at_100: 0.125,
+                cs_p_at_10: query.image.as_ref().map(|_| 0.375),
+            }),
         })
         .collect();
     (Report::new(subject(200), settings, &drawn, &counts, &scores), scores)
@@ -80,6 +87,9 @@ fn the_json_has_its_stable_layout_and_reads_back() {
     assert_eq!(json["sets"][0]["queries_with_unjudged"], 2);
     assert_eq!(json["sets"][0]["unjudged"], 40);
     assert_eq!(json["sets"][1]["p_at"][3]["k"], 100);
+    assert_eq!(json["sets"][1]["further"]["ndcg_at_100"]["mean"], 0.125);
+    assert_eq!(json["sets"][1]["further"]["cs_p_at_10"], serde_json::Value::Null);
+    assert_eq!(json["sets"][4]["further"]["cs_p_at_10"]["mean"], 0.375);
     assert_eq!(json["attributes"][0]["attribute"], "Smiling");
     assert_eq!(json["attributes"][0]["unknown"], 20);
     assert_eq!(json["attributes"][3]["with"], serde_json::Value::Null);
@@ -108,6 +118,27 @@ fn best_and_worst_queries_do_not_overlap() {
 }
 
 #[test]
+fn other_sets_are_not_pooled() {
+    let (report, scores) = example();
+    let pooled = scores.iter().filter(|score| score.set.is_pooled()).count();
+    assert_eq!(report.pooled.queries as usize, pooled);
+    assert!(pooled < scores.len() && report.headline.len() == 5);
+    assert!(report.best.iter().chain(&report.worst).all(|query| (*query as usize) < pooled));
+}
+
+#[test]
+fn figures_that_one_range_lacks_are_left_out_of_its_set() {
+    let (report, mut scores) = example();
+    scores[3].further = None;
+    let of = |set| further_figures(&of_set(&scores, set), 0, 0);
+    assert!(of(QuerySet::Singles).is_none() && of(QuerySet::Pairs).is_some());
+    let mut without = report;
+    without.sets[0].further = None;
+    let old = report_html(&without, &scores, None, &[]);
+    assert!(!old.contains("R-precision") && old.contains("<h2>Headline</h2>"));
+}
+
+#[test]
 fn the_page_is_self_contained_and_escapes_what_comes_from_data() {
     let (report, scores) = example();
     let points = |n: u64| (0..n).map(|step| CurvePoint { step, loss: 0.1, correct: 0.7 }).collect();
@@ -116,7 +147,7 @@ fn the_page_is_self_contained_and_escapes_what_comes_from_data() {
     assert!(!html.contains("<script") && html.contains("&lt;script&gt;"));
     assert!(!html.contains("http://") && !html.contains("https://"));
     assert!(html.contains("data:image/jpeg;base64,AQID") && html.matches("no picture").count() == 2);
-    for heading in ["Headline", "Training", "Result sheets", "Attributes", "Best and worst queries"] {
+    for heading in ["Headline", "Training", "Result sheets", "Attributes", "Best and worst queries", "How it was measured"] {
         assert!(html.contains(&format!("<h2>{heading}</h2>")), "{heading}");
     }
     assert_eq!(html.matches("<svg").count(), html.matches("</svg>").count());

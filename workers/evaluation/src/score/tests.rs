@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::bootstrap::{below, stream};
 use crate::gallery::PlainBlock;
-use crate::queries::{QuerySet, Term};
+use crate::queries::QuerySet;
 
 const ATTRIBUTES: usize = 3;
 const DIM: usize = 2;
@@ -32,12 +32,19 @@ fn items(count: usize, unknown: bool, seed: u64) -> Vec<Item> {
 fn queries() -> Vec<(Query, Vec<f32>)> {
     let terms = [vec![(0, true)], vec![(1, false)], vec![(0, true), (2, false)], vec![(0, true), (1, true), (2, true)]];
     let queries = terms.into_iter().enumerate().map(|(number, terms)| {
-        let set = QuerySet::ALL[terms.len() - 1];
-        let terms: Vec<Term> = terms.into_iter().map(|(attribute, positive)| Term { attribute, positive }).collect();
+        let query = Query::of(QuerySet::ALL[terms.len() - 1], &terms);
         let embedding = vec![number as f32 / 4.0, 0.25];
-        (Query { number: number as u32, set, terms, text: format!("q{number}") }, embedding)
+        (Query { number: number as u32, text: format!("q{number}"), ..query }, embedding)
     });
     queries.collect()
+}
+
+/// The image of `item` with its attribute 1 turned round, as query 4.
+fn by_image(item: &Item) -> (Query, Vec<f32>) {
+    let query = Query::of(QuerySet::Images, &[(1, item.labels[1] == -1)]);
+    let has = (0u32..).zip(&item.labels).filter(|(_, label)| **label == 1).map(|(attribute, _)| attribute).collect();
+    let image = Some(QueryImage { item: item.id.clone(), index: 0, has });
+    (Query { number: 4, text: "q4".into(), image, ..query }, item.embedding.clone())
 }
 
 fn blocks(items: &[Item], cuts: &[usize]) -> Vec<Arc<PlainBlock>> {
@@ -56,16 +63,35 @@ fn blocks(items: &[Item], cuts: &[usize]) -> Vec<Arc<PlainBlock>> {
 
 /// The plain way: sort everything.
 fn oracle(items: &[Item], query: &Query, embedding: &[f32]) -> QueryScore {
-    let mut judged: Vec<(&Item, f64, Judgement)> = items
+    let judge = |item: &Item| judge(query, &*blocks(std::slice::from_ref(item), &[])[0], 0);
+    let fulfilled = |item: &Item| match judge(item) {
+        Judgement::Unjudged => None,
+        Judgement::Relevant => Some(query.terms.len()),
+        Judgement::NotRelevant { fulfilled } => Some(fulfilled as usize),
+    };
+    let mut judged: Vec<(&Item, f64, usize)> = items
         .iter()
-        .map(|item| (item, canonical_d2(embedding, &item.embedding), judge(&query.terms, &item.labels)))
-        .filter(|(_, _, judgement)| *judgement != Judgement::Unjudged)
+        .filter_map(|item| Some((item, canonical_d2(embedding, &item.embedding), fulfilled(item)?)))
         .collect();
     judged.sort_by(|a, b| likeness_contract::ranking::rank((a.1, &a.0.id), (b.1, &b.0.id)));
-    let relevant: Vec<bool> = judged.iter().map(|(_, _, judgement)| *judgement == Judgement::Relevant).collect();
+    let relevant: Vec<bool> = judged.iter().map(|(_, _, fulfilled)| *fulfilled == query.terms.len()).collect();
     let total = relevant.iter().filter(|r| **r).count();
     let hits = |k: usize| relevant.iter().take(k).filter(|r| **r).count() as f64;
     let sum: f64 = (0..relevant.len()).filter(|&i| relevant[i]).map(|i| hits(i + 1) / (i + 1) as f64).sum();
+    let cosine = |image: &QueryImage, item: &Item| {
+        let has = |labels: &dyn Fn(u32) -> bool| (0..ATTRIBUTES as u32).filter(|a| labels(*a)).count() as f64;
+        let theirs = |a: u32| item.labels[a as usize] == 1;
+        let ours = |a: u32| image.has.contains(&a);
+        let norm = (has(&ours) * has(&theirs)).sqrt();
+        if norm == 0.0 { 0.0 } else { has(&|a| ours(a) && theirs(a)) / norm }
+    };
+    let cs = |image: &QueryImage| {
+        let fit = judged.iter().take(10).filter(|(_, _, fulfilled)| *fulfilled == query.terms.len());
+        fit.map(|(item, _, _)| cosine(image, item)).sum::<f64>() / 10.0
+    };
+    let gains: Vec<u32> = judged.iter().map(|(_, _, fulfilled)| *fulfilled as u32).collect();
+    let mut levels = vec![0; query.terms.len() + 1];
+    gains.iter().for_each(|gain| levels[*gain as usize] += 1);
     QueryScore {
         query: query.number,
         set: query.set,
@@ -75,6 +101,13 @@ fn oracle(items: &[Item], query: &Query, embedding: &[f32]) -> QueryScore {
         average_precision: sum / total as f64,
         chance: total as f64 / judged.len() as f64,
         p_at: [hits(1), hits(5) / 5.0, hits(10) / 10.0, hits(100) / 100.0],
+        further: Some(Further {
+            r_precision: hits(total) / total as f64,
+            article_ap: (1..=total).map(|k| hits(k) / k as f64).sum::<f64>() / total as f64,
+            ndcg_at_10: ndcg_at(10, gains.iter().copied(), &levels),
+            ndcg_at_100: ndcg_at(100, gains.iter().copied(), &levels),
+            cs_p_at_10: query.image.as_ref().map(cs),
+        }),
     }
 }
 
@@ -91,7 +124,7 @@ fn run(
 proptest! {
     #[test]
     fn scores_equal_a_plain_sort_for_any_blocks_threads_and_budget(
-        count in 1usize..120,
+        count in 1usize..240,
         unknown: bool,
         seed in 0u64..1000,
         cuts in proptest::collection::vec(0usize..50, 0..5),
@@ -99,7 +132,8 @@ proptest! {
         budget in prop_oneof![Just(1usize), Just(400), Just(BUDGET_BYTES)],
     ) {
         let items = items(count, unknown, seed);
-        let all: Vec<(Query, Vec<f32>)> = queries();
+        let mut all: Vec<(Query, Vec<f32>)> = queries();
+        all.push(by_image(&items[count / 2]));
         let expected: Vec<QueryScore> = all.iter().map(|(query, embedding)| oracle(&items, query, embedding)).collect();
         let answerable: Vec<bool> = expected.iter().map(|score| score.relevant > 0).collect();
         let keep = |i: &usize| answerable[*i];

@@ -1,12 +1,17 @@
 //! Queries as vectors of the generation's own model.
+//!
+//! Attributes go through the attribute tower. The image of a query is an item of the gallery, so its embedding is there
+//! already: the query is normalised (image ± embedding of the one attribute alone).
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use likeness_contract::documents::GenerationManifest;
-use likeness_evaluation::{Query, gallery};
+use likeness_evaluation::{Block, Query, gallery};
 use likeness_model::encode_query;
 
+use super::gallery::Gallery;
 use crate::cache::LoadedModel;
 use crate::error::TaskError;
 use crate::runtime::context::TaskContext;
@@ -28,16 +33,84 @@ pub async fn model_of(cx: &TaskContext, generation: &GenerationManifest) -> Resu
 /// not depend on how queries are cut into tasks.
 pub fn embed_queries(
     loaded: &LoadedModel,
+    gallery: &Gallery,
     queries: Vec<Query>,
     device: &Device,
 ) -> Result<Vec<(Query, Vec<f32>)>, TaskError> {
+    let images = image_embeddings(gallery, &queries)?;
+    let embed = |query: Query| {
+        let embedding = match &query.image {
+            None => embed_attributes(loaded, &query.with(), &query.without(), device)?,
+            Some(image) => {
+                let [term] = query.terms[..] else {
+                    return Err(TaskError::invalid(format!("query `{}` changes more than one attribute", query.text)));
+                };
+                let attribute = embed_attributes(loaded, &[term.attribute as usize], &[], device)?;
+                changed(&images[&image.index], &attribute, term.positive)
+            }
+        };
+        Ok((query, embedding))
+    };
+    queries.into_iter().map(embed).collect()
+}
+
+fn embed_attributes(
+    loaded: &LoadedModel,
+    with: &[usize],
+    without: &[usize],
+    device: &Device,
+) -> Result<Vec<f32>, TaskError> {
     let attributes = loaded.manifest.vocabulary.len();
-    let mut embedded = Vec::with_capacity(queries.len());
-    for query in queries {
-        let vector = encode_query(loaded.manifest.settings.encoding, attributes, &query.with(), &query.without());
-        let vector = Tensor::from_vec(vector, (1, attributes), device)?;
-        let embedding = loaded.model.embed_attributes(&vector)?.flatten_all()?.to_vec1::<f32>()?;
-        embedded.push((query, embedding));
+    let vector = encode_query(loaded.manifest.settings.encoding, attributes, with, without);
+    let vector = Tensor::from_vec(vector, (1, attributes), device)?;
+    Ok(loaded.model.embed_attributes(&vector)?.flatten_all()?.to_vec1::<f32>()?)
+}
+
+/// (image ± attribute) / its norm, summed in f64.
+fn changed(image: &[f32], attribute: &[f32], add: bool) -> Vec<f32> {
+    let sign = if add { 1.0 } else { -1.0 };
+    let sum: Vec<f64> = image.iter().zip(attribute).map(|(x, a)| f64::from(*x) + sign * f64::from(*a)).collect();
+    let norm = sum.iter().map(|value| value * value).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
+    sum.into_iter().map(|value| (value / norm) as f32).collect()
+}
+
+/// The embeddings of the items whose images ask, by their place among the searched items.
+fn image_embeddings(gallery: &Gallery, queries: &[Query]) -> Result<HashMap<u64, Vec<f32>>, TaskError> {
+    let asked: BTreeMap<u64, &str> =
+        queries.iter().filter_map(|query| query.image.as_ref()).map(|image| (image.index, &*image.item)).collect();
+    let mut found = HashMap::with_capacity(asked.len());
+    let mut first = 0;
+    for number in 0..gallery.blocks() {
+        if found.len() == asked.len() {
+            break;
+        }
+        let block = gallery.wait_for_block(number)?;
+        let next = first + block.rows() as u64;
+        for (index, item) in asked.range(first..next) {
+            let row = (index - first) as usize;
+            if block.item(row) != *item {
+                let other = block.item(row);
+                let text = format!("the query's image `{item}` is `{other}` in this generation: it has other items");
+                return Err(TaskError::invalid(text));
+            }
+            found.insert(*index, block.embedding(row).to_vec());
+        }
+        first = next;
     }
-    Ok(embedded)
+    match asked.iter().find(|(index, _)| !found.contains_key(index)) {
+        None => Ok(found),
+        Some((_, item)) => Err(TaskError::invalid(format!("the query's image `{item}` is not in the gallery"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::changed;
+
+    #[test]
+    fn an_image_moves_towards_an_attribute_or_away_from_it() {
+        assert_eq!(changed(&[1.0, 0.0], &[0.0, 1.0], true), [0.5f32.sqrt(); 2]);
+        assert_eq!(changed(&[1.0, 0.0], &[0.0, 1.0], false), [0.5f32.sqrt(), -(0.5f32.sqrt())]);
+        assert_eq!(changed(&[1.0, 0.0], &[1.0, 0.0], false), [0.0, 0.0]);
+    }
 }

@@ -13,16 +13,16 @@ use crate::runtime::context::TaskContext;
 pub async fn run(cx: &TaskContext, generation: &GenerationRef) -> Result<TaskOutput, TaskError> {
     let stage = stage(cx.spec())?.clone();
     let gallery = Gallery::open(cx, generation, stage.rows).await?;
-    let labels = labels(cx, &gallery).await?;
+    let (labels, items) = look(cx, &gallery).await?;
     let place = format!("{:?} rows of generation `{}`", stage.rows, generation.generation).to_lowercase();
     if labels.is_empty() {
         return Err(TaskError::invalid(format!("nothing to evaluate: there are no {place}")));
     }
     let vocabulary = gallery.manifest.vocabulary.clone();
     let settings = stage.settings.clone();
-    let draw = move || draw_queries(&vocabulary, &labels, &settings);
+    let draw = move || draw_queries(&vocabulary, &labels, |item| items[item].to_string(), &settings);
     let drawn = tokio::task::spawn_blocking(draw).await.map_err(TaskError::transient)??;
-    if drawn.queries.is_empty() {
+    if !drawn.queries.iter().any(|query| query.set.is_pooled()) {
         let (min, items) = (stage.settings.min_relevant, drawn.items);
         let text = format!("no query is possible: among the {items} {place} no attribute has {min} relevant items");
         return Err(TaskError::invalid(text));
@@ -32,13 +32,16 @@ pub async fn run(cx: &TaskContext, generation: &GenerationRef) -> Result<TaskOut
     Ok(TaskOutput::Queries { object, queries })
 }
 
-/// Labels of all searched rows, N×A.
-async fn labels(cx: &TaskContext, gallery: &Gallery) -> Result<Vec<i8>, TaskError> {
-    let mut labels = Vec::new();
+/// Labels of all searched rows, N×A, and their ids.
+async fn look(cx: &TaskContext, gallery: &Gallery) -> Result<(Vec<i8>, Vec<Box<str>>), TaskError> {
+    let (mut labels, mut items) = (Vec::new(), Vec::new());
     for number in 0..gallery.blocks() {
         let block = gallery.block(number).await?;
-        (0..block.rows()).for_each(|row| labels.extend_from_slice(block.labels(row)));
+        for row in 0..block.rows() {
+            labels.extend_from_slice(block.labels(row));
+            items.push(block.item(row).into());
+        }
         cx.progress(number as u64 + 1, gallery.blocks() as u64, "shards");
     }
-    Ok(labels)
+    Ok((labels, items))
 }

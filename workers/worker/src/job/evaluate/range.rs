@@ -23,7 +23,7 @@ pub async fn run(cx: &TaskContext, generation: &GenerationRef, from: u32, count:
     let asked = select(&drawn.queries, from, count)?;
     let progress = cx.clone();
     let rank = move |device: &Device| -> Result<Vec<QueryScore>, TaskError> {
-        let asked = embed_queries(&loaded, asked, device)?;
+        let asked = embed_queries(&loaded, &gallery, asked, device)?;
         let load = |number| gallery.wait_for_block(number);
         score(&asked, gallery.blocks(), load, &mut |done, of| progress.progress(done, of, "blocks ranked"))
     };

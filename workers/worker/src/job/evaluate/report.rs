@@ -1,16 +1,16 @@
-//! Joins the ranges into the report: JSON, Parquet, HTML, manifest.
+//! Joins the ranges into the report: JSON, Parquet, HTML, files for TREC's tools, manifest.
 
 use std::collections::HashMap;
 
 use candle_core::Device;
-use likeness_contract::documents::{ModelManifest, ReportManifest};
+use likeness_contract::documents::{ModelManifest, ReportManifest, TrecFiles};
 use likeness_contract::ids::Digest;
 use likeness_contract::jobs::{EvaluateStage, GenerationRef, TaskOutput};
 use likeness_contract::keys;
 use likeness_evaluation::report::{LabelCounts, Report, Sheet, Subject, Thumbnail, report_html, report_json};
 use likeness_evaluation::sheets::{Hit, Pick, picks, top_items};
 use likeness_evaluation::training::TrainingCurve;
-use likeness_evaluation::{Query, QueryScore, encode_scores};
+use likeness_evaluation::{Query, QueryScore, encode_scores, trec};
 use likeness_link::error::ErrorKind;
 
 use super::embedding::{embed_queries, model_of};
@@ -33,6 +33,7 @@ pub async fn run(cx: &TaskContext, generation: &GenerationRef) -> Result<TaskOut
     let picked = picks(&scores);
     let looked = look(cx, &gallery, &drawn.queries, &picked).await?;
     let sheets = sheets(cx, &gallery, &picked, &looked).await?;
+    let trec = trec_files(cx, &gallery, &drawn.queries, looked.labels.items()).await?;
     let curve = curve(cx, &model).await?;
 
     let subject = subject(cx, &gallery, &model, &stage, looked.labels.items());
@@ -42,10 +43,16 @@ pub async fn run(cx: &TaskContext, generation: &GenerationRef) -> Result<TaskOut
         (report, scores, html)
     };
     let (report, scores, html) = tokio::task::spawn_blocking(write).await.map_err(TaskError::transient)?;
-    store(cx, report, &scores, html).await
+    store(cx, report, &scores, html, trec).await
 }
 
-async fn store(cx: &TaskContext, report: Report, scores: &[QueryScore], html: String) -> Result<TaskOutput, TaskError> {
+async fn store(
+    cx: &TaskContext,
+    report: Report,
+    scores: &[QueryScore],
+    html: String,
+    trec: TrecFiles,
+) -> Result<TaskOutput, TaskError> {
     let key = |what: &'static str, extension: &'static str| {
         move |digest: &Digest| keys::report_file(cx.job(), what, digest, extension)
     };
@@ -63,6 +70,7 @@ async fn store(cx: &TaskContext, report: Report, scores: &[QueryScore], html: St
         queries,
         html,
         headline: report.headline,
+        trec: Some(trec),
     };
     let key = keys::report_manifest(cx.job());
     cx.ensure_leased()?;
@@ -84,6 +92,31 @@ fn subject(cx: &TaskContext, gallery: &Gallery, model: &ModelManifest, stage: &E
     }
 }
 
+/// Rankings and judgements of a sample of the queries.
+async fn trec_files(
+    cx: &TaskContext,
+    gallery: &Gallery,
+    queries: &[Query],
+    items: u64,
+) -> Result<TrecFiles, TaskError> {
+    let loaded = model_of(cx, &gallery.manifest).await?;
+    let asked: Vec<Query> = trec::sample(queries.len(), items).into_iter().map(|i| queries[i].clone()).collect();
+    let count = asked.len() as u32;
+    let gallery = gallery.clone();
+    let rank = move |device: &Device| {
+        let asked = embed_queries(&loaded, &gallery, asked, device)?;
+        trec::trec(&asked, gallery.blocks(), |number| gallery.wait_for_block(number))
+    };
+    let files = cx.device.run(rank).await?;
+    let key = |what: &'static str| move |digest: &Digest| keys::report_file(cx.job(), what, digest, "trec");
+    Ok(TrecFiles {
+        queries: count,
+        run: cx.create_object(key("run"), files.run.into_bytes()).await?,
+        qrels: cx.create_object(key("qrels"), files.qrels.into_bytes()).await?,
+        graded_qrels: cx.create_object(key("qrels-graded"), files.graded.into_bytes()).await?,
+    })
+}
+
 /// What passes over the gallery tell beside the scores.
 struct Looked {
     /// The nearest items of every picked query.
@@ -98,7 +131,7 @@ async fn look(cx: &TaskContext, gallery: &Gallery, queries: &[Query], picked: &[
     let asked: Vec<Query> = picked.iter().map(|pick| queries[pick.query as usize].clone()).collect();
     let gallery = gallery.clone();
     let look = move |device: &Device| {
-        let asked = embed_queries(&loaded, asked, device)?;
+        let asked = embed_queries(&loaded, &gallery, asked, device)?;
         let hits = top_items(&asked, SHOWN, gallery.blocks(), |number| gallery.wait_for_block(number))?;
         let mut places = HashMap::new();
         let mut labels = LabelCounts::new(gallery.manifest.vocabulary.len());

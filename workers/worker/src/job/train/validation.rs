@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor};
 use likeness_contract::jobs::TrainStage;
 use likeness_contract::settings::EvaluateSettings;
 use likeness_data::TripletSampler;
-use likeness_evaluation::{PlainBlock, Query, draw_queries, headline, score};
+use likeness_evaluation::{PlainBlock, Query, QuerySet, draw_queries, headline, score};
 use likeness_model::{Model, StepFigures, Trainer, encode_query};
 
 use super::batch::Batch;
@@ -59,12 +59,14 @@ fn map_of_singles(
     device: &Device,
 ) -> Result<Option<f64>, TaskError> {
     let (dim, attributes) = (model.embedding_dim(), stage.vocabulary.len());
-    let drawn = draw_queries(&stage.vocabulary, &labels, &SINGLES)?;
-    if drawn.queries.is_empty() {
+    let item = |row: usize| format!("{row:08}");
+    let mut queries = draw_queries(&stage.vocabulary, &labels, item, &SINGLES)?.queries;
+    queries.retain(|query| query.set == QuerySet::Singles);
+    if queries.is_empty() {
         return Ok(None);
     }
-    let asked = embedded(model, stage, drawn.queries, device)?;
-    let items = (0..labels.len() / attributes).map(|row| format!("{row:08}")).collect();
+    let asked = embedded(model, stage, queries, device)?;
+    let items = (0..labels.len() / attributes).map(item).collect();
     let block = std::sync::Arc::new(PlainBlock::new(items, embeddings, labels, dim, attributes)?);
     let load = |_| Ok::<_, TaskError>(std::sync::Arc::clone(&block));
     let scores = score(&asked, 1, load, &mut |_, _| {})?;
