@@ -2,8 +2,10 @@
 
 use likeness_contract::documents::ModelManifest;
 use likeness_contract::ids::{Digest, JobId};
-use likeness_contract::jobs::{RunResult, TaskOutput};
+use likeness_contract::jobs::{RunResult, TaskOutput, TrainRequest};
 use likeness_contract::keys;
+use likeness_contract::settings::{Optimizer, SgdSettings, TrainSettings};
+use likeness_contract::weights::Header;
 use likeness_link::Client;
 use likeness_tests::cluster::{done, outcome, records, started, submit};
 use likeness_tests::{Cluster, faces, jobs};
@@ -25,6 +27,13 @@ async fn checkpoints(client: &Client, job: &JobId) -> Vec<(String, Digest)> {
     records.into_iter().filter_map(|r| Some((r.task.to_string(), digest(r.output)?))).collect()
 }
 
+/// By SGD, clipped: the state of the optimizer travels in the checkpoints.
+fn with_momentum() -> TrainRequest {
+    let training = jobs::training(16, 20);
+    let optimizer = Optimizer::Sgd(SgdSettings::default());
+    TrainRequest { train: TrainSettings { optimizer, clip_norm: 1.0, ..training.train }, ..training }
+}
+
 #[tokio::test]
 async fn a_training_whose_workers_are_killed_gives_the_model_of_an_undisturbed_one() {
     let cluster = Cluster::start().await;
@@ -33,9 +42,9 @@ async fn a_training_whose_workers_are_killed_gives_the_model_of_an_undisturbed_o
     let mut workers = vec![cluster.task_worker("worker-a"), cluster.task_worker("worker-b")];
     let root = faces::write(cluster.dir(), 120);
     done(&client, jobs::ingest("faces-1", &root, 60)).await;
-    let undisturbed = done(&client, jobs::train("undisturbed", jobs::training(16, 20))).await;
+    let undisturbed = done(&client, jobs::train("undisturbed", with_momentum())).await;
 
-    let disturbed = submit(&client, jobs::train("disturbed", jobs::training(16, 20))).await;
+    let disturbed = submit(&client, jobs::train("disturbed", with_momentum())).await;
     for round in 0..3 {
         let hit = started(&client, &disturbed, &format!("round-{round:05}-slot")).await;
         let holder = workers.iter().position(|worker| worker.log().contains(hit.worker.as_str()));
@@ -72,4 +81,47 @@ async fn a_task_done_twice_by_two_workers_gives_the_same_bytes() {
     };
     assert_eq!(shards(&once).await.len(), 4);
     assert_eq!(shards(&once).await, shards(&twice).await);
+}
+
+/// The weights of `model`, exported through the command line into the cluster's folder.
+async fn export(cluster: &Cluster, model: &str) {
+    let exported = cluster.cli(&["models", "export", model, "--out", "w.safetensors"]).await;
+    assert!(exported.code == 0, "{}", exported.err);
+}
+
+#[tokio::test]
+async fn an_exported_model_is_a_start_for_the_next_and_a_held_backbone_stays_as_it_is() {
+    let cluster = Cluster::start().await;
+    let _coordinator = cluster.coordinator("coordinator");
+    let client = cluster.client().await;
+    let _worker = cluster.task_worker("worker");
+    let root = faces::write(cluster.dir(), 120);
+    done(&client, jobs::ingest("faces-1", &root, 60)).await;
+    done(&client, jobs::train("first", jobs::training(1, 20))).await;
+    export(&cluster, "first").await;
+
+    let settings = ["--embedding-dim", "16", "--input-px", "32", "--batch-size", "16", "--epochs", "1"];
+    let start = ["train", "--id", "second", "--init", "w.safetensors", "--freeze", "backbone"];
+    let trained = cluster.cli(&[&start[..], &settings].concat()).await;
+    assert!(trained.code == 0, "{}", trained.err);
+    assert!(trained.err.contains("head and attribute tower start fresh"), "{}", trained.err);
+
+    let stem = async |model: &str| {
+        let manifest: ModelManifest = client.store().require(&keys::model_manifest(&jobs::id(model))).await.unwrap();
+        let bytes = client.store().read(&manifest.weights).await.unwrap();
+        let header = Header::parse(&bytes).unwrap();
+        let value = |name: &str| {
+            let [from, to] = header.tensors[name].data_offsets;
+            bytes[header.data_start..][from..to].to_vec()
+        };
+        (value("image.conv1.weight"), value("image.fc.weight"))
+    };
+    let ((first, head), (second, other_head)) = (stem("first").await, stem("second").await);
+    assert!(first == second, "the backbone was held");
+    assert!(head != other_head, "the head learned");
+
+    let wrong = cluster.cli(&["train", "--init", "w.safetensor"]).await;
+    assert!(wrong.code == 64 && wrong.err.contains("did you mean `w.safetensors`?"), "{}", wrong.err);
+    let wrong = cluster.cli(&["train", "--init", "w.safetensors", "--architecture", "resnet18"]).await;
+    assert!(wrong.code == 64 && wrong.err.contains("--architecture cnn-s"), "{}", wrong.err);
 }

@@ -142,7 +142,8 @@ fn group(name: &str, pairs: &[(&QueryScore, &QueryScore)], seed: u64, place: u64
 
 /// None where some query lacks it.
 fn metric(of: &Metric, pairs: &[(&QueryScore, &QueryScore)], seed: u64, stream: u64) -> Option<MetricComparison> {
-    let values: Vec<(f64, f64)> = pairs.iter().map(|(a, b)| Some(((of.value)(a)?, (of.value)(b)?))).collect::<Option<_>>()?;
+    let values: Vec<(f64, f64)> =
+        pairs.iter().map(|(a, b)| Some(((of.value)(a)?, (of.value)(b)?))).collect::<Option<_>>()?;
     let differences: Vec<f64> = values.iter().map(|(a, b)| b - a).collect();
     Some(MetricComparison {
         metric: of.name.into(),

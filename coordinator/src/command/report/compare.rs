@@ -121,8 +121,13 @@ mod tests {
         let id = |text: &str| JobId::new(text).unwrap();
         let text = render(&compare(&a, &b, 0).unwrap(), (&id("one"), &id("two")), 1);
         assert!(text.contains("pooled        3       2      1  mAP     0.400  0.467  +0.067"), "{text}");
-        assert!(text.contains("queries that gained most\n") && text.contains("0.300  0.500  +0.200        10  pairs  +A2"));
+        assert!(
+            text.contains("queries that gained most\n") && text.contains("0.300  0.500  +0.200        10  pairs  +A2")
+        );
         assert!(!text.contains("+A0") && text.contains("queries that lost most") && text.contains("-0.100"), "{text}");
-        assert!(text.ends_with("left out: 1 query with other relevant or judged items: the galleries differ"), "{text}");
+        assert!(
+            text.ends_with("left out: 1 query with other relevant or judged items: the galleries differ"),
+            "{text}"
+        );
     }
 }

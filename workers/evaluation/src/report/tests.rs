@@ -147,7 +147,9 @@ fn the_page_is_self_contained_and_escapes_what_comes_from_data() {
     assert!(!html.contains("<script") && html.contains("&lt;script&gt;"));
     assert!(!html.contains("http://") && !html.contains("https://"));
     assert!(html.contains("data:image/jpeg;base64,AQID") && html.matches("no picture").count() == 2);
-    for heading in ["Headline", "Training", "Result sheets", "Attributes", "Best and worst queries", "How it was measured"] {
+    for heading in
+        ["Headline", "Training", "Result sheets", "Attributes", "Best and worst queries", "How it was measured"]
+    {
         assert!(html.contains(&format!("<h2>{heading}</h2>")), "{heading}");
     }
     assert_eq!(html.matches("<svg").count(), html.matches("</svg>").count());
