@@ -143,7 +143,8 @@ def check_torchmetrics(ours, queries, rankings):
         theirs = []
         for query, (fulfilled, _) in zip(queries, rankings):
             target = torch.from_numpy(fulfilled == len(query["terms"]))
-            theirs.append(metric(-torch.arange(1.0, len(fulfilled) + 1), target).item())
+            # Scores above 0: it takes others for items that were not found.
+            theirs.append(metric(torch.arange(float(len(fulfilled)), 0.0, -1.0), target).item())
         largest(f"{name} by torchmetrics", ours[name], theirs)
 
 
