@@ -23,7 +23,13 @@ ALLOCATOR = {
     "MALLOC_TOP_PAD_": "268435456",
 }
 # Bench programs of ours and their packages.
-PROGRAMS = {"decode": "likeness-data", "embed": "likeness-worker", "network": "likeness-model", "search": "likeness-index"}
+PROGRAMS = {
+    "decode": "likeness-data",
+    "embed": "likeness-worker",
+    "evaluation": "likeness-evaluation",
+    "network": "likeness-model",
+    "search": "likeness-index",
+}
 
 
 @functools.cache

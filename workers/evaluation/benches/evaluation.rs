@@ -1,8 +1,8 @@
 //! Scoring of many queries over a large gallery, streamed from shard files: time and peak memory.
 //!
 //! `cargo bench -p likeness-evaluation --bench evaluation -- [--rows N] [--dim D] [--queries N] [--threads N] [--write FOLDER]`
-//! makes a gallery (seeded: 40 attributes, embeddings near those of their labels), stores it as shards of 65,536 rows, scores
-//! the queries and prints a line of JSON. `--write` puts `base.npy`, `query.npy` and `relevant.npy` (queries × rows, bytes)
+//! makes a gallery (seeded: 40 attributes, embeddings near those of their labels), stores it as shards of 65,536 rows (in a process
+//! of its own, whose memory is not counted), scores the queries and prints a line of JSON. `--write` puts `base.npy`, `query.npy` and `relevant.npy` (queries × rows, bytes)
 //! into a folder for other engines, with `ap.npy`, the APs found here, and measures nothing.
 
 #![allow(clippy::print_stdout, reason = "a bench prints its figures")]
@@ -32,10 +32,12 @@ struct Settings {
     queries: usize,
     threads: usize,
     write: Option<PathBuf>,
+    /// Where to make the shards, of the process that does that alone.
+    make: Option<PathBuf>,
 }
 
 fn main() {
-    let mut settings = Settings { rows: 200_000, dim: 300, queries: 1_000, threads: 2, write: None };
+    let mut settings = Settings { rows: 200_000, dim: 300, queries: 1_000, threads: 2, write: None, make: None };
     // Cargo adds `--bench`.
     let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench");
     while let (Some(name), Some(value)) = (args.next(), args.next()) {
@@ -46,20 +48,57 @@ fn main() {
             "--queries" => settings.queries = number(),
             "--threads" => settings.threads = number(),
             "--write" => settings.write = Some(value.into()),
+            "--make" => settings.make = Some(value.into()),
             other => panic!("there is no `{other}`"),
         }
     }
     rayon::ThreadPoolBuilder::new().num_threads(settings.threads).build_global().expect("the first pool");
+    if let Some(folder) = &settings.make {
+        return make(&settings, folder);
+    }
     let folder = tempfile::tempdir().expect("a folder");
-    let gallery = Gallery::make(&settings, folder.path());
+    make_in_a_process(&settings, folder.path());
+    let gallery = Gallery::open(&settings, folder.path());
     match &settings.write {
         None => measure(&settings, &gallery),
         Some(folder) => write(&gallery, folder),
     }
 }
 
+fn make_in_a_process(settings: &Settings, folder: &Path) {
+    let program = std::env::current_exe().expect("a path");
+    let Settings { rows, dim, threads, .. } = settings;
+    let words = [("--rows", rows), ("--dim", dim), ("--threads", threads)];
+    let mut command = std::process::Command::new(program);
+    words.iter().for_each(|(name, value)| {
+        command.arg(name).arg(value.to_string());
+    });
+    let made = command.arg("--make").arg(folder).status().expect("this very program");
+    assert!(made.success(), "the gallery was not made");
+}
+
+/// Shards named by their first rows.
+fn make(settings: &Settings, folder: &Path) {
+    let mut rng = stream(7, 1);
+    let tower = tower(settings.dim);
+    for first in (0..settings.rows).step_by(SHARD_ROWS) {
+        let rows = random_rows(&mut rng, &tower, first, SHARD_ROWS.min(settings.rows - first), settings.dim);
+        let bytes = encode_shard(&rows, settings.dim, ATTRIBUTES).expect("sound rows");
+        std::fs::write(shard_path(folder, first), bytes).expect("a file");
+    }
+}
+
+fn shard_path(folder: &Path, first: usize) -> PathBuf {
+    folder.join(format!("{first}.parquet"))
+}
+
+/// What each attribute adds to an embedding.
+fn tower(dim: usize) -> Vec<f32> {
+    let mut rng = stream(7, 0);
+    (0..ATTRIBUTES * dim).map(|_| normal(&mut rng)).collect()
+}
+
 fn measure(settings: &Settings, gallery: &Gallery) {
-    let before = memory("VmRSS");
     reset_peak();
     let begin = Instant::now();
     let scores = gallery.score();
@@ -69,10 +108,8 @@ fn measure(settings: &Settings, gallery: &Gallery) {
     let Settings { rows, dim, threads, .. } = settings;
     println!(
         "{{\"work\": \"evaluation\", \"rows\": {rows}, \"dim\": {dim}, \"queries\": {}, \"threads\": {threads}, \
-         \"seconds\": {seconds:.3}, \"peak_mib\": {:.0}, \"before_mib\": {:.0}, \"map\": {map}}}",
+         \"seconds\": {seconds:.3}, \"peak_mib\": {peak:.0}, \"map\": {map}}}",
         scores.len(),
-        peak,
-        before
     );
 }
 
@@ -84,19 +121,14 @@ struct Gallery {
 }
 
 impl Gallery {
-    fn make(settings: &Settings, folder: &Path) -> Self {
-        let mut rng = stream(7, 0);
-        let tower: Vec<f32> = (0..ATTRIBUTES * settings.dim).map(|_| normal(&mut rng)).collect();
+    fn open(settings: &Settings, folder: &Path) -> Self {
+        let tower = tower(settings.dim);
+        let shards = (0..settings.rows).step_by(SHARD_ROWS).map(|first| shard_path(folder, first)).collect();
+        let mut gallery = Self { shards, dim: settings.dim, queries: Vec::new() };
         let mut labels = Vec::with_capacity(settings.rows * ATTRIBUTES);
-        let mut shards = Vec::new();
-        for first in (0..settings.rows).step_by(SHARD_ROWS) {
-            let rows = SHARD_ROWS.min(settings.rows - first);
-            let of_shard = random_rows(&mut rng, &tower, first, rows, settings.dim);
-            labels.extend_from_slice(&of_shard.labels);
-            let path = folder.join(format!("{first}.parquet"));
-            std::fs::write(&path, encode_shard(&of_shard, settings.dim, ATTRIBUTES).expect("sound rows"))
-                .expect("a file");
-            shards.push(path);
+        for number in 0..gallery.shards.len() {
+            let block = gallery.load(number).expect("a shard");
+            (0..block.rows()).for_each(|row| labels.extend_from_slice(block.labels(row)));
         }
         let vocabulary = Vocabulary { names: (0..ATTRIBUTES).map(|i| format!("A{i}")).collect() };
         let combined = (settings.queries.saturating_sub(2 * ATTRIBUTES) / 2) as u32;
@@ -109,7 +141,8 @@ impl Gallery {
             (query, embedding)
         };
         let pooled = drawn.queries.into_iter().filter(|query| query.set.is_pooled());
-        Self { shards, dim: settings.dim, queries: pooled.take(settings.queries).map(embed).collect() }
+        gallery.queries = pooled.take(settings.queries).map(embed).collect();
+        gallery
     }
 
     fn load(&self, number: usize) -> Result<Rows, Error> {

@@ -22,8 +22,8 @@ pub fn needed(entry: &ShardEntry, dim: usize, attributes: usize) -> u64 {
     exact + approximate.as_ref().map_or(0, |index| index_needed(index.bytes, *rows, dim as u64))
 }
 
-/// Bytes that an approximate index will take whose file has so many: its centroids, and 4-bit codes of the rows in
-/// blocks that the lists do not share.
+/// Bytes that an approximate index will take at most whose file has so many: its centroids, and the rows as if their codes were of 4
+/// bits, in blocks that the lists do not share.
 fn index_needed(bytes: u64, rows: u64, dim: u64) -> u64 {
     let lists = bytes.saturating_sub(rows * 4) / (dim * 4).max(1);
     let places = rows + lists * LIST_ROWS;
