@@ -14,8 +14,8 @@
 //! * once warm no operation allocates: scratch memory is kept per thread or in the layer;
 //! * lengths are checked once, at the door; a wrong one is a bug of the caller and panics.
 //!
-//! The vector code is all `unsafe` there is. Its tests run under AddressSanitizer (every instruction set) and, the smallest
-//! shapes with AVX2, in Miri, which checks every access and takes much longer; both need a nightly compiler:
+//! The vector code is all `unsafe` there is. Its tests run clean under AddressSanitizer (every instruction set); the smallest
+//! shapes with AVX2 can be run in Miri too, which checks every access and takes very long. Both need a nightly compiler:
 //!
 //! ```text
 //! RUSTFLAGS=-Zsanitizer=address cargo +nightly test -p likeness-kernels --lib --target x86_64-unknown-linux-gnu nhwc
