@@ -15,7 +15,8 @@ use crate::command::selectors::GenerationArg;
 /// Flags of `likeness evaluate`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Queries of one, two and three attributes are drawn from the labels and asked of the gallery; the report puts their \
+Queries of one, two and three attributes, of everything known of 300 images, and of 300 images with one attribute changed \
+are drawn from the labels and asked of the gallery; the report puts their \
 mean average precision beside what a random order would reach.
 
 Examples:
