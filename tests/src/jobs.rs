@@ -4,8 +4,8 @@ use std::path::Path;
 
 use likeness_contract::ids::{JobId, Name};
 use likeness_contract::jobs::{
-    DatasetSelector, DeviceClass, EmbedRequest, EvaluateStage, GenerationRef, IngestSource, JobRequest, Priority,
-    RequestedWork, TrainRequest,
+    DatasetSelector, DeviceClass, EmbedRequest, EvaluateStage, GenerationRef, IngestSource, JobOptions, JobRequest,
+    Priority, RequestedWork, TrainRequest,
 };
 use likeness_contract::search::{SearchRequest, Term, WeightedTerm};
 use likeness_contract::settings::{
@@ -23,7 +23,8 @@ pub fn id(text: &str) -> JobId {
 }
 
 fn request(job: &str, work: RequestedWork) -> JobRequest {
-    JobRequest { id: Some(id(job)), work, device: DeviceClass::Cpu, priority: Priority::Lo }
+    let options = JobOptions::default();
+    JobRequest { id: Some(id(job)), work, device: DeviceClass::Cpu, priority: Priority::Lo, options }
 }
 
 /// Reads the images of [`crate::faces`] into the dataset `faces`, `part_rows` a task.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use likeness_contract::documents::ModelManifest;
 use likeness_contract::ids::JobId;
-use likeness_contract::jobs::{DatasetSelector, JobRequest, JobWork, RequestedWork};
+use likeness_contract::jobs::{DatasetSelector, JobWork, RequestedWork};
 use likeness_contract::keys;
 use likeness_link::client::Client;
 
@@ -51,8 +51,7 @@ pub async fn run(global: &Global, args: EmbedArgs) -> Outcome {
         None => trained_on(&client, &args.model).await?,
     };
     let work = RequestedWork::Embed { model: args.model, embed: embed.resolve(&dataset)? };
-    let (device, priority) = (job.device(), job.priority());
-    let summary = client.submit(JobRequest { id: job.id, work, device, priority }).await?;
+    let summary = client.submit(job.request(work)).await?;
     follow::submitted(global, &client, summary, args.detach).await
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use likeness_contract::jobs::{JobRequest, RequestedWork};
+use likeness_contract::jobs::RequestedWork;
 
 use crate::command::Global;
 use crate::command::config::JobFile;
@@ -45,7 +45,6 @@ pub async fn run(global: &Global, args: EvaluateArgs) -> Outcome {
     let client = global.connection.client().await?;
     let generation = args.generation.resolve(&client).await?;
     let work = RequestedWork::Evaluate { generation, evaluate };
-    let (device, priority) = (job.device(), job.priority());
-    let summary = client.submit(JobRequest { id: job.id, work, device, priority }).await?;
+    let summary = client.submit(job.request(work)).await?;
     follow::submitted(global, &client, summary, args.detach).await
 }

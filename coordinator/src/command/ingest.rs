@@ -125,8 +125,7 @@ fn request(source: IngestSource, default_name: &str, options: IngestOptions) -> 
     let part_rows = part_rows.unwrap_or(DEFAULT_ROWS);
     within("part-rows", part_rows, 1, 1_000_000)?;
     let dataset = dataset.map_or_else(|| Name::new(default_name).map_err(Failure::usage), Ok)?;
-    let (device, priority) = (job.device(), job.priority());
-    Ok(JobRequest { id: job.id, work: RequestedWork::Ingest { dataset, source, part_rows }, device, priority })
+    Ok(job.request(RequestedWork::Ingest { dataset, source, part_rows }))
 }
 
 /// CelebA in a folder.

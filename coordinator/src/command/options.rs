@@ -5,7 +5,9 @@ use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use likeness::core::validate::{INPUT_PX, MAX_EMBEDDING_DIM};
 use likeness_contract::ids::{JobId, Name};
-use likeness_contract::jobs::{DatasetSelector, DeviceClass, EmbedRequest, EvaluateStage, Priority, TrainRequest};
+use likeness_contract::jobs::{
+    self, DatasetSelector, DeviceClass, EmbedRequest, EvaluateStage, JobRequest, Priority, RequestedWork, TrainRequest,
+};
 use likeness_contract::settings::{
     AdamWSettings, Architecture, BackboneSettings, ColourJitter, Crop, EvaluateSettings, InitWeights, Keep,
     ModelSettings, NegativeMix, Optimizer, Preprocessing, QueryEncoding, ResizedCrop, SgdSettings, Split,
@@ -239,14 +241,15 @@ options! {
 }
 
 impl JobOptions {
-    /// The device class asked for.
-    pub fn device(&self) -> DeviceClass {
-        self.device.unwrap_or(DeviceClass::Any)
-    }
-
-    /// The priority asked for.
-    pub fn priority(&self) -> Priority {
-        self.priority.unwrap_or(Priority::Lo)
+    /// The request for a job of this work.
+    pub fn request(&self, work: RequestedWork) -> JobRequest {
+        JobRequest {
+            id: self.id.clone(),
+            work,
+            device: self.device.unwrap_or(DeviceClass::Any),
+            priority: self.priority.unwrap_or(Priority::Lo),
+            options: jobs::JobOptions::default(),
+        }
     }
 }
 
@@ -441,6 +444,7 @@ impl EvaluateOptions {
             min_relevant: self.min_relevant.unwrap_or(default.min_relevant),
             seed: self.seed.unwrap_or(default.seed),
             queries_per_task: self.queries_per_task.unwrap_or(default.queries_per_task),
+            ..default
         };
         within("pairs", settings.pairs, 0, 100_000)?;
         within("triples", settings.triples, 0, 100_000)?;

@@ -85,8 +85,7 @@ impl PipelineOptions {
             evaluate: self.evaluate.resolve()?,
             alias,
         };
-        let (device, priority) = (self.job.device(), self.job.priority());
-        Ok(JobRequest { id: self.job.id.clone(), work, device, priority })
+        Ok(self.job.request(work))
     }
 
     fn or(self, file: &JobFile) -> Self {

@@ -341,7 +341,7 @@ fn short(rate: f64) -> String {
 #[cfg(test)]
 pub mod tests {
     use likeness_contract::ids::{JobId, Name, RunNumber, TaskId, WorkerId};
-    use likeness_contract::jobs::{IngestSource, JobSpec, JobWork, Priority};
+    use likeness_contract::jobs::{IngestSource, JobOptions, JobSpec, JobWork, Priority};
     use likeness_contract::messages::{ActiveTask, JobState, JobSummary, StageProgress};
 
     use super::*;
@@ -364,6 +364,7 @@ pub mod tests {
                 work: JobWork::Ingest { dataset: Name::new("d").unwrap(), source, part_rows: 1 },
                 device: DeviceClass::Any,
                 priority: Priority::Lo,
+                options: JobOptions::default(),
             },
             stages: stages
                 .iter()

@@ -12,7 +12,7 @@ use clap::Args;
 use likeness_contract::documents::{DatasetManifest, ReportManifest};
 use likeness_contract::ids::{Digest, JobId, Name};
 use likeness_contract::jobs::{
-    DatasetRef, DatasetSelector, DeviceClass, IngestSource, JobRequest, Priority, RequestedWork,
+    DatasetRef, DatasetSelector, DeviceClass, IngestSource, JobOptions, JobRequest, Priority, RequestedWork,
 };
 use likeness_contract::keys;
 use likeness_contract::messages::{ApiErrorKind, JobDetail, JobState, JobSummary};
@@ -306,7 +306,13 @@ async fn once_only(client: &Client, id: JobId, work: RequestedWork) -> Outcome<J
     let known = match client.show(&id).await {
         Ok(detail) => detail.summary,
         Err(ClientError::Api(error)) if error.kind == ApiErrorKind::NotFound => {
-            let request = JobRequest { id: Some(id), work, device: DeviceClass::Any, priority: Priority::Lo };
+            let request = JobRequest {
+                id: Some(id),
+                work,
+                device: DeviceClass::Any,
+                priority: Priority::Lo,
+                options: JobOptions::default(),
+            };
             return Ok(client.submit(request).await?);
         }
         Err(error) => return Err(error.into()),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use likeness_contract::jobs::{JobRequest, RequestedWork};
+use likeness_contract::jobs::RequestedWork;
 
 use crate::command::Global;
 use crate::command::config::JobFile;
@@ -56,7 +56,6 @@ pub async fn run(global: &Global, args: TrainArgs) -> Outcome {
     let dataset = dataset_or_only(&client, args.dataset.or(file.dataset)).await?;
     let init = options::start(&client, &model, &train).await?;
     let work = RequestedWork::Train(train_request(dataset, &model, &train, init)?);
-    let (device, priority) = (job.device(), job.priority());
-    let summary = client.submit(JobRequest { id: job.id, work, device, priority }).await?;
+    let summary = client.submit(job.request(work)).await?;
     follow::submitted(global, &client, summary, args.detach).await
 }

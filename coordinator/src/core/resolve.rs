@@ -11,7 +11,7 @@ use likeness_contract::documents::{DatasetManifest, GenerationManifest, ModelMan
 use likeness_contract::ids::{Digest, JobId, Name};
 use likeness_contract::jobs::{
     Baseline, DatasetRef, DatasetSelector, DeviceClass, EmbedRequest, EmbedStage, EvaluateStage, GenerationRef,
-    JobRequest, JobSpec, JobWork, RequestedWork, TrainRequest, TrainStage,
+    JobOptions, JobRequest, JobSpec, JobWork, RequestedWork, TrainRequest, TrainStage,
 };
 use likeness_contract::messages::{ApiError, ApiErrorKind};
 use likeness_contract::names;
@@ -57,7 +57,7 @@ pub struct Resolved {
 
 /// Resolves a request, or says why it can't be met.
 pub fn resolve(request: &JobRequest, facts: &Facts) -> Result<Resolved, ApiError> {
-    let JobRequest { id, work, device, priority } = request;
+    let JobRequest { id, work, device, priority, options } = request;
     let (work, device) = match work {
         RequestedWork::Ingest { dataset, source, part_rows } => {
             check(validate::source(source))?;
@@ -72,7 +72,7 @@ pub fn resolve(request: &JobRequest, facts: &Facts) -> Result<Resolved, ApiError
             (resolve_pipeline(train, embed, evaluate, alias, facts)?, one_class(*device, facts)?)
         }
     };
-    let spec = JobSpec { work, device, priority: *priority };
+    let spec = JobSpec { work, device, priority: *priority, options: options.clone() };
     let id = id.clone().unwrap_or_else(|| default_id(&spec));
     Ok(Resolved { id, spec })
 }
@@ -106,15 +106,19 @@ pub fn compared_release(releases: &[Release]) -> Option<&Release> {
 }
 
 /// Whether two specs do the same. The release that a pipeline is compared with follows from the moment it was
-/// accepted, not from what was asked: the same pipeline asked again, after its own release, is the same job.
+/// accepted, not from what was asked: the same pipeline asked again, after its own release, is the same job. So is the
+/// same work that is to be carried out in another way.
 pub fn same_job(a: &JobSpec, b: &JobSpec) -> bool {
     a == b || as_asked(a) == as_asked(b)
 }
 
 fn as_asked(spec: &JobSpec) -> JobSpec {
-    let mut spec = spec.clone();
+    let mut spec = JobSpec { options: JobOptions::default(), ..spec.clone() };
     if let JobWork::Pipeline { baseline, .. } = &mut spec.work {
         *baseline = None;
+    }
+    if let JobWork::Evaluate { evaluate, .. } | JobWork::Pipeline { evaluate, .. } = &mut spec.work {
+        evaluate.settings.own.iter_mut().for_each(|own| own.source.clear());
     }
     if let JobWork::Train(TrainStage { train, .. }) | JobWork::Pipeline { train: TrainStage { train, .. }, .. } =
         &mut spec.work

@@ -1,7 +1,7 @@
 use super::super::testing::*;
 use super::*;
 use likeness_contract::documents::{ObjectRef, PartEntry, ShardEntry};
-use likeness_contract::jobs::{IngestSource, Priority};
+use likeness_contract::jobs::{IngestSource, JobOptions, Priority};
 use likeness_contract::settings::{
     AdamWSettings, Architecture, ModelSettings, NegativeMix, Optimizer, ResizedCrop, SgdSettings, TrainSettings,
 };
@@ -103,7 +103,7 @@ fn embed_request() -> EmbedRequest {
 }
 
 fn request(work: RequestedWork) -> JobRequest {
-    JobRequest { id: None, work, device: DeviceClass::Any, priority: Priority::Lo }
+    JobRequest { id: None, work, device: DeviceClass::Any, priority: Priority::Lo, options: JobOptions::default() }
 }
 
 fn training(change: impl FnOnce(&mut TrainRequest)) -> JobRequest {
@@ -165,6 +165,15 @@ fn the_same_request_is_the_same_job_and_another_is_another() {
     assert_ne!(a.id, c.id);
     let named = JobRequest { id: Some(job_id("mine")), ..training(|_| {}) };
     assert_eq!(resolve(&named, &facts()).unwrap(), Resolved { id: job_id("mine"), spec: a.spec });
+}
+
+#[test]
+fn how_a_job_is_carried_out_is_no_part_of_what_it_is() {
+    let capped = JobOptions { max_workers: Some(2), notify: vec!["https://example.org/done".into()] };
+    let otherwise = resolve(&JobRequest { options: capped, ..training(|_| {}) }, &facts()).unwrap();
+    let plain = resolve(&training(|_| {}), &facts()).unwrap();
+    assert_eq!(otherwise.id, plain.id);
+    assert!(same_job(&otherwise.spec, &plain.spec));
 }
 
 #[test]

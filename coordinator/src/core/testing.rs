@@ -6,8 +6,8 @@ use likeness_contract::codec::{self, Encoding, Message};
 use likeness_contract::documents::{GateDecision, ObjectRef};
 use likeness_contract::ids::{Digest, JobId, Name, RunNumber, TaskId, WorkerId};
 use likeness_contract::jobs::{
-    DatasetRef, DeviceClass, EmbedStage, EvaluateStage, IngestSource, JobSpec, JobWork, Outcome, Priority, TaskOutput,
-    TaskRecord, TrainStage,
+    DatasetRef, DeviceClass, EmbedStage, EvaluateStage, IngestSource, JobOptions, JobSpec, JobWork, Outcome, Priority,
+    TaskOutput, TaskRecord, TrainStage,
 };
 use likeness_contract::settings::{
     Architecture, EvaluateSettings, ModelSettings, Preprocessing, QueryEncoding, Split, TrainSettings, Vocabulary,
@@ -40,7 +40,7 @@ pub(crate) fn vocabulary() -> Vocabulary {
 }
 
 pub(crate) fn spec(work: JobWork) -> JobSpec {
-    JobSpec { work, device: DeviceClass::Cpu, priority: Priority::Lo }
+    JobSpec { work, device: DeviceClass::Cpu, priority: Priority::Lo, options: JobOptions::default() }
 }
 
 pub(crate) fn ingest(part_rows: u32) -> JobSpec {

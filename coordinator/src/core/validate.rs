@@ -212,10 +212,11 @@ fn adamw(optimizer: &AdamWSettings) -> Checked {
 
 /// Which queries are asked.
 pub fn evaluate(settings: &EvaluateSettings) -> Checked {
-    let EvaluateSettings { pairs, triples, min_relevant, seed: _, queries_per_task } = *settings;
-    for (name, queries) in [("pairs", pairs), ("triples", triples)] {
+    let EvaluateSettings { pairs, triples, min_relevant, queries_per_task, full, images, floor, .. } = *settings;
+    for (name, queries) in [("pairs", pairs), ("triples", triples), ("full", full), ("images", images)] {
         ensure(queries <= MAX_QUERIES, || format!("`{name}` is {queries}, expected at most {MAX_QUERIES}"))?;
     }
+    ensure((0.0..=1.0).contains(&floor), || format!("`floor` is {floor}, expected 0 to 1"))?;
     at_least("min_relevant", min_relevant, 1)?;
     at_least("queries_per_task", queries_per_task, 1)
 }

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use likeness::shell::{self, CoordinatorSettings};
 use likeness_contract::ids::{JobId, Name, RunNumber};
 use likeness_contract::jobs::{
-    DatasetSelector, DeviceClass, EmbedRequest, EvaluateStage, GenerationRef, IngestSource, JobRequest, Outcome,
-    Priority, RequestedWork, RunResult, TaskMessage, TrainRequest,
+    DatasetSelector, DeviceClass, EmbedRequest, EvaluateStage, GenerationRef, IngestSource, JobOptions, JobRequest,
+    Outcome, Priority, RequestedWork, RunResult, TaskMessage, TrainRequest,
 };
 use likeness_contract::messages::{
     AliasState, ApiErrorKind, ApiReply, ApiRequest, DeadLetter, JobState, JobSummary, Placement,
@@ -168,7 +168,7 @@ fn name(text: &str) -> Name {
 }
 
 fn request(work: RequestedWork) -> JobRequest {
-    JobRequest { id: None, work, device: DeviceClass::Any, priority: Priority::Lo }
+    JobRequest { id: None, work, device: DeviceClass::Any, priority: Priority::Lo, options: JobOptions::default() }
 }
 
 /// 25 rows in parts of one: 25 parts, more than a window.

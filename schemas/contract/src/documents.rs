@@ -180,7 +180,7 @@ pub struct ShardEntry {
 
 /// `reports/<report>/manifest.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ReportManifest {
+pub struct ReportManifest<E = EvaluateSettings> {
     /// The job that made it.
     pub report: JobId,
     /// What was evaluated.
@@ -192,7 +192,7 @@ pub struct ReportManifest {
     /// How many.
     pub items: u64,
     /// Query sets.
-    pub settings: EvaluateSettings,
+    pub settings: E,
     /// The figures.
     pub json: ObjectRef,
     /// Per query.
@@ -207,10 +207,20 @@ pub struct ReportManifest {
 
 impl Message for ReportManifest {
     const NAME: &'static str = "report-manifest";
-    const VERSION: u16 = 2;
+    const VERSION: u16 = 3;
 
-    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
-        body.read::<past::ReportManifestV1>(Self::NAME).map(Self::from)
+    fn write<W: Writer>(&self, writer: W) -> W::Output {
+        match past::ReportManifestV2::of(self) {
+            Some(old) => writer.newest(&old),
+            None => writer.newest(self),
+        }
+    }
+
+    fn upgrade(version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        match version {
+            0 | 1 => body.read::<past::ReportManifestV1>(Self::NAME).map(Self::from),
+            _ => body.read::<past::ReportManifestV2>(Self::NAME).map(Self::from),
+        }
     }
 }
 

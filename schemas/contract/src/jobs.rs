@@ -7,14 +7,15 @@
 
 mod past;
 
-pub(crate) use past::{request_as_v1, spec_as_v1};
+pub use past::{Form, Newest};
+pub(crate) use past::{RequestOf, SpecOf, V1, V2, request_as_v1, request_as_v2, spec_as_v1, spec_as_v2};
 
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{CodecError, Message, OldBody, Writer};
 use crate::documents::{GateDecision, HeadlineRow, ObjectRef, Skipped};
 use crate::ids::{JobId, Name, RunNumber, TaskId, WorkerId};
-use crate::settings::{EvaluateSettings, ModelSettings, Split, TrainSettings, TrainSettingsV1, Vocabulary};
+use crate::settings::{EvaluateSettings, ModelSettings, Split, TrainSettings, Vocabulary};
 
 /// What a task needs of a worker: its role.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -186,21 +187,40 @@ pub struct GenerationRef {
 
 /// What a user asks for. The coordinator resolves it into a [`JobSpec`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct JobRequest<T = TrainSettings> {
+pub struct JobRequest {
     /// The job's id; the digest of the resolved spec without.
     pub id: Option<JobId>,
     /// What to do.
-    pub work: RequestedWork<T>,
+    pub work: RequestedWork,
     /// Device class of its tasks.
     pub device: DeviceClass,
     /// Priority of its tasks.
     pub priority: Priority,
+    /// How it is carried out.
+    pub options: JobOptions,
+}
+
+/// How a job is carried out; no part of what it is: the same work with other options is the same job.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobOptions {
+    /// Most workers at a time; as many as there are without.
+    pub max_workers: Option<u32>,
+    /// URLs that are told when a run of it ends.
+    pub notify: Vec<String>,
+}
+
+impl JobOptions {
+    /// Whether nothing is said.
+    pub fn is_default(&self) -> bool {
+        let Self { max_workers, notify } = self;
+        max_workers.is_none() && notify.is_empty()
+    }
 }
 
 /// The kinds of jobs, as asked for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RequestedWork<T = TrainSettings> {
+#[serde(rename_all = "kebab-case", bound = "")]
+pub enum RequestedWork<F: Form = Newest> {
     /// Read images and labels into a new dataset version.
     Ingest {
         /// Name of the dataset.
@@ -211,7 +231,7 @@ pub enum RequestedWork<T = TrainSettings> {
         part_rows: u32,
     },
     /// Train a model.
-    Train(TrainRequest<T>),
+    Train(TrainRequest<F::Train>),
     /// Embed a gallery with a model.
     Embed {
         /// The model.
@@ -224,16 +244,16 @@ pub enum RequestedWork<T = TrainSettings> {
         /// The generation.
         generation: GenerationRef,
         /// Which items and queries.
-        evaluate: EvaluateStage,
+        evaluate: EvaluateStage<F::Evaluate>,
     },
     /// Train → embed → evaluate → gate → promote.
     Pipeline {
         /// Training.
-        train: TrainRequest<T>,
+        train: TrainRequest<F::Train>,
         /// Embedding, of the same dataset version as the training where `embed.dataset` names the same dataset.
         embed: EmbedRequest,
         /// Evaluation.
-        evaluate: EvaluateStage,
+        evaluate: EvaluateStage<F::Evaluate>,
         /// Alias that is promoted.
         alias: Name,
     },
@@ -265,35 +285,43 @@ pub struct EmbedRequest {
 
 /// What was accepted: everything is fixed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct JobSpec<T = TrainSettings> {
+pub struct JobSpec {
     /// What to do.
-    pub work: JobWork<T>,
+    pub work: JobWork,
     /// Device class of the tasks that compute on images or tensors.
     pub device: DeviceClass,
     /// Priority of its tasks.
     pub priority: Priority,
+    /// How it is carried out.
+    pub options: JobOptions,
 }
 
 impl Message for JobSpec {
     const NAME: &'static str = "job-spec";
-    const VERSION: u16 = 2;
+    const VERSION: u16 = 3;
 
     fn write<W: Writer>(&self, writer: W) -> W::Output {
-        match past::spec_v1(self) {
+        if let Some(old) = past::spec_as_v1(self) {
+            return writer.newest(&old);
+        }
+        match past::spec_as_v2(self) {
             Some(old) => writer.newest(&old),
             None => writer.newest(self),
         }
     }
 
-    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
-        body.read::<JobSpec<TrainSettingsV1>>(Self::NAME).map(Self::from)
+    fn upgrade(version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        match version {
+            0 | 1 => body.read::<SpecOf<V1>>(Self::NAME).map(Self::from),
+            _ => body.read::<SpecOf<V2>>(Self::NAME).map(Self::from),
+        }
     }
 }
 
 /// The kinds of jobs, resolved.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum JobWork<T = TrainSettings> {
+#[serde(rename_all = "kebab-case", bound = "")]
+pub enum JobWork<F: Form = Newest> {
     /// See [`RequestedWork::Ingest`].
     Ingest {
         /// Name of the dataset; the version is the job's id.
@@ -304,7 +332,7 @@ pub enum JobWork<T = TrainSettings> {
         part_rows: u32,
     },
     /// See [`RequestedWork::Train`]; the model is the job's id.
-    Train(TrainStage<T>),
+    Train(TrainStage<F::Train>),
     /// See [`RequestedWork::Embed`]; the generation is the job's id.
     Embed {
         /// The model.
@@ -317,16 +345,16 @@ pub enum JobWork<T = TrainSettings> {
         /// The generation.
         generation: GenerationRef,
         /// Which items and queries.
-        evaluate: EvaluateStage,
+        evaluate: EvaluateStage<F::Evaluate>,
     },
     /// See [`RequestedWork::Pipeline`]; model, generation and report are the job's id.
     Pipeline {
         /// Training.
-        train: TrainStage<T>,
+        train: TrainStage<F::Train>,
         /// Embedding.
         embed: EmbedStage,
         /// Evaluation.
-        evaluate: EvaluateStage,
+        evaluate: EvaluateStage<F::Evaluate>,
         /// Alias that is promoted.
         alias: Name,
         /// The release that the new one is compared with; none for the first.
@@ -413,11 +441,11 @@ pub struct EmbedStage {
 
 /// An evaluation, resolved.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct EvaluateStage {
+pub struct EvaluateStage<E = EvaluateSettings> {
     /// Items that are searched and that queries are made from.
     pub rows: Split,
     /// Query sets.
-    pub settings: EvaluateSettings,
+    pub settings: E,
 }
 
 /// A job cut into tasks. A stage starts when all the stages in its `after` are complete.
@@ -657,17 +685,24 @@ pub struct TaskRecord<C = CheckpointOutput> {
 
 impl Message for TaskRecord {
     const NAME: &'static str = "task-record";
-    const VERSION: u16 = 2;
+    const VERSION: u16 = 3;
 
     fn write<W: Writer>(&self, writer: W) -> W::Output {
-        match past::record_v1(self) {
+        if let Some(old) = past::record_v1(self) {
+            return writer.newest(&old);
+        }
+        match past::record_v2(self) {
             Some(old) => writer.newest(&old),
             None => writer.newest(self),
         }
     }
 
-    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
-        body.read::<TaskRecord<past::CheckpointOutputV1>>(Self::NAME).map(Self::from)
+    fn upgrade(version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        match version {
+            0 | 1 => body.read::<TaskRecord<past::CheckpointOutputV1>>(Self::NAME).map(Self::from),
+            // Version 3 has more kinds of output and is else the same.
+            _ => body.read(Self::NAME),
+        }
     }
 }
 

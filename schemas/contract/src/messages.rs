@@ -7,8 +7,10 @@ use serde::{Deserialize, Serialize};
 use crate::codec::{CodecError, Message, OldBody, Writer};
 use crate::documents::{DatasetManifest, GateDecision, Release};
 use crate::ids::{JobId, Name, RunNumber, TaskId, WorkerId};
-use crate::jobs::{DeviceClass, GenerationRef, JobRequest, JobSpec, Priority, RunResult, TaskFailure, TaskKind};
-use crate::settings::{TrainSettings, TrainSettingsV1};
+use crate::jobs::{
+    DeviceClass, GenerationRef, JobRequest, JobSpec, Priority, RequestOf, RunResult, SpecOf, TaskFailure, TaskKind, V1,
+    V2,
+};
 
 /// Something happened to a task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -139,9 +141,9 @@ impl Message for DeadLetter {
 /// A request to the coordinator; the verb is the last token of its subject.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum ApiRequest<T = TrainSettings> {
+pub enum ApiRequest<R = JobRequest> {
     /// Accept a job.
-    Submit(JobRequest<T>),
+    Submit(R),
     /// Close the open run as cancelled.
     Cancel {
         /// The job.
@@ -193,17 +195,23 @@ pub enum ApiRequest<T = TrainSettings> {
 
 impl Message for ApiRequest {
     const NAME: &'static str = "api-request";
-    const VERSION: u16 = 2;
+    const VERSION: u16 = 3;
 
     fn write<W: Writer>(&self, writer: W) -> W::Output {
-        match past::request_v1(self) {
+        if let Some(old) = past::request_v1(self) {
+            return writer.newest(&old);
+        }
+        match past::request_v2(self) {
             Some(old) => writer.newest(&old),
             None => writer.newest(self),
         }
     }
 
-    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
-        body.read::<ApiRequest<TrainSettingsV1>>(Self::NAME).map(Self::from)
+    fn upgrade(version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        match version {
+            0 | 1 => body.read::<ApiRequest<RequestOf<V1>>>(Self::NAME).map(ApiRequest::upgraded),
+            _ => body.read::<ApiRequest<RequestOf<V2>>>(Self::NAME).map(ApiRequest::upgraded),
+        }
     }
 }
 
@@ -229,13 +237,13 @@ impl ApiRequest {
 /// The coordinator's answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum ApiReply<T = TrainSettings> {
+pub enum ApiReply<S = JobSpec> {
     /// Of submit, cancel, retry.
     Job(JobSummary),
     /// Of list.
     Jobs(Vec<JobSummary>),
     /// Of show.
-    JobDetail(Box<JobDetail<T>>),
+    JobDetail(Box<JobDetail<S>>),
     /// Of promote and rollback.
     Release(Box<Release>),
     /// Of releases.
@@ -255,17 +263,23 @@ pub enum ApiReply<T = TrainSettings> {
 
 impl Message for ApiReply {
     const NAME: &'static str = "api-reply";
-    const VERSION: u16 = 2;
+    const VERSION: u16 = 3;
 
     fn write<W: Writer>(&self, writer: W) -> W::Output {
-        match past::reply_v1(self) {
+        if let Some(old) = past::reply_v1(self) {
+            return writer.newest(&old);
+        }
+        match past::reply_v2(self) {
             Some(old) => writer.newest(&old),
             None => writer.newest(self),
         }
     }
 
-    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
-        body.read::<ApiReply<TrainSettingsV1>>(Self::NAME).map(Self::from)
+    fn upgrade(version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        match version {
+            0 | 1 => body.read::<ApiReply<SpecOf<V1>>>(Self::NAME).map(ApiReply::upgraded),
+            _ => body.read::<ApiReply<SpecOf<V2>>>(Self::NAME).map(ApiReply::upgraded),
+        }
     }
 }
 
@@ -357,11 +371,11 @@ pub struct JobSummary {
 
 /// A job in full.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct JobDetail<T = TrainSettings> {
+pub struct JobDetail<S = JobSpec> {
     /// In one line.
     pub summary: JobSummary,
     /// What was accepted.
-    pub spec: JobSpec<T>,
+    pub spec: S,
     /// Its stages.
     pub stages: Vec<StageProgress>,
     /// Tasks that are being worked on.

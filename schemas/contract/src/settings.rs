@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::documents::ObjectRef;
 use crate::ids::JobId;
 
-pub use past::TrainSettingsV1;
+pub use past::{EvaluateSettingsV1, TrainSettingsV1};
 
 /// The ordered attribute names. Position `i` is attribute `i` of every vector.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -378,12 +378,54 @@ pub struct EvaluateSettings {
     pub seed: u64,
     /// Queries per task.
     pub queries_per_task: u32,
+    /// Items whose every known label is asked for.
+    pub full: u32,
+    /// Images that are changed by one attribute.
+    pub images: u32,
+    /// How such a query treats its own image.
+    pub image_edit: ImageEdit,
+    /// Queries of the user's own.
+    pub own: Option<BroughtQueries>,
+    /// Of a pipeline: the mAP over the pooled singles, pairs and triples below which the gate refuses, whatever the comparison
+    /// says; 0 = none.
+    pub floor: f64,
 }
 
 impl Default for EvaluateSettings {
     fn default() -> Self {
-        Self { pairs: 300, triples: 300, min_relevant: 5, seed: 0, queries_per_task: 170 }
+        Self {
+            pairs: 300,
+            triples: 300,
+            min_relevant: 5,
+            seed: 0,
+            queries_per_task: 170,
+            full: 300,
+            images: 300,
+            image_edit: ImageEdit::HeldOut,
+            own: None,
+            floor: 0.0,
+        }
     }
+}
+
+/// How a query "this image with one attribute changed" treats its own image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageEdit {
+    /// The image leaves the gallery, and only an attribute that it has not is added, or one that it has removed.
+    #[default]
+    HeldOut,
+    /// As the seed article's author did: the image stays in the gallery, and an attribute may be asked for that it has already.
+    Author,
+}
+
+/// Queries that a user brought.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BroughtQueries {
+    /// Where they came from, for people. No part of what names a job.
+    pub source: String,
+    /// The queries, in the store.
+    pub object: ObjectRef,
 }
 
 /// Which rows of a dataset are meant.

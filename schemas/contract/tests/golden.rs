@@ -145,6 +145,23 @@ fn every_setting() -> TrainSettings {
     }
 }
 
+/// Every setting that version 2 did not have.
+fn every_query_setting() -> EvaluateSettings {
+    let own = BroughtQueries { source: "queries.csv".into(), object: object("queries/0.parquet") };
+    EvaluateSettings {
+        full: 100,
+        images: 50,
+        image_edit: ImageEdit::Author,
+        own: Some(own),
+        floor: 0.25,
+        ..EvaluateSettings::default()
+    }
+}
+
+fn options() -> JobOptions {
+    JobOptions { max_workers: Some(8), notify: vec!["https://example.org/done".into()] }
+}
+
 fn embed_stage() -> EmbedStage {
     EmbedStage { gallery: name("faces"), dataset: dataset(), rows: Split::All, gallery_rows: 9_032, shard_rows: 2_048 }
 }
@@ -161,7 +178,7 @@ fn pipeline(baseline: Option<Baseline>) -> JobSpec {
         alias: name("main"),
         baseline,
     };
-    JobSpec { work, device: DeviceClass::Cuda, priority: Priority::Lo }
+    JobSpec { work, device: DeviceClass::Cuda, priority: Priority::Lo, options: JobOptions::default() }
 }
 
 fn gate(passed: bool) -> GateDecision {
@@ -195,23 +212,46 @@ fn specs_and_plans() {
     check("first-pipeline", &pipeline(None));
     let source = IngestSource::Celeba { dir: "/data/celeba".into() };
     let ingest = JobWork::Ingest { dataset: name("celeba"), source, part_rows: 4_096 };
-    check("ingest", &JobSpec { work: ingest, device: DeviceClass::Any, priority: Priority::Hi });
+    check(
+        "ingest",
+        &JobSpec { work: ingest, device: DeviceClass::Any, priority: Priority::Hi, options: JobOptions::default() },
+    );
     let source = IngestSource::Parquet { files: vec!["a.parquet".into()] };
     let ingest = JobWork::Ingest { dataset: name("celeba"), source, part_rows: 4_096 };
-    check("ingest-parquet", &JobSpec { work: ingest, device: DeviceClass::Any, priority: Priority::Hi });
+    check(
+        "ingest-parquet",
+        &JobSpec { work: ingest, device: DeviceClass::Any, priority: Priority::Hi, options: JobOptions::default() },
+    );
     let columns = CsvColumns { split: Some("fold".into()), attributes: vec!["smiling".into()], ..Default::default() };
     let csv =
         CsvSource { file: "/data/faces.csv".into(), dir: "/data/faces".into(), columns, zero: ZeroLabel::Unknown };
     let ingest = JobWork::Ingest { dataset: name("faces"), source: IngestSource::Csv(csv), part_rows: 4_096 };
-    check("ingest-csv", &JobSpec { work: ingest, device: DeviceClass::Any, priority: Priority::Lo });
+    check(
+        "ingest-csv",
+        &JobSpec { work: ingest, device: DeviceClass::Any, priority: Priority::Lo, options: JobOptions::default() },
+    );
     let work = JobWork::Train(train_stage());
-    check("train", &JobSpec { work, device: DeviceClass::Cpu, priority: Priority::Lo });
+    check("train", &JobSpec { work, device: DeviceClass::Cpu, priority: Priority::Lo, options: JobOptions::default() });
     let work = JobWork::Train(TrainStage { train: every_setting(), ..train_stage() });
-    check("train-tuned", &JobSpec { work, device: DeviceClass::Cpu, priority: Priority::Lo });
+    check(
+        "train-tuned",
+        &JobSpec { work, device: DeviceClass::Cpu, priority: Priority::Lo, options: JobOptions::default() },
+    );
     let work = JobWork::Embed { model: job("train-1"), embed: embed_stage() };
-    check("embed", &JobSpec { work, device: DeviceClass::Metal, priority: Priority::Lo });
+    check(
+        "embed",
+        &JobSpec { work, device: DeviceClass::Metal, priority: Priority::Lo, options: JobOptions::default() },
+    );
     let work = JobWork::Evaluate { generation: generation(), evaluate: evaluate_stage() };
-    check("evaluate", &JobSpec { work, device: DeviceClass::Any, priority: Priority::Lo });
+    check(
+        "evaluate",
+        &JobSpec { work, device: DeviceClass::Any, priority: Priority::Lo, options: JobOptions::default() },
+    );
+
+    let evaluate = EvaluateStage { rows: Split::Test, settings: every_query_setting() };
+    let work = JobWork::Evaluate { generation: generation(), evaluate };
+    let spec = JobSpec { work, device: DeviceClass::Any, priority: Priority::Lo, options: options() };
+    check("evaluate-own", &spec);
 
     let planned = |id: TaskId, work| PlannedTask { id, work };
     let scan = planned(task_ids::scan(), TaskWork::IngestScan);
@@ -361,11 +401,18 @@ fn coordinator_api() {
         evaluate: evaluate_stage(),
         alias: name("main"),
     };
-    let submit = JobRequest { id: Some(job("nightly-7")), work, device: DeviceClass::Any, priority: Priority::Hi };
+    let submit = JobRequest {
+        id: Some(job("nightly-7")),
+        work,
+        device: DeviceClass::Any,
+        priority: Priority::Hi,
+        options: JobOptions::default(),
+    };
     check("submit", &ApiRequest::Submit(submit.clone()));
     let RequestedWork::Pipeline { train, .. } = &submit.work else { unreachable!("just made") };
     let work = RequestedWork::Train(TrainRequest { train: every_setting(), ..train.clone() });
-    check("submit-tuned", &ApiRequest::Submit(JobRequest { work, ..submit }));
+    check("submit-tuned", &ApiRequest::Submit(JobRequest { work, ..submit.clone() }));
+    check("submit-capped", &ApiRequest::Submit(JobRequest { options: options(), ..submit }));
     check("cancel", &ApiRequest::Cancel { job: job("j") });
     check("rollback", &ApiRequest::Rollback { alias: name("main"), to: Some(2) });
     check("promote", &ApiRequest::Promote { alias: name("main"), generation: generation(), report: None });
@@ -394,8 +441,10 @@ fn coordinator_api() {
     };
     check("detail", &ApiReply::JobDetail(Box::new(detail.clone())));
     let work = JobWork::Train(TrainStage { train: every_setting(), ..train_stage() });
-    let spec = JobSpec { work, device: DeviceClass::Cpu, priority: Priority::Lo };
-    check("detail-tuned", &ApiReply::JobDetail(Box::new(JobDetail { spec, ..detail })));
+    let spec = JobSpec { work, device: DeviceClass::Cpu, priority: Priority::Lo, options: JobOptions::default() };
+    check("detail-tuned", &ApiReply::JobDetail(Box::new(JobDetail { spec, ..detail.clone() })));
+    let spec = JobSpec { options: options(), ..pipeline(None) };
+    check("detail-capped", &ApiReply::JobDetail(Box::new(JobDetail { spec, ..detail })));
     let status = Status {
         leader: worker(),
         workers: vec![presence()],
@@ -510,6 +559,7 @@ fn manifests_and_releases() {
         }),
     };
     check("evaluated", &manifest);
+    check("evaluated-own", &ReportManifest { settings: every_query_setting(), ..manifest });
     let release = Release {
         alias: name("main"),
         number: 4,

@@ -16,8 +16,8 @@ use likeness_contract::codec::Message;
 use likeness_contract::documents::{DatasetManifest, ModelManifest, ObjectRef, PartEntry};
 use likeness_contract::ids::{Digest, JobId, Name, RunNumber, WorkerId};
 use likeness_contract::jobs::{
-    DatasetRef, DeviceClass, EmbedStage, GenerationRef, JobSpec, JobWork, Priority, TaskMessage, TaskOutput, TaskWork,
-    task_ids,
+    DatasetRef, DeviceClass, EmbedStage, GenerationRef, JobOptions, JobSpec, JobWork, Priority, TaskMessage,
+    TaskOutput, TaskWork, task_ids,
 };
 use likeness_contract::keys;
 use likeness_contract::settings::{
@@ -208,7 +208,7 @@ impl World {
             shard_rows: ROWS as u32,
         };
         let work = JobWork::Embed { model: self.model.clone(), embed };
-        let spec = JobSpec { work, device: DeviceClass::Cpu, priority: Priority::Lo };
+        let spec = JobSpec { work, device: DeviceClass::Cpu, priority: Priority::Lo, options: JobOptions::default() };
         let task = task_ids::shard(&job, &target.generation, 0);
         let work = TaskWork::EmbedShard { model: self.model.clone(), target, shard: 0, from: 0, rows: ROWS as u32 };
         let message = TaskMessage { job, run: RunNumber(1), task, work };

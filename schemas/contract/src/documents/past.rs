@@ -6,7 +6,7 @@ use super::{GenerationManifest, HeadlineRow, ModelManifest, ObjectRef, ReportMan
 use crate::codec::Message;
 use crate::ids::{Digest, JobId};
 use crate::jobs::{DatasetRef, GenerationRef};
-use crate::settings::{EvaluateSettings, ModelSettings, Split, TrainSettingsV1, Vocabulary};
+use crate::settings::{EvaluateSettings, EvaluateSettingsV1, ModelSettings, Split, TrainSettingsV1, Vocabulary};
 
 /// Version 1 of a generation: no approximate indexes.
 #[derive(Debug, Serialize, Deserialize)]
@@ -146,7 +146,7 @@ pub struct ReportManifestV1 {
     model: JobId,
     rows: Split,
     items: u64,
-    settings: EvaluateSettings,
+    settings: EvaluateSettingsV1,
     json: ObjectRef,
     queries: ObjectRef,
     html: ObjectRef,
@@ -156,6 +156,38 @@ pub struct ReportManifestV1 {
 impl From<ReportManifestV1> for ReportManifest {
     fn from(old: ReportManifestV1) -> Self {
         let ReportManifestV1 { report, generation, model, rows, items, settings, json, queries, html, headline } = old;
+        let settings = settings.into();
         Self { report, generation, model, rows, items, settings, json, queries, html, headline, trec: None }
+    }
+}
+
+/// Version 2 of a report: query sets of fixed numbers.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ReportManifestV2(ReportManifest<EvaluateSettingsV1>);
+
+impl Message for ReportManifestV2 {
+    const NAME: &'static str = <ReportManifest as Message>::NAME;
+    const VERSION: u16 = 2;
+}
+
+impl ReportManifestV2 {
+    /// The same manifest, if version 2 says all of its settings.
+    pub fn of(manifest: &ReportManifest) -> Option<Self> {
+        manifest.clone().map(EvaluateSettingsV1::of).map(Self)
+    }
+}
+
+impl From<ReportManifestV2> for ReportManifest {
+    fn from(old: ReportManifestV2) -> Self {
+        old.0.map(|settings| Some(EvaluateSettings::from(settings))).expect("every old setting can be said")
+    }
+}
+
+impl<E> ReportManifest<E> {
+    fn map<U>(self, f: impl FnOnce(E) -> Option<U>) -> Option<ReportManifest<U>> {
+        let Self { report, generation, model, rows, items, settings, json, queries, html, headline, trec } = self;
+        let settings = f(settings)?;
+        Some(ReportManifest { report, generation, model, rows, items, settings, json, queries, html, headline, trec })
     }
 }

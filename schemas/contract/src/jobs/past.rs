@@ -1,59 +1,217 @@
 //! Past versions of jobs and records, as they are still read; and written, where they say all of it.
 
+use std::fmt::Debug;
+
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CheckpointOutput, JobRequest, JobSpec, JobWork, RequestedWork, TaskOutput, TaskRecord, TrainRequest, TrainStage,
+    CheckpointOutput, DeviceClass, EvaluateStage, JobOptions, JobRequest, JobSpec, JobWork, Priority, RequestedWork,
+    TaskOutput, TaskRecord, TrainRequest, TrainStage,
 };
 use crate::codec::Message;
 use crate::documents::ObjectRef;
-use crate::settings::{TrainSettings, TrainSettingsV1};
+use crate::ids::JobId;
+use crate::settings::{EvaluateSettings, EvaluateSettingsV1, TrainSettings, TrainSettingsV1};
 
-/// See [`spec_v1`].
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct SpecV1(JobSpec<TrainSettingsV1>);
+/// A version of the settings in a job: the rest of its work is the same in all of them.
+pub trait Form: Debug + Clone + PartialEq {
+    /// Of a training.
+    type Train: Debug + Clone + PartialEq + Serialize + DeserializeOwned;
+    /// Of an evaluation.
+    type Evaluate: Debug + Clone + PartialEq + Serialize + DeserializeOwned;
+}
 
-impl Message for SpecV1 {
-    const NAME: &'static str = <JobSpec as Message>::NAME;
+/// As this program writes what is new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Newest;
+
+impl Form for Newest {
+    type Train = TrainSettings;
+    type Evaluate = EvaluateSettings;
+}
+
+/// Version 2: evaluations of fixed numbers, no options.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct V2;
+
+impl Form for V2 {
+    type Train = TrainSettings;
+    type Evaluate = EvaluateSettingsV1;
+}
+
+/// Version 1: trainings from fresh weights with AdamW alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct V1;
+
+impl Form for V1 {
+    type Train = TrainSettingsV1;
+    type Evaluate = EvaluateSettingsV1;
+}
+
+/// A spec before it had options.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(bound = "")]
+pub struct SpecOf<F: Form> {
+    work: JobWork<F>,
+    device: DeviceClass,
+    priority: Priority,
+}
+
+impl Message for SpecOf<V1> {
+    const NAME: &'static str = JobSpec::NAME;
     const VERSION: u16 = 1;
+}
+
+impl Message for SpecOf<V2> {
+    const NAME: &'static str = JobSpec::NAME;
+    const VERSION: u16 = 2;
+}
+
+/// A request before it had options.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(bound = "")]
+pub struct RequestOf<F: Form> {
+    id: Option<JobId>,
+    work: RequestedWork<F>,
+    device: DeviceClass,
+    priority: Priority,
+}
+
+/// Whether only version 3 knows this kind of work.
+fn is_new_work(work: &JobWork) -> bool {
+    match work {
+        JobWork::Ingest { .. }
+        | JobWork::Train(_)
+        | JobWork::Embed { .. }
+        | JobWork::Evaluate { .. }
+        | JobWork::Pipeline { .. } => false,
+    }
+}
+
+/// Whether only version 3 knows this kind of work.
+fn is_new_request(work: &RequestedWork) -> bool {
+    match work {
+        RequestedWork::Ingest { .. }
+        | RequestedWork::Train(_)
+        | RequestedWork::Embed { .. }
+        | RequestedWork::Evaluate { .. }
+        | RequestedWork::Pipeline { .. } => false,
+    }
 }
 
 /// The spec as version 1 wrote it, if that says all of it. A job's id is the digest of its spec, so a new setting that is left
 /// alone changes no id.
-pub fn spec_v1(spec: &JobSpec) -> Option<SpecV1> {
-    spec_as_v1(spec).map(SpecV1)
+pub fn spec_as_v1(spec: &JobSpec) -> Option<SpecOf<V1>> {
+    old_spec(spec, TrainSettingsV1::of, EvaluateSettingsV1::of)
 }
 
-/// The same as part of another message.
-pub fn spec_as_v1(spec: &JobSpec) -> Option<JobSpec<TrainSettingsV1>> {
-    let JobSpec { work, device, priority } = spec.clone();
-    Some(JobSpec { work: work.map_train(TrainSettingsV1::of)?, device, priority })
+/// The same of version 2.
+pub fn spec_as_v2(spec: &JobSpec) -> Option<SpecOf<V2>> {
+    old_spec(spec, Some, EvaluateSettingsV1::of)
 }
 
-impl From<JobSpec<TrainSettingsV1>> for JobSpec {
-    fn from(old: JobSpec<TrainSettingsV1>) -> Self {
-        let JobSpec { work, device, priority } = old;
-        Self {
-            work: work.map_train(|train| Some(train.into())).expect("every old setting can be said"),
-            device,
-            priority,
-        }
+/// The request as version 1 wrote it, if that says all of it.
+pub fn request_as_v1(request: &JobRequest) -> Option<RequestOf<V1>> {
+    old_request(request, TrainSettingsV1::of, EvaluateSettingsV1::of)
+}
+
+/// The same of version 2.
+pub fn request_as_v2(request: &JobRequest) -> Option<RequestOf<V2>> {
+    old_request(request, Some, EvaluateSettingsV1::of)
+}
+
+fn old_spec<F: Form>(
+    spec: &JobSpec,
+    train: impl FnOnce(TrainSettings) -> Option<F::Train>,
+    evaluate: impl FnOnce(EvaluateSettings) -> Option<F::Evaluate>,
+) -> Option<SpecOf<F>> {
+    let JobSpec { work, device, priority, options } = spec.clone();
+    let sayable = options.is_default() && !is_new_work(&work);
+    sayable.then_some(())?;
+    Some(SpecOf { work: work.map(train, evaluate)?, device, priority })
+}
+
+fn old_request<F: Form>(
+    request: &JobRequest,
+    train: impl FnOnce(TrainSettings) -> Option<F::Train>,
+    evaluate: impl FnOnce(EvaluateSettings) -> Option<F::Evaluate>,
+) -> Option<RequestOf<F>> {
+    let JobRequest { id, work, device, priority, options } = request.clone();
+    let sayable = options.is_default() && !is_new_request(&work);
+    sayable.then_some(())?;
+    Some(RequestOf { id, work: work.map(train, evaluate)?, device, priority })
+}
+
+impl<F: Form> From<SpecOf<F>> for JobSpec
+where
+    F::Train: Into<TrainSettings>,
+    F::Evaluate: Into<EvaluateSettings>,
+{
+    fn from(old: SpecOf<F>) -> Self {
+        let SpecOf { work, device, priority } = old;
+        let work = work.map(|train| Some(train.into()), |evaluate| Some(evaluate.into()));
+        let work = work.expect("every old setting can be said");
+        Self { work, device, priority, options: JobOptions::default() }
     }
 }
 
-impl<T> JobWork<T> {
-    /// The same with other settings of its training; none where there are none.
-    fn map_train<U>(self, f: impl FnOnce(T) -> Option<U>) -> Option<JobWork<U>> {
+impl<F: Form> From<RequestOf<F>> for JobRequest
+where
+    F::Train: Into<TrainSettings>,
+    F::Evaluate: Into<EvaluateSettings>,
+{
+    fn from(old: RequestOf<F>) -> Self {
+        let RequestOf { id, work, device, priority } = old;
+        let work = work.map(|train| Some(train.into()), |evaluate| Some(evaluate.into()));
+        let work = work.expect("every old setting can be said");
+        Self { id, work, device, priority, options: JobOptions::default() }
+    }
+}
+
+impl<F: Form> JobWork<F> {
+    /// The same with other forms of its settings; none where they can't be said.
+    fn map<G: Form>(
+        self,
+        f: impl FnOnce(F::Train) -> Option<G::Train>,
+        g: impl FnOnce(F::Evaluate) -> Option<G::Evaluate>,
+    ) -> Option<JobWork<G>> {
         Some(match self {
             Self::Ingest { dataset, source, part_rows } => JobWork::Ingest { dataset, source, part_rows },
             Self::Train(train) => JobWork::Train(train.map(f)?),
             Self::Embed { model, embed } => JobWork::Embed { model, embed },
-            Self::Evaluate { generation, evaluate } => JobWork::Evaluate { generation, evaluate },
+            Self::Evaluate { generation, evaluate } => JobWork::Evaluate { generation, evaluate: evaluate.map(g)? },
             Self::Pipeline { train, embed, evaluate, alias, baseline } => {
-                JobWork::Pipeline { train: train.map(f)?, embed, evaluate, alias, baseline }
+                JobWork::Pipeline { train: train.map(f)?, embed, evaluate: evaluate.map(g)?, alias, baseline }
             }
         })
+    }
+}
+
+impl<F: Form> RequestedWork<F> {
+    /// The same with other forms of its settings; none where they can't be said.
+    fn map<G: Form>(
+        self,
+        f: impl FnOnce(F::Train) -> Option<G::Train>,
+        g: impl FnOnce(F::Evaluate) -> Option<G::Evaluate>,
+    ) -> Option<RequestedWork<G>> {
+        Some(match self {
+            Self::Ingest { dataset, source, part_rows } => RequestedWork::Ingest { dataset, source, part_rows },
+            Self::Train(train) => RequestedWork::Train(train.map(f)?),
+            Self::Embed { model, embed } => RequestedWork::Embed { model, embed },
+            Self::Evaluate { generation, evaluate } => {
+                RequestedWork::Evaluate { generation, evaluate: evaluate.map(g)? }
+            }
+            Self::Pipeline { train, embed, evaluate, alias } => {
+                RequestedWork::Pipeline { train: train.map(f)?, embed, evaluate: evaluate.map(g)?, alias }
+            }
+        })
+    }
+}
+
+impl<E> EvaluateStage<E> {
+    fn map<U>(self, f: impl FnOnce(E) -> Option<U>) -> Option<EvaluateStage<U>> {
+        Some(EvaluateStage { rows: self.rows, settings: f(self.settings)? })
     }
 }
 
@@ -68,36 +226,6 @@ impl<T> TrainRequest<T> {
     fn map<U>(self, f: impl FnOnce(T) -> Option<U>) -> Option<TrainRequest<U>> {
         let Self { dataset, model, train } = self;
         Some(TrainRequest { dataset, model, train: f(train)? })
-    }
-}
-
-impl<T> JobRequest<T> {
-    /// The same with other settings of its training; none where there are none.
-    fn map_train<U>(self, f: impl FnOnce(T) -> Option<U>) -> Option<JobRequest<U>> {
-        let Self { id, work, device, priority } = self;
-        let work = match work {
-            RequestedWork::Ingest { dataset, source, part_rows } => {
-                RequestedWork::Ingest { dataset, source, part_rows }
-            }
-            RequestedWork::Train(train) => RequestedWork::Train(train.map(f)?),
-            RequestedWork::Embed { model, embed } => RequestedWork::Embed { model, embed },
-            RequestedWork::Evaluate { generation, evaluate } => RequestedWork::Evaluate { generation, evaluate },
-            RequestedWork::Pipeline { train, embed, evaluate, alias } => {
-                RequestedWork::Pipeline { train: train.map(f)?, embed, evaluate, alias }
-            }
-        };
-        Some(JobRequest { id, work, device, priority })
-    }
-}
-
-/// The request as version 1 wrote it, if that says all of it.
-pub fn request_as_v1(request: &JobRequest) -> Option<JobRequest<TrainSettingsV1>> {
-    request.clone().map_train(TrainSettingsV1::of)
-}
-
-impl From<JobRequest<TrainSettingsV1>> for JobRequest {
-    fn from(old: JobRequest<TrainSettingsV1>) -> Self {
-        old.map_train(|train| Some(TrainSettings::from(train))).expect("every old setting can be said")
     }
 }
 
@@ -152,10 +280,41 @@ impl Message for RecordV1 {
 
 /// The record as version 1 wrote it, if that says all of it.
 pub fn record_v1(record: &TaskRecord) -> Option<RecordV1> {
-    if matches!(record.output, TaskOutput::IndexedShard { .. }) {
+    if matches!(record.output, TaskOutput::IndexedShard { .. }) || is_new_output(&record.output) {
         return None;
     }
     record.clone().map(CheckpointOutputV1::of).map(RecordV1)
+}
+
+/// See [`record_v2`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RecordV2(TaskRecord);
+
+impl Message for RecordV2 {
+    const NAME: &'static str = <TaskRecord as Message>::NAME;
+    const VERSION: u16 = 2;
+}
+
+/// The record as version 2 wrote it, if that knows its kind of output.
+pub fn record_v2(record: &TaskRecord) -> Option<RecordV2> {
+    (!is_new_output(&record.output)).then(|| RecordV2(record.clone()))
+}
+
+/// Whether only version 3 knows this kind of output.
+fn is_new_output(output: &TaskOutput) -> bool {
+    match output {
+        TaskOutput::Scan { .. }
+        | TaskOutput::Part { .. }
+        | TaskOutput::Checkpoint(_)
+        | TaskOutput::Manifest { .. }
+        | TaskOutput::Shard { .. }
+        | TaskOutput::Queries { .. }
+        | TaskOutput::Scores { .. }
+        | TaskOutput::Report { .. }
+        | TaskOutput::Gate(_)
+        | TaskOutput::IndexedShard { .. } => false,
+    }
 }
 
 impl From<TaskRecord<CheckpointOutputV1>> for TaskRecord {

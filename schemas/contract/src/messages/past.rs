@@ -4,53 +4,120 @@ use serde::{Deserialize, Serialize};
 
 use super::{ApiReply, ApiRequest, JobDetail};
 use crate::codec::Message;
-use crate::jobs::{self, JobRequest, JobSpec};
-use crate::settings::TrainSettingsV1;
+use crate::jobs::{self, JobRequest, JobSpec, RequestOf, SpecOf, V1, V2};
 
-/// See [`request_v1`].
+/// A request as version 1 wrote it.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct RequestV1(ApiRequest<TrainSettingsV1>);
+pub struct RequestV1(ApiRequest<RequestOf<V1>>);
 
 impl Message for RequestV1 {
     const NAME: &'static str = <ApiRequest as Message>::NAME;
     const VERSION: u16 = 1;
 }
 
-/// See [`reply_v1`].
+/// The same of version 2.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct ReplyV1(ApiReply<TrainSettingsV1>);
+pub struct RequestV2(ApiRequest<RequestOf<V2>>);
+
+impl Message for RequestV2 {
+    const NAME: &'static str = <ApiRequest as Message>::NAME;
+    const VERSION: u16 = 2;
+}
+
+/// A reply as version 1 wrote it.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ReplyV1(ApiReply<SpecOf<V1>>);
 
 impl Message for ReplyV1 {
     const NAME: &'static str = <ApiReply as Message>::NAME;
     const VERSION: u16 = 1;
 }
 
+/// The same of version 2.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ReplyV2(ApiReply<SpecOf<V2>>);
+
+impl Message for ReplyV2 {
+    const NAME: &'static str = <ApiReply as Message>::NAME;
+    const VERSION: u16 = 2;
+}
+
 /// The request as version 1 wrote it, if that says all of it.
 pub fn request_v1(request: &ApiRequest) -> Option<RequestV1> {
+    known(request).then_some(())?;
     request.clone().map(|job| jobs::request_as_v1(&job)).map(RequestV1)
+}
+
+/// The same of version 2.
+pub fn request_v2(request: &ApiRequest) -> Option<RequestV2> {
+    known(request).then_some(())?;
+    request.clone().map(|job| jobs::request_as_v2(&job)).map(RequestV2)
 }
 
 /// The reply as version 1 wrote it, if that says all of it.
 pub fn reply_v1(reply: &ApiReply) -> Option<ReplyV1> {
+    known_reply(reply).then_some(())?;
     reply.clone().map(|spec| jobs::spec_as_v1(&spec)).map(ReplyV1)
 }
 
-impl From<ApiRequest<TrainSettingsV1>> for ApiRequest {
-    fn from(old: ApiRequest<TrainSettingsV1>) -> Self {
-        old.map(|job| Some(job.into())).expect("every old request can be said")
+/// The same of version 2.
+pub fn reply_v2(reply: &ApiReply) -> Option<ReplyV2> {
+    known_reply(reply).then_some(())?;
+    reply.clone().map(|spec| jobs::spec_as_v2(&spec)).map(ReplyV2)
+}
+
+/// Whether versions before 3 know this kind of request.
+fn known(request: &ApiRequest) -> bool {
+    match request {
+        ApiRequest::Submit(_)
+        | ApiRequest::Cancel { .. }
+        | ApiRequest::Retry { .. }
+        | ApiRequest::List { .. }
+        | ApiRequest::Show { .. }
+        | ApiRequest::Promote { .. }
+        | ApiRequest::Rollback { .. }
+        | ApiRequest::Releases { .. }
+        | ApiRequest::Datasets
+        | ApiRequest::Status
+        | ApiRequest::Reconcile => true,
     }
 }
 
-impl From<ApiReply<TrainSettingsV1>> for ApiReply {
-    fn from(old: ApiReply<TrainSettingsV1>) -> Self {
-        old.map(|spec| Some(spec.into())).expect("every old reply can be said")
+/// Whether versions before 3 know this kind of reply.
+fn known_reply(reply: &ApiReply) -> bool {
+    match reply {
+        ApiReply::Job(_)
+        | ApiReply::Jobs(_)
+        | ApiReply::JobDetail(_)
+        | ApiReply::Release(_)
+        | ApiReply::Releases(_)
+        | ApiReply::Datasets(_)
+        | ApiReply::Status(_)
+        | ApiReply::Reconciled { .. }
+        | ApiReply::Error(_) => true,
     }
 }
 
-impl<T> ApiRequest<T> {
-    fn map<U>(self, f: impl FnOnce(JobRequest<T>) -> Option<JobRequest<U>>) -> Option<ApiRequest<U>> {
+impl<R: Into<JobRequest>> ApiRequest<R> {
+    /// The same with a request of today.
+    pub(super) fn upgraded(self) -> ApiRequest {
+        self.map(|job| Some(job.into())).expect("every old request can be said")
+    }
+}
+
+impl<S: Into<JobSpec>> ApiReply<S> {
+    /// The same with a spec of today.
+    pub(super) fn upgraded(self) -> ApiReply {
+        self.map(|spec| Some(spec.into())).expect("every old reply can be said")
+    }
+}
+
+impl<R> ApiRequest<R> {
+    fn map<U>(self, f: impl FnOnce(R) -> Option<U>) -> Option<ApiRequest<U>> {
         Some(match self {
             Self::Submit(request) => ApiRequest::Submit(f(request)?),
             Self::Cancel { job } => ApiRequest::Cancel { job },
@@ -67,8 +134,8 @@ impl<T> ApiRequest<T> {
     }
 }
 
-impl<T> ApiReply<T> {
-    fn map<U>(self, f: impl FnOnce(JobSpec<T>) -> Option<JobSpec<U>>) -> Option<ApiReply<U>> {
+impl<S> ApiReply<S> {
+    fn map<U>(self, f: impl FnOnce(S) -> Option<U>) -> Option<ApiReply<U>> {
         Some(match self {
             Self::Job(job) => ApiReply::Job(job),
             Self::Jobs(jobs) => ApiReply::Jobs(jobs),
@@ -83,8 +150,8 @@ impl<T> ApiReply<T> {
     }
 }
 
-impl<T> JobDetail<T> {
-    fn map<U>(self, f: impl FnOnce(JobSpec<T>) -> Option<JobSpec<U>>) -> Option<JobDetail<U>> {
+impl<S> JobDetail<S> {
+    fn map<U>(self, f: impl FnOnce(S) -> Option<U>) -> Option<JobDetail<U>> {
         let Self { summary, spec, stages, active, troubles, device_ms, result, gate } = self;
         Some(JobDetail { summary, spec: f(spec)?, stages, active, troubles, device_ms, result, gate })
     }

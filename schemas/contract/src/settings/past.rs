@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{AdamWSettings, NegativeMix, Optimizer, TrainSettings};
+use super::{AdamWSettings, EvaluateSettings, NegativeMix, Optimizer, TrainSettings};
 
 /// Version 1: AdamW alone, fresh weights alone, always the last round.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -74,5 +74,31 @@ impl From<TrainSettingsV1> for TrainSettings {
             seed,
             ..Self::default()
         }
+    }
+}
+
+/// Version 1: 300 full vectors and 300 images always, the image held out, no queries of the user's, no floor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvaluateSettingsV1 {
+    pairs: u32,
+    triples: u32,
+    min_relevant: u32,
+    seed: u64,
+    queries_per_task: u32,
+}
+
+impl EvaluateSettingsV1 {
+    /// The same settings as version 1 wrote them; none where it could not say them.
+    pub fn of(settings: EvaluateSettings) -> Option<Self> {
+        let EvaluateSettings { pairs, triples, min_relevant, seed, queries_per_task, .. } = settings;
+        let old = Self { pairs, triples, min_relevant, seed, queries_per_task };
+        (EvaluateSettings::from(old.clone()) == settings).then_some(old)
+    }
+}
+
+impl From<EvaluateSettingsV1> for EvaluateSettings {
+    fn from(old: EvaluateSettingsV1) -> Self {
+        let EvaluateSettingsV1 { pairs, triples, min_relevant, seed, queries_per_task } = old;
+        Self { pairs, triples, min_relevant, seed, queries_per_task, ..Self::default() }
     }
 }

@@ -11,8 +11,8 @@ use candle_core::Device;
 use likeness_contract::codec::{self, Encoding};
 use likeness_contract::ids::{JobId, Name, RunNumber, TaskId, WorkerId};
 use likeness_contract::jobs::{
-    DeviceClass, IngestSource, JobSpec, JobWork, Outcome, Priority, RunResult, TaskKind, TaskMessage, TaskOutput,
-    TaskRecord, TaskWork,
+    DeviceClass, IngestSource, JobOptions, JobSpec, JobWork, Outcome, Priority, RunResult, TaskKind, TaskMessage,
+    TaskOutput, TaskRecord, TaskWork,
 };
 use likeness_contract::messages::{TaskEvent, TaskNews};
 use likeness_contract::{keys, subjects};
@@ -157,7 +157,7 @@ fn subject(message: &TaskMessage) -> String {
 fn spec() -> JobSpec {
     let source = IngestSource::Celeba { dir: "nowhere".into() };
     let work = JobWork::Ingest { dataset: Name::new("d").unwrap(), source, part_rows: 1 };
-    JobSpec { work, device: DeviceClass::Any, priority: Priority::Lo }
+    JobSpec { work, device: DeviceClass::Any, priority: Priority::Lo, options: JobOptions::default() }
 }
 
 fn output(key: &str) -> TaskOutput {

@@ -11,8 +11,8 @@ use likeness_contract::documents::{
 };
 use likeness_contract::ids::{Digest, JobId, Name, RunNumber, TaskId, WorkerId};
 use likeness_contract::jobs::{
-    Baseline, DatasetRef, DeviceClass, EmbedStage, EvaluateStage, GenerationRef, JobSpec, JobWork, Priority,
-    TaskMessage, TaskOutput, TaskRecord, TaskWork, TrainStage, task_ids,
+    Baseline, DatasetRef, DeviceClass, EmbedStage, EvaluateStage, GenerationRef, JobOptions, JobSpec, JobWork,
+    Priority, TaskMessage, TaskOutput, TaskRecord, TaskWork, TrainStage, task_ids,
 };
 use likeness_contract::keys;
 use likeness_contract::settings::{
@@ -237,7 +237,7 @@ fn stage(rows: Split) -> EvaluateStage {
 }
 
 fn spec(work: JobWork) -> JobSpec {
-    JobSpec { work, device: DeviceClass::Cpu, priority: Priority::Hi }
+    JobSpec { work, device: DeviceClass::Cpu, priority: Priority::Hi, options: JobOptions::default() }
 }
 
 fn evaluation(of: &str, rows: Split) -> JobSpec {

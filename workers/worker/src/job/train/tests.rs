@@ -9,8 +9,8 @@ use candle_core::Device;
 use likeness_contract::documents::{DatasetManifest, ModelManifest, ObjectRef, PartEntry};
 use likeness_contract::ids::{Digest, JobId, Name, RunNumber, TaskId, WorkerId};
 use likeness_contract::jobs::{
-    CheckpointOutput, DatasetRef, DeviceClass, JobSpec, JobWork, Priority, TaskMessage, TaskOutput, TaskRecord,
-    TaskWork, TrainStage, task_ids,
+    CheckpointOutput, DatasetRef, DeviceClass, JobOptions, JobSpec, JobWork, Priority, TaskMessage, TaskOutput,
+    TaskRecord, TaskWork, TrainStage, task_ids,
 };
 use likeness_contract::keys;
 use likeness_contract::settings::{
@@ -65,7 +65,8 @@ fn stage() -> TrainStage {
 }
 
 fn spec(stage: TrainStage) -> JobSpec {
-    JobSpec { work: JobWork::Train(stage), device: DeviceClass::Cpu, priority: Priority::Hi }
+    let options = JobOptions::default();
+    JobSpec { work: JobWork::Train(stage), device: DeviceClass::Cpu, priority: Priority::Hi, options }
 }
 
 fn picture(row: usize) -> Vec<u8> {

@@ -12,8 +12,16 @@ use super::training_set::Rows;
 use crate::error::TaskError;
 
 /// Queries as in the `singles` of a report: both signs of every attribute that at least 5 images satisfy.
-const SINGLES: EvaluateSettings =
-    EvaluateSettings { pairs: 0, triples: 0, min_relevant: 5, seed: 0, queries_per_task: u32::MAX };
+fn singles() -> EvaluateSettings {
+    EvaluateSettings {
+        pairs: 0,
+        triples: 0,
+        full: 0,
+        images: 0,
+        queries_per_task: u32::MAX,
+        ..EvaluateSettings::default()
+    }
+}
 
 /// The whole validation split, measured.
 pub(super) struct Validation {
@@ -60,7 +68,7 @@ fn map_of_singles(
 ) -> Result<Option<f64>, TaskError> {
     let (dim, attributes) = (model.embedding_dim(), stage.vocabulary.len());
     let item = |row: usize| format!("{row:08}");
-    let mut queries = draw_queries(&stage.vocabulary, &labels, item, &SINGLES)?.queries;
+    let mut queries = draw_queries(&stage.vocabulary, &labels, item, &singles())?.queries;
     queries.retain(|query| query.set == QuerySet::Singles);
     if queries.is_empty() {
         return Ok(None);
