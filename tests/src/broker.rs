@@ -14,20 +14,32 @@ pub struct Broker {
     process: Option<Process>,
     dir: PathBuf,
     port: u16,
+    config: Option<PathBuf>,
 }
 
 impl Broker {
     /// Starts one on a free port; data, ports file and log lie in `dir`.
     pub fn start(dir: &Path) -> Self {
+        Self::start_with(dir, None)
+    }
+
+    /// The same, of a server with TLS that `config` describes; its address and port stand back.
+    pub fn start_with(dir: &Path, config: Option<PathBuf>) -> Self {
         std::fs::create_dir_all(dir).expect("a folder for the broker");
-        let mut broker = Self { process: None, dir: dir.into(), port: 0 };
+        let mut broker = Self { process: None, dir: dir.into(), port: 0, config };
         broker.spawn("-1");
         broker
     }
 
     /// Where it listens.
     pub fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
+        let scheme = if self.config.is_some() { "tls" } else { "nats" };
+        format!("{scheme}://127.0.0.1:{}", self.port)
+    }
+
+    /// What it logged so far.
+    pub fn log(&self) -> String {
+        self.process.as_ref().map(Process::log).unwrap_or_default()
     }
 
     /// Kills it and starts it again with the same data.
@@ -39,8 +51,15 @@ impl Broker {
     /// Kills it and starts it again without any data.
     pub fn wipe(&mut self) {
         self.kill();
-        std::fs::remove_dir_all(self.dir.join("data")).expect("its data can be removed");
+        std::fs::remove_dir_all(self.data()).expect("its data can be removed");
         self.spawn(&self.port.to_string());
+    }
+
+    fn data(&self) -> PathBuf {
+        match self.config.as_ref().and_then(|config| config.parent()) {
+            Some(folder) => folder.join("jetstream"),
+            None => self.dir.join("data"),
+        }
     }
 
     fn kill(&mut self) {
@@ -56,8 +75,15 @@ impl Broker {
         }
         std::fs::create_dir_all(&ports).expect("a folder for the ports file");
         let mut command = Command::new(server());
-        command.args(["-js", "-a", "127.0.0.1", "-p", port, "-sd"]).arg(self.dir.join("data"));
-        command.arg("--ports_file_dir").arg(&ports);
+        command.args(["-a", "127.0.0.1", "-p", port, "--ports_file_dir"]).arg(&ports);
+        match &self.config {
+            // What the file names lies beside it.
+            Some(config) => {
+                command.current_dir(config.parent().expect("a file in a folder"));
+                command.arg("--config").arg(config).args(["-m", "-1"])
+            }
+            None => command.args(["-js", "-sd"]).arg(self.data()),
+        };
         self.process = Some(Process::start("nats-server", &self.dir, command));
         let deadline = Instant::now() + START_WITHIN;
         self.port = loop {

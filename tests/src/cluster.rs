@@ -30,6 +30,8 @@ pub struct Cluster {
     /// The broker.
     pub broker: Broker,
     dir: TempDir,
+    /// The folder that `infra/nats/setup` wrote, where the broker lets nobody in without a key.
+    keys: Option<PathBuf>,
     _turn: OwnedMutexGuard<()>,
 }
 
@@ -45,7 +47,21 @@ impl Cluster {
         let turn = turn().await;
         let dir = tempfile::tempdir().expect("a temporary folder");
         std::fs::create_dir_all(dir.path().join("logs")).expect("a folder for logs");
-        Self { broker: Broker::start(&dir.path().join("nats")), dir, _turn: turn }
+        Self { broker: Broker::start(&dir.path().join("nats")), dir, keys: None, _turn: turn }
+    }
+
+    /// The same with a broker that `infra/nats/setup` configured: TLS, and a user for every role.
+    pub async fn start_secured() -> Self {
+        let turn = turn().await;
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        std::fs::create_dir_all(dir.path().join("logs")).expect("a folder for logs");
+        let keys = dir.path().join("keys");
+        let mut setup = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../infra/nats/setup"));
+        setup.arg(&keys).env("LIKENESS", binary("likeness"));
+        let done = finish(setup).await;
+        assert_eq!(done.code, 0, "{}", done.err);
+        let broker = Broker::start_with(&dir.path().join("nats"), Some(keys.join("server.conf")));
+        Self { broker, dir, keys: Some(keys), _turn: turn }
     }
 
     /// The scenario's own folder.
@@ -68,13 +84,24 @@ impl Cluster {
             .env("LIKENESS_ACK_WAIT_MS", ACK_WAIT.as_millis().to_string())
             .env("LIKENESS_LEASE_MS", LEASE.as_millis().to_string())
             .env_remove("LIKENESS_LOG");
+        if let Some(keys) = &self.keys {
+            command.env("LIKENESS_NATS_CA", keys.join("ca.pem")).env("LIKENESS_CREDENTIALS", keys.join("operator.nk"));
+        }
         command
+    }
+
+    /// Makes a command prove itself as `user`, where the broker asks for that.
+    fn as_user(&self, command: &mut Command, user: &str) {
+        if let Some(keys) = &self.keys {
+            command.env("LIKENESS_CREDENTIALS", keys.join(format!("{user}.nk")));
+        }
     }
 
     /// Starts a coordinator.
     pub fn coordinator(&self, name: &str) -> Process {
         let mut command = self.command("likeness");
         command.arg("coordinator").env("LIKENESS_LOG", "info");
+        self.as_user(&mut command, "coordinator");
         Process::start(name, &self.dir().join("logs"), command)
     }
 
@@ -87,6 +114,12 @@ impl Cluster {
     pub fn worker_with(&self, name: &str, roles: &str, environment: impl FnOnce(&mut Command)) -> Process {
         let mut command = self.command("likeness-worker");
         command.args(["--roles", roles, "--threads", "1"]).env("LIKENESS_LOG", "info");
+        let user = match (roles == "search", roles.contains("search")) {
+            (true, _) => "searcher",
+            (_, true) => "machine",
+            _ => "worker",
+        };
+        self.as_user(&mut command, user);
         environment(&mut command);
         Process::start(name, &self.dir().join("logs"), command)
     }
@@ -105,8 +138,15 @@ impl Cluster {
 
     /// How to reach the broker.
     pub fn nats(&self) -> NatsSettings {
+        self.nats_as("operator")
+    }
+
+    /// The same for another user, where the broker asks who one is.
+    pub fn nats_as(&self, user: &str) -> NatsSettings {
         let timings = Timings::from_ack_wait(ACK_WAIT, LEASE);
-        NatsSettings { url: self.broker.url(), credentials: None, timings }
+        let file = |name: &str| self.keys.as_ref().map(|keys| keys.join(name));
+        let (credentials, ca) = (file(&format!("{user}.nk")), file("ca.pem"));
+        NatsSettings { url: self.broker.url(), credentials, ca, timings }
     }
 
     /// The store, seen from the test.

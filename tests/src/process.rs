@@ -29,6 +29,11 @@ impl Process {
         Self { name: name.into(), child, log }
     }
 
+    /// Its id on this machine.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     fn signal(&self, signal: libc::c_int) {
         let pid = libc::pid_t::try_from(self.child.id()).expect("process ids fit");
         // SAFETY: kill has no memory effects; the child has not been waited for, so the id is its own.

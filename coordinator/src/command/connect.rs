@@ -29,6 +29,9 @@ pub struct Connection {
     /// NATS credentials file [env: LIKENESS_CREDENTIALS]
     #[arg(long, global = true, value_name = "FILE", help_heading = "Connection")]
     pub credentials: Option<PathBuf>,
+    /// Certificate authority of the NATS server, PEM: with it only TLS will do [env: LIKENESS_NATS_CA]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Connection")]
+    pub nats_ca: Option<PathBuf>,
     /// Talk to the `likeness up` that runs in this folder.
     #[arg(long, global = true, value_name = "DIR", help_heading = "Connection")]
     pub up: Option<PathBuf>,
@@ -73,6 +76,7 @@ impl Connection {
             nats: NatsSettings {
                 url: nats.or(here_nats).unwrap_or_else(|| DEFAULT_NATS.into()),
                 credentials,
+                ca: self.nats_ca.clone().or_else(|| env("LIKENESS_NATS_CA").map(PathBuf::from)),
                 timings: Timings::from_env()?,
             },
             store: store.or(here_store).unwrap_or_else(|| DEFAULT_STORE.into()),
@@ -91,11 +95,12 @@ impl Connection {
 
     /// Refuses addresses for a command that starts a system of its own.
     pub fn none_for(&self, command: &str) -> Outcome<()> {
-        let Self { nats, store, credentials, up } = self;
+        let Self { nats, store, credentials, nats_ca, up } = self;
         let given = [
             ("--nats", nats.is_some()),
             ("--store", store.is_some()),
             ("--credentials", credentials.is_some()),
+            ("--nats-ca", nats_ca.is_some()),
             ("--up", up.is_some()),
         ];
         let Some((flag, _)) = given.into_iter().find(|(_, given)| *given) else { return Ok(()) };

@@ -15,6 +15,7 @@ mod follow;
 mod ingest;
 mod jobs;
 mod models;
+mod nkey;
 mod options;
 mod output;
 mod pipeline;
@@ -123,6 +124,8 @@ enum Command {
     Bench(bench::BenchCommand),
     /// Compare store and broker now and mend what is missing (it also happens by itself).
     Reconcile,
+    /// Make a key that a process proves itself to NATS with.
+    Nkey(nkey::NkeyArgs),
     /// The whole pipeline on the demo or on CelebA, then serving.
     #[command(hide = true)]
     Quickstart(quickstart::QuickstartArgs),
@@ -211,6 +214,7 @@ async fn dispatch(cli: Cli) -> Outcome {
         Command::Bench(command) => bench::run(&global, command).await,
         Command::Status => status::run(&global).await,
         Command::Reconcile => reconcile::run(&global).await,
+        Command::Nkey(args) => nkey::run(&global, &args),
         Command::Quickstart(args) => {
             global.connection.none_for("quickstart")?;
             quickstart::run(&global, args).await
@@ -289,6 +293,7 @@ mod tests {
             "report show r --html out.html",
             "datasets list",
             "status --json",
+            "nkey worker.nk",
             "reconcile --nats nats://h:1",
             "quickstart --once --celeba d",
         ] {

@@ -22,7 +22,7 @@ use crate::core::workers::Workers;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Streams without which nothing works; a bucket is a stream too.
-fn watched_streams() -> [String; 5] {
+fn watched_streams() -> [String; 7] {
     let bucket = |name: &str| format!("KV_{name}");
     [
         subjects::JOBS_STREAM.into(),
@@ -30,6 +30,8 @@ fn watched_streams() -> [String; 5] {
         subjects::DEAD_STREAM.into(),
         bucket(subjects::ALIASES_BUCKET),
         bucket(subjects::PLACEMENT_BUCKET),
+        bucket(subjects::LEASES_BUCKET),
+        bucket(subjects::PRESENCE_BUCKET),
     ]
 }
 
@@ -87,6 +89,12 @@ impl Streams {
     async fn check(&mut self, cx: &Context) -> Result<bool> {
         for name in watched_streams() {
             self.check_stream(cx, name).await?;
+        }
+        if !self.lost {
+            let mended = cx.bus.mend_consumers().await?;
+            if mended > 0 {
+                tracing::warn!(consumers = mended, "consumers were missing and are made again");
+            }
         }
         if self.lost {
             // Consumers and buckets went with it.

@@ -147,7 +147,7 @@ impl Cluster {
 fn settings(server: &Server) -> NatsSettings {
     let mut timings = Timings::from_ack_wait(ACK_WAIT, LEASE);
     timings.sweep_every = Duration::from_millis(500);
-    NatsSettings { url: server.url(), credentials: None, timings }
+    NatsSettings { url: server.url(), credentials: None, ca: None, timings }
 }
 
 async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, look: impl Fn() -> F) -> T {
@@ -530,7 +530,7 @@ async fn the_api_answers_json_with_json() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_where_nobody_answers_is_named_within_seconds() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let nats = NatsSettings { url: format!("nats://{free}"), credentials: None, timings: Timings::default() };
+    let nats = NatsSettings { url: format!("nats://{free}"), credentials: None, ca: None, timings: Timings::default() };
     let dir = tempfile::tempdir().unwrap();
     let start = Instant::now();
     let settings = CoordinatorSettings::new(nats, dir.path().to_str().unwrap());

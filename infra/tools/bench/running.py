@@ -28,6 +28,7 @@ PROGRAMS = {
     "embed": "likeness-worker",
     "evaluation": "likeness-evaluation",
     "network": "likeness-model",
+    "protocol": "likeness-tests",
     "search": "likeness-index",
 }
 

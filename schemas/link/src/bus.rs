@@ -17,11 +17,12 @@ use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr, Se
 use bytes::Bytes;
 use likeness_contract::codec::{self, Encoding, Message};
 use likeness_contract::jobs::{DeviceClass, Priority, TaskKind, TaskMessage};
-use percent_encoding::percent_decode_str;
+use likeness_contract::subjects;
 use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::kv::Kv;
+use crate::login;
 pub use crate::pull::{Delivery, Pull};
 use crate::settings::{NatsSettings, Timings};
 use crate::topology::{self, Topology};
@@ -91,6 +92,32 @@ impl Bus {
         Topology::new(self.timings(), self.replicas()).ensure(self.jetstream()).await
     }
 
+    /// Waits until streams and buckets are there: makes them, unless a coordinator has, or waits for one where these
+    /// credentials may not.
+    pub async fn join_topology(&self) -> Result<()> {
+        let mut told = false;
+        loop {
+            // Made after the streams; consumers come last, and whoever pulls looks after them.
+            if self.kv(subjects::PRESENCE_BUCKET).await.is_ok() {
+                return Ok(());
+            }
+            match self.ensure_topology().await {
+                Err(_) if self.forbidden("$JS.API.").is_some() => {}
+                made => return made,
+            }
+            if !std::mem::replace(&mut told, true) {
+                tracing::warn!("waiting for a coordinator: these credentials may not make the streams");
+            }
+            tokio::time::sleep(self.timings().presence_every).await;
+        }
+    }
+
+    /// Makes the consumers of task messages that are missing, and says how many were. Fails with `NotFound` when
+    /// their stream is gone.
+    pub async fn mend_consumers(&self) -> Result<usize> {
+        topology::mend_consumers(self.jetstream(), self.timings()).await
+    }
+
     /// Three copies on a cluster, one on a single server.
     fn replicas(&self) -> usize {
         if self.client().server_info().connect_urls.len() >= 3 { 3 } else { 1 }
@@ -152,12 +179,16 @@ impl Bus {
         }
         let deadline = Instant::now() + self.timings().request;
         let mut pause = Duration::from_millis(50);
+        self.forget_forbidden(subject);
         loop {
-            let error = match self.publish_once(subject, publish.clone()).await {
-                Ok(()) => return Ok(()),
-                Err(error) => error,
+            let failure = tokio::select! {
+                biased;
+                done = self.publish_once(subject, publish.clone()) => match done {
+                    Ok(()) => return Ok(()),
+                    Err(error) => self.failure(subject, error),
+                },
+                refused = self.refusal(subject) => Failure::Error(refused),
             };
-            let failure = self.failure(subject, error);
             let again = matches!(&failure, Failure::Error(e) if may_pass(e.kind));
             if !again || Instant::now() + pause >= deadline {
                 return Err(failure);
@@ -206,6 +237,22 @@ impl Bus {
         let said = self.inner.forbidden.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
         let refused = || Error::new(ErrorKind::Refused, format!("these credentials may not use `{subject}`"));
         said.contains(subject).then(|| refused().because(said))
+    }
+
+    /// Rights may have changed since the server said no.
+    fn forget_forbidden(&self, subject: &str) {
+        let mut said = self.inner.forbidden.lock().unwrap_or_else(PoisonError::into_inner);
+        said.take_if(|said| said.contains(subject));
+    }
+
+    /// Ends when the server has forbidden the subject: it never answers who asked.
+    async fn refusal(&self, subject: &str) -> Error {
+        loop {
+            if let Some(refused) = self.forbidden(subject) {
+                return refused;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Removes the messages of one subject (or filter) from a stream, and says how many.
@@ -315,12 +362,6 @@ fn address(servers: &[ServerAddr]) -> String {
     parts.join(",")
 }
 
-/// User and password, or a token, of the first address that has one: the client library does not look for them.
-fn login(servers: &[ServerAddr]) -> Option<(String, Option<String>)> {
-    let plain = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
-    servers.iter().find_map(|server| Some((plain(server.username()?), server.password().map(plain))))
-}
-
 fn options(
     settings: &NatsSettings,
     name: &str,
@@ -337,20 +378,14 @@ fn options(
             on_event(event, &address, &forbidden);
             std::future::ready(())
         });
-    options = match login(servers) {
-        Some((user, Some(password))) => options.user_and_password(user, password),
-        Some((token, None)) => options.token(token),
-        None => options,
-    };
-    let Some(path) = &settings.credentials else { return Ok(options) };
-    let unusable = |e: Box<dyn StdError + Send + Sync>| {
-        Error::new(ErrorKind::Invalid, format!("can't use the credentials file `{}`", path.display())).because(e)
-    };
-    let text = std::fs::read_to_string(path).map_err(|e| unusable(e.into()))?;
-    if text.trim_start().starts_with("SU") {
-        return Ok(options.nkey(text.trim().to_string()));
+    if let Some(ca) = &settings.ca {
+        if !ca.is_file() {
+            let message = format!("there is no certificate authority in `{}`", ca.display());
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
+        options = options.add_root_certificates(ca.clone()).require_tls(true);
     }
-    options.credentials(&text).map_err(|e| unusable(e.into()))
+    login::log_in(options, servers, settings.credentials.as_deref())
 }
 
 fn reconnect_pause(attempts: usize) -> Duration {
@@ -413,13 +448,6 @@ mod tests {
         for wrong in ["http://host", "", "nats://host,"] {
             assert_eq!(super::servers(wrong).unwrap_err().kind, ErrorKind::Invalid, "`{wrong}`");
         }
-    }
-
-    #[test]
-    fn a_password_with_special_characters_is_written_as_in_any_url() {
-        let servers = servers("nats://host-a:4222,nats://a%40b:s%3Acret%2F@host-b:4333").unwrap();
-        assert_eq!(login(&servers), Some(("a@b".into(), Some("s:cret/".into()))));
-        assert_eq!(login(&super::servers("nats://host").unwrap()), None);
     }
 
     #[test]

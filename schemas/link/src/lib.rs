@@ -10,6 +10,7 @@ pub mod error;
 pub mod hedge;
 pub mod images;
 pub mod kv;
+pub mod login;
 pub mod pull;
 pub mod remote;
 pub mod requests;

@@ -168,7 +168,8 @@ impl Pull {
         }
     }
 
-    /// Makes the consumer, and whatever else is missing, again.
+    /// Makes the consumer, and whatever else is missing, again; who may not do that waits for the coordinator, which
+    /// looks after both.
     async fn mend(&self, why: &str) -> Result<()> {
         let consumer = self.consumer();
         let jetstream = self.bus.jetstream();
@@ -180,17 +181,33 @@ impl Pull {
         match server_code(&error) {
             Some(ErrorCode::STREAM_NOT_FOUND) => {
                 tracing::warn!(consumer, why, "the task stream was gone, making everything again");
-                self.bus.ensure_topology().await
+                self.made(self.bus.ensure_topology().await)
             }
             Some(ErrorCode::CONSUMER_NOT_FOUND) => {
                 tracing::warn!(consumer, why, "the consumer was deleted, making it again");
-                topology::ensure_consumer(jetstream, self.config.clone()).await
+                self.made(topology::ensure_consumer(jetstream, self.config.clone()).await)
             }
             _ => {
                 let kind = if self.bus.is_connected() { ErrorKind::Transient } else { ErrorKind::Unreachable };
                 Err(Error::new(kind, format!("the consumer `{consumer}` does not answer")).because(error))
             }
         }
+    }
+}
+
+impl Pull {
+    fn made(&self, made: Result<()>) -> Result<()> {
+        let consumer = self.consumer();
+        let forbidden = |error: Error| match self.bus.forbidden("$JS.API.") {
+            Some(_) => Error::new(
+                ErrorKind::Transient,
+                format!(
+                    "the consumer `{consumer}` is gone and these credentials may not make it: waiting for the coordinator"
+                ),
+            ),
+            None => error,
+        };
+        made.map_err(forbidden)
     }
 }
 

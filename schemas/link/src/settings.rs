@@ -19,14 +19,16 @@ pub struct NatsSettings {
     pub url: String,
     /// A `.creds` file (JWT and seed) or a file with an NKEY seed.
     pub credentials: Option<PathBuf>,
+    /// Certificates that the server's must come from, PEM; the machine's own without. With it, only TLS will do.
+    pub ca: Option<PathBuf>,
     /// The times.
     pub timings: Timings,
 }
 
 impl NatsSettings {
-    /// Without credentials, with the times that the environment says.
+    /// Without credentials and certificates, with the times that the environment says.
     pub fn new(url: impl Into<String>) -> Result<Self> {
-        Ok(Self { url: url.into(), credentials: None, timings: Timings::from_env()? })
+        Ok(Self { url: url.into(), credentials: None, ca: None, timings: Timings::from_env()? })
     }
 }
 

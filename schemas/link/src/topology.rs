@@ -11,6 +11,7 @@
 //!   not use up a healthy task.
 //! * A bucket's `max_age` is renewed by every update, a time to live of one key is not.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
@@ -42,13 +43,7 @@ pub(crate) struct Topology {
 
 impl Topology {
     pub(crate) fn new(timings: &Timings, replicas: usize) -> Self {
-        let mut consumers = Vec::new();
-        for kind in TaskKind::ALL {
-            for device in DeviceClass::ALL {
-                consumers.extend(Priority::ALL.map(|priority| task_consumer(timings, kind, device, priority)));
-            }
-        }
-        Self { streams: streams(replicas), consumers, buckets: buckets(timings, replicas) }
+        Self { streams: streams(replicas), consumers: task_consumers(timings), buckets: buckets(timings, replicas) }
     }
 
     /// Makes what is missing and brings settings up to date. Safe to repeat, and to do by several at once.
@@ -116,6 +111,30 @@ fn buckets(timings: &Timings, replicas: usize) -> Vec<kv::Config> {
         bucket(subjects::PLACEMENT_BUCKET, "What every searcher holds", 1, for_ever),
         bucket(subjects::PRESENCE_BUCKET, "Live workers", 1, timings.presence_ttl),
     ]
+}
+
+fn task_consumers(timings: &Timings) -> Vec<pull::Config> {
+    let mut consumers = Vec::new();
+    for kind in TaskKind::ALL {
+        for device in DeviceClass::ALL {
+            consumers.extend(Priority::ALL.map(|priority| task_consumer(timings, kind, device, priority)));
+        }
+    }
+    consumers
+}
+
+/// See [`crate::Bus::mend_consumers`].
+pub(crate) async fn mend_consumers(jetstream: &Context, timings: &Timings) -> Result<usize> {
+    let stream = jetstream.get_stream_no_info(subjects::JOBS_STREAM).await;
+    let stream = stream.map_err(|e| unmade(format!("stream `{}`", subjects::JOBS_STREAM), e))?;
+    let unread = |e| unmade("list of consumers".into(), e);
+    let there: HashSet<String> = stream.consumer_names().try_collect().await.map_err(unread)?;
+    let is_missing = |config: &pull::Config| config.durable_name.as_ref().is_some_and(|name| !there.contains(name));
+    let missing: Vec<pull::Config> = task_consumers(timings).into_iter().filter(is_missing).collect();
+    for config in &missing {
+        ensure_consumer(jetstream, config.clone()).await?;
+    }
+    Ok(missing.len())
 }
 
 /// The consumer of one kind, device class and priority.

@@ -11,6 +11,7 @@ mod pipeline;
 mod real_data;
 mod search;
 mod search_load;
+mod secured;
 mod sources;
 mod start;
 mod training;

@@ -54,6 +54,9 @@ pub struct Args {
     /// File with NATS credentials: a .creds file or an NKEY seed
     #[arg(long, value_name = "FILE", env = "LIKENESS_CREDENTIALS")]
     pub credentials: Option<PathBuf>,
+    /// Certificate authority of the NATS server, PEM: with it only TLS will do
+    #[arg(long, value_name = "FILE", env = "LIKENESS_NATS_CA")]
+    pub nats_ca: Option<PathBuf>,
     /// What it does, separated by commas: ingest, train, embed, evaluate, search
     #[arg(long, value_name = "ROLES", env = "LIKENESS_ROLES", default_value = "ingest,train,embed,evaluate,search")]
     pub roles: Roles,
@@ -142,7 +145,7 @@ impl Args {
             approximate_rows: NonZeroU32::new(self.approximate_rows),
             grace_period: Duration::from_secs(self.grace_period),
             store: self.store,
-            nats: NatsSettings { url: self.nats, credentials: self.credentials, timings },
+            nats: NatsSettings { url: self.nats, credentials: self.credentials, ca: self.nats_ca, timings },
             host,
         })
     }

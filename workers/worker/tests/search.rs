@@ -71,7 +71,7 @@ impl Bench {
             .spawn()
             .unwrap();
         let timings = Timings::from_ack_wait(PRESENCE, PRESENCE);
-        let nats = NatsSettings { url: format!("nats://127.0.0.1:{port}"), credentials: None, timings };
+        let nats = NatsSettings { url: format!("nats://127.0.0.1:{port}"), credentials: None, ca: None, timings };
         let bus = until(async || Bus::connect(&nats, "test").await.ok()).await;
         bus.ensure_topology().await.unwrap();
         let store = Store::open(folder.path().join("store").to_str().unwrap()).await.unwrap();

@@ -14,7 +14,7 @@ use crate::server::Server;
 
 fn settings(url: String) -> NatsSettings {
     let timings = Timings::from_ack_wait(Duration::from_secs(1), Duration::from_secs(2));
-    NatsSettings { url, credentials: None, timings }
+    NatsSettings { url, credentials: None, ca: None, timings }
 }
 
 async fn refusal(url: String) -> Error {

@@ -42,7 +42,7 @@ impl Server {
 
     pub fn settings(&self, ack_wait: Duration) -> NatsSettings {
         let timings = Timings::from_ack_wait(ack_wait, Duration::from_secs(2));
-        NatsSettings { url: format!("nats://127.0.0.1:{}", self.port), credentials: None, timings }
+        NatsSettings { url: format!("nats://127.0.0.1:{}", self.port), credentials: None, ca: None, timings }
     }
 
     /// Connected, with everything made.

@@ -29,7 +29,7 @@ use super::verdict::{Answer, Done, check_output, verdict};
 use crate::error::{TaskError, TaskErrorKind};
 
 /// Computes a task: [`crate::job::run`], or a test's stand-in.
-pub(crate) type Perform = for<'a> fn(&'a TaskContext) -> BoxFuture<'a, Result<TaskOutput, TaskError>>;
+pub type Perform = for<'a> fn(&'a TaskContext) -> BoxFuture<'a, Result<TaskOutput, TaskError>>;
 
 /// How an attempt ended, for the worker's own books.
 #[derive(Debug)]

@@ -30,7 +30,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use self::attempt::{Attempts, Ended, Perform};
+pub use self::attempt::Perform;
+use self::attempt::{Attempts, Ended};
 use self::context::{SearchContext, Shared};
 use self::device::DeviceThread;
 use self::health::Health;
@@ -81,7 +82,16 @@ pub enum StartError {
 
 /// Starts a worker and runs it until it is asked to leave, or takes itself out.
 pub async fn run(settings: Settings, device: Device, shutdown: Shutdown) -> Result<Leaving, StartError> {
-    let perform: Perform = |cx| Box::pin(job::run(cx));
+    run_performing(settings, device, shutdown, |cx| Box::pin(job::run(cx))).await
+}
+
+/// The same of a worker that computes otherwise: what a bench of the protocol wants.
+pub async fn run_performing(
+    settings: Settings,
+    device: Device,
+    shutdown: Shutdown,
+    perform: Perform,
+) -> Result<Leaving, StartError> {
     Worker::start(Arc::new(settings), device, shutdown, perform).await?.run().await
 }
 
@@ -104,7 +114,7 @@ impl Worker {
         let store = Store::open(&settings.store).await?;
         store.probe().await?;
         let bus = Bus::connect(&settings.nats, settings.worker.as_str()).await?;
-        bus.ensure_topology().await?;
+        bus.join_topology().await?;
         let class = device::class_of(&device);
         let thread = DeviceThread::start(device.clone())?.computing(settings.compute());
         let failed = |source| StartError::Device { device: settings.device.to_string(), source };

@@ -61,7 +61,7 @@ impl Bench {
             .spawn()
             .unwrap();
         let timings = Timings::from_ack_wait(ACK_WAIT, ACK_WAIT);
-        let settings = NatsSettings { url: format!("nats://127.0.0.1:{port}"), credentials: None, timings };
+        let settings = NatsSettings { url: format!("nats://127.0.0.1:{port}"), credentials: None, ca: None, timings };
         let bus = within(async {
             loop {
                 match Bus::connect(&settings, "test").await {
