@@ -157,6 +157,10 @@ fn what(work: &JobWork) -> String {
             let compared = baseline.as_ref().map_or("chance".into(), |b| format!("release {}", b.release));
             format!("{}; {} images; alias {alias}, against {compared}", training(train), embed.gallery_rows)
         }
+        JobWork::Search(search) => {
+            let questions: u64 = search.parts.iter().map(|part| u64::from(part.questions)).sum();
+            format!("{} of alias {}, release {}", output::count(questions, "question"), search.alias, search.release)
+        }
     }
 }
 

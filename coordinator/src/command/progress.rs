@@ -97,7 +97,7 @@ fn phase(detail: &JobDetail, kind: TaskKind) -> Option<Phase> {
 /// The job's class for what computes on images or tensors, any for the rest: as the coordinator plans it.
 fn device_of(stage: &str, asked: DeviceClass) -> DeviceClass {
     match stage.rsplit(' ').next() {
-        Some("scan" | "dataset" | "generation" | "queries" | "gate") => DeviceClass::Any,
+        Some("scan" | "dataset" | "generation" | "queries" | "gate" | "search") => DeviceClass::Any,
         _ => asked,
     }
 }

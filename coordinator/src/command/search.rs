@@ -1,34 +1,35 @@
-//! `likeness search`: asks the searchers, prints what they found, draws it.
+//! `likeness search`: asks the searchers one question, or all of a file.
+
+mod answers;
+mod batch;
+mod file;
+mod online;
+mod show;
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
-use futures::{StreamExt, TryStreamExt};
-use image::RgbImage;
-use likeness_contract::ids::Name;
+use clap::{ArgGroup, Args};
+use likeness_contract::ids::{JobId, Name};
 use likeness_contract::ranking::MAX_K;
-use likeness_contract::search::{
-    Coverage, Cursor, Hit, LabelFilter, Recall, SearchRequest, SearchResults, Term, WeightedTerm,
-};
-use likeness_contract::settings::Vocabulary;
+use likeness_contract::search::{LabelFilter, SearchRequest, SearchResults, Term, WeightedTerm};
 use likeness_link::client::Client;
-use likeness_link::images::image_bytes;
+
+pub use show::{draw, print};
 
 use crate::command::Global;
 use crate::command::exit::{Exit, Failure, Outcome};
-use crate::command::options::within;
-use crate::command::output::{self, Table, line, say, thousands};
+use crate::command::options::{JobOptions, within};
+use crate::command::output::{self, say};
 use crate::command::pipeline::DEFAULT_ALIAS;
-use crate::command::sheet::{self, Cell, Mark, Sheet};
 use crate::command::shrink;
 
-/// Images that are read from the store at once.
-const READS_AT_ONCE: usize = 8;
-/// Pictures on a sheet; more would be no sheet.
-const MAX_SHEET: usize = 200;
+/// Flags that ask one question; a file has its own.
+const QUESTION: [&str; 10] =
+    ["with", "without", "image", "like", "vector", "only_with", "only_without", "page", "cursor", "explain"];
 
 /// Flags of `likeness search`.
 #[derive(Debug, Clone, Args)]
+#[command(group = ArgGroup::new("files").args(["queries", "batch", "answers"]))]
 #[command(after_help = "\
 Attributes, images, items and a vector may be asked for together: the answer is near to their sum. A weight says how \
 much one of them counts; a negative one asks for its opposite. --only-with and --only-without are different: they do not \
@@ -48,6 +49,16 @@ Examples:
   likeness search --with Smiling --page 1 --json | jq -r .next > next            and what follows, of the same release:
   likeness search --cursor next
   likeness search --with Smiling --recall 0.95                                   faster in large galleries
+  likeness search --like a.jpg --like b.jpg --like-weight 1 --like-weight 0.5    between the two, nearer to the first
+  likeness search --with Smiling,Eyeglasses --explain                            what is known and estimated of every hit
+  likeness search --queries questions.jsonl --out answers.parquet                every question of a file
+  likeness search --batch questions.parquet --out answers.parquet                a large file: as a job, on workers
+
+A file of questions is JSON lines, CSV or Parquet, by its ending; `-` reads JSON lines from the standard input. A line or row \
+has any of: id, with, without, like, image, vector, attributes_weight, like_weight, image_weight, vector_weight, only_with, \
+only_without, k, recall. Answers go to --out (.parquet or .jsonl), else as JSON lines to the standard output, in the order of \
+the questions; what could not be answered says why, and then the exit code is 1.
+  {\"id\": \"q1\", \"with\": [\"Smiling\"], \"without\": \"Male,Young\", \"like\": \"000123.jpg\", \"like_weight\": 0.5, \"k\": 10}
 
 When the searchers have too much to do (`overloaded`), try again after a pause; the exit code is 69.")]
 pub struct SearchArgs {
@@ -57,27 +68,28 @@ pub struct SearchArgs {
     /// Attributes that results should not have.
     #[arg(long, value_name = "NAMES")]
     pub without: Vec<String>,
-    /// How much the attributes count.
-    #[arg(long, value_name = "W", default_value_t = 1.0)]
-    pub attributes_weight: f32,
-    /// An image (JPEG, PNG or WebP) that results should be like; it is shrunk before it is sent.
+    /// How much the attributes count [default: 1].
+    #[arg(long, value_name = "W")]
+    pub attributes_weight: Option<f32>,
+    /// An image (JPEG, PNG or WebP) that results should be like; it is shrunk before it is sent. Repeat the flag for several.
     #[arg(long, value_name = "FILE")]
-    pub image: Option<PathBuf>,
-    /// How much the image counts.
-    #[arg(long, value_name = "W", default_value_t = 1.0)]
-    pub image_weight: f32,
-    /// An item of the gallery that results should be like; it is left out of the answer.
+    pub image: Vec<PathBuf>,
+    /// How much the image counts; of several images once for all, or once for each [default: 1].
+    #[arg(long, value_name = "W")]
+    pub image_weight: Vec<f32>,
+    /// An item of the gallery that results should be like; it is left out of the answer. Repeat the flag for several.
     #[arg(long, value_name = "ITEM")]
-    pub like: Option<String>,
-    /// How much the item counts.
-    #[arg(long, value_name = "W", default_value_t = 1.0)]
-    pub like_weight: f32,
+    pub like: Vec<String>,
+    /// How much the item counts; of several items once for all, or once for each [default: 1].
+    #[arg(long, value_name = "W")]
+    pub like_weight: Vec<f32>,
     /// A file with a vector that results should be near to: a JSON list of as many numbers as the model has dimensions.
+    /// Repeat the flag for several.
     #[arg(long, value_name = "FILE")]
-    pub vector: Option<PathBuf>,
-    /// How much the vector counts.
-    #[arg(long, value_name = "W", default_value_t = 1.0)]
-    pub vector_weight: f32,
+    pub vector: Vec<PathBuf>,
+    /// How much the vector counts; of several vectors once for all, or once for each [default: 1].
+    #[arg(long, value_name = "W")]
+    pub vector_weight: Vec<f32>,
     /// Only images that are known to have these attributes, separated by commas.
     #[arg(long, value_name = "NAMES", help_heading = "Filter")]
     pub only_with: Vec<String>,
@@ -100,9 +112,13 @@ pub struct SearchArgs {
         long,
         value_name = "FILE",
         help_heading = "Pages",
-        conflicts_with_all = ["with", "without", "image", "like", "vector", "only_with", "only_without", "recall", "page"]
+        conflicts_with_all = ["with", "without", "image", "like", "vector", "only_with", "only_without", "recall", "page", "explain"]
     )]
     pub cursor: Option<PathBuf>,
+    /// Tell, for every attribute that is asked for, each hit's known label and how likely it is that it has the attribute by
+    /// what the model sees.
+    #[arg(long)]
+    pub explain: bool,
     /// Draw the results into this PNG.
     #[arg(long, value_name = "FILE")]
     pub sheet: Option<PathBuf>,
@@ -115,21 +131,66 @@ pub struct SearchArgs {
     /// The alias that is asked.
     #[arg(long, default_value = DEFAULT_ALIAS)]
     pub alias: Name,
+    /// Ask all questions of this file; flags such as -k hold where a question does not say otherwise.
+    #[arg(long, value_name = "FILE", help_heading = "Files", conflicts_with_all = QUESTION)]
+    pub queries: Option<PathBuf>,
+    /// The same as a job, for large files: workers that evaluate answer it from the newest release.
+    #[arg(long, value_name = "FILE", help_heading = "Files", conflicts_with_all = QUESTION, conflicts_with = "queries")]
+    pub batch: Option<PathBuf>,
+    /// Fetch the answers of such a job.
+    #[arg(long, value_name = "JOB", help_heading = "Files", conflicts_with_all = QUESTION, conflicts_with_all = ["queries", "batch"])]
+    pub answers: Option<JobId>,
+    /// Where the answers go: a file that ends in .parquet or .jsonl; there when it is complete.
+    #[arg(long, value_name = "FILE", help_heading = "Files", requires = "files")]
+    pub out: Option<PathBuf>,
+    /// Questions of a file that are asked at once.
+    #[arg(long, value_name = "N", default_value_t = 8, help_heading = "Files", requires = "queries")]
+    pub at_once: u32,
+    /// Questions of a task of the job.
+    #[arg(long, value_name = "N", default_value_t = batch::DEFAULT_PART_QUESTIONS, help_heading = "Files", requires = "batch")]
+    pub queries_per_task: u32,
+    /// Print the job's id and don't wait; `--answers` fetches what it left.
+    #[arg(long, help_heading = "Job", requires = "batch")]
+    pub detach: bool,
+    #[command(flatten)]
+    pub job: JobOptions,
 }
 
 /// Asks and prints.
 pub async fn run(global: &Global, args: SearchArgs) -> Outcome {
-    let request = request(&args)?;
-    let before = ranks_before(&args, &request);
+    if args.batch.is_none() && args.job != JobOptions::default() {
+        return Err(Failure::usage("--id, --device, --priority and their like are of a job: give --batch"));
+    }
+    let questions = args.queries.as_ref().or(args.batch.as_ref());
+    if let (Some(questions), Some(out)) = (questions, &args.out)
+        && same_file(questions, out)
+    {
+        return Err(Failure::usage(format!("`{}` would be overwritten by its answers", questions.display())));
+    }
+    match (&args.queries, &args.batch, &args.answers) {
+        (Some(file), _, _) => online::run(global, &args, file).await,
+        (None, Some(file), _) => batch::run(global, &args, file).await,
+        (None, None, Some(job)) => batch::answers(global, &args, job).await,
+        (None, None, None) => ask_one(global, &args).await,
+    }
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    a == b || a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b))
+}
+
+async fn ask_one(global: &Global, args: &SearchArgs) -> Outcome {
+    let request = request(args)?;
+    let before = show::ranks_before(args, &request);
     let client = global.connection.client().await?;
     let results = turn_to_page(&client, request, args.page.unwrap_or(1)).await?;
     if global.json {
         output::json(&results)?;
     } else {
-        print(&args, before, &results);
+        print(args, before, &results);
     }
     if let Some(file) = &args.sheet {
-        draw(&client, &args, &results)
+        draw(&client, args, &results)
             .await?
             .save_with_format(file, image::ImageFormat::Png)
             .map_err(|error| Failure::failed(format!("can't write `{}`: {error}", file.display())))?;
@@ -153,11 +214,6 @@ async fn turn_to_page(client: &Client, mut request: SearchRequest, page: u32) ->
 
 /// The request for these flags.
 pub fn request(args: &SearchArgs) -> Outcome<SearchRequest> {
-    within("k", args.k, 1, MAX_K as u32)?;
-    within("min-coverage", args.min_coverage, 0.0, 1.0)?;
-    within("deadline-ms", args.deadline_ms, 1, 600_000)?;
-    within("recall", args.recall.unwrap_or(1.0), 0.0, 1.0)?;
-    within("page", args.page.unwrap_or(1), 1, MAX_K as u32)?;
     let cursor = args.cursor.as_deref().map(read_cursor).transpose()?;
     let terms = terms(args)?;
     if terms.is_empty() && cursor.is_none() {
@@ -165,14 +221,27 @@ pub fn request(args: &SearchArgs) -> Outcome<SearchRequest> {
             "nothing is asked: give --with, --without, --image, --like or --vector (`likeness search --help` has examples)",
         ));
     }
+    if args.explain && !terms.iter().any(|term| matches!(term.term, Term::Attributes { .. })) {
+        return Err(Failure::usage("--explain tells of the attributes that are asked for: give --with or --without"));
+    }
+    let filter = LabelFilter { with: lists(&args.only_with), without: lists(&args.only_without) };
+    let (paged, explain) = (args.page.is_some(), args.explain);
+    Ok(SearchRequest { terms, filter, paged, cursor, explain, ..blank(args)? })
+}
+
+/// What all questions of these flags have in common.
+fn blank(args: &SearchArgs) -> Outcome<SearchRequest> {
+    within("k", args.k, 1, MAX_K as u32)?;
+    within("min-coverage", args.min_coverage, 0.0, 1.0)?;
+    within("deadline-ms", args.deadline_ms, 1, 600_000)?;
+    within("recall", args.recall.unwrap_or(1.0), 0.0, 1.0)?;
+    within("page", args.page.unwrap_or(1), 1, MAX_K as u32)?;
+    let (min_coverage, deadline_ms, recall) = (args.min_coverage, args.deadline_ms, args.recall);
     Ok(SearchRequest {
-        min_coverage: args.min_coverage,
-        deadline_ms: args.deadline_ms,
-        filter: LabelFilter { with: lists(&args.only_with), without: lists(&args.only_without) },
-        recall: args.recall,
-        paged: args.page.is_some(),
-        cursor,
-        ..SearchRequest::new(args.alias.clone(), terms, args.k)
+        min_coverage,
+        deadline_ms,
+        recall,
+        ..SearchRequest::new(args.alias.clone(), Vec::new(), args.k)
     })
 }
 
@@ -187,31 +256,54 @@ fn read_cursor(file: &Path) -> Outcome<String> {
 }
 
 fn terms(args: &SearchArgs) -> Outcome<Vec<WeightedTerm>> {
-    let (with, without) = (lists(&args.with), lists(&args.without));
-    if let Some(both) = with.iter().find(|name| without.contains(name)) {
-        return Err(Failure::usage(format!("`{both}` is asked both with and without")));
+    let attributes = attributes(lists(&args.with), lists(&args.without)).map_err(Failure::usage)?;
+    let weight = args.attributes_weight.as_slice();
+    let images =
+        args.image.iter().map(|file| Ok(Term::Image { bytes: shrink::read(file)? })).collect::<Outcome<_>>()?;
+    let items = args.like.iter().map(|item| Term::Item { item: item.clone() }).collect();
+    let vectors =
+        args.vector.iter().map(|file| Ok(Term::Vector { values: read_vector(file)? })).collect::<Outcome<_>>()?;
+    let flag = |name: &str| format!("--{name}");
+    let weighed = [
+        weighed(&flag("attributes-weight"), &flag("with"), weight, attributes),
+        weighed(&flag("image-weight"), &flag("image"), &args.image_weight, images),
+        weighed(&flag("like-weight"), &flag("like"), &args.like_weight, items),
+        weighed(&flag("vector-weight"), &flag("vector"), &args.vector_weight, vectors),
+    ];
+    let mut all = Vec::new();
+    for terms in weighed {
+        all.extend(terms.map_err(Failure::usage)?);
     }
-    let mut terms = Vec::new();
-    if !with.is_empty() || !without.is_empty() {
-        terms.push(weighted("attributes", args.attributes_weight, Term::Attributes { with, without })?);
-    }
-    if let Some(file) = &args.image {
-        terms.push(weighted("image", args.image_weight, Term::Image { bytes: shrink::read(file)? })?);
-    }
-    if let Some(item) = &args.like {
-        terms.push(weighted("like", args.like_weight, Term::Item { item: item.clone() })?);
-    }
-    if let Some(file) = &args.vector {
-        terms.push(weighted("vector", args.vector_weight, Term::Vector { values: read_vector(file)? })?);
-    }
-    Ok(terms)
+    Ok(all)
 }
 
-fn weighted(what: &str, weight: f32, term: Term) -> Outcome<WeightedTerm> {
-    if weight == 0.0 || !weight.is_finite() {
-        return Err(Failure::usage(format!("`{what}-weight` is {weight}: it must be a number other than 0")));
+/// The term of attributes, if any are named.
+fn attributes(with: Vec<String>, without: Vec<String>) -> Result<Vec<Term>, String> {
+    if let Some(both) = with.iter().find(|name| without.contains(name)) {
+        return Err(format!("`{both}` is asked both with and without"));
     }
-    Ok(WeightedTerm { weight, term })
+    let asked = !with.is_empty() || !without.is_empty();
+    Ok(asked.then_some(Term::Attributes { with, without }).into_iter().collect())
+}
+
+/// Terms with their weights: 1 where none is given, else one for all, or one for each.
+fn weighed(weight: &str, of: &str, weights: &[f32], terms: Vec<Term>) -> Result<Vec<WeightedTerm>, String> {
+    if let Some(wrong) = weights.iter().find(|weight| **weight == 0.0 || !weight.is_finite()) {
+        return Err(format!("`{weight}` is {wrong}: it must be a number other than 0"));
+    }
+    let weights = match weights {
+        [] => vec![1.0; terms.len()],
+        [_, ..] if terms.is_empty() => return Err(format!("`{weight}` is given, but no `{of}` that it is of")),
+        [one] => vec![*one; terms.len()],
+        each if each.len() == terms.len() => each.to_vec(),
+        each => {
+            let (given, there) = (each.len(), terms.len());
+            return Err(format!(
+                "`{weight}` is given {given} times and `{of}` {there} times: give one weight, or as many"
+            ));
+        }
+    };
+    Ok(weights.into_iter().zip(terms).map(|(weight, term)| WeightedTerm { weight, term }).collect())
 }
 
 fn read_vector(file: &Path) -> Outcome<Vec<f32>> {
@@ -227,138 +319,9 @@ fn lists(lists: &[String]) -> Vec<String> {
     lists.iter().filter(names_any).map(|list| list.trim().to_string()).collect()
 }
 
-/// An attribute that was asked for.
-struct Asked {
-    name: String,
-    position: usize,
-    wanted: i8,
-}
-
-impl Asked {
-    /// `+Smiling`, `−Male`.
-    fn text(&self) -> String {
-        format!("{}{}", if self.wanted > 0 { '+' } else { '−' }, self.name)
-    }
-
-    /// Whether a hit is as asked; `None` when its label is not known.
-    fn agrees(&self, hit: &Hit) -> Option<bool> {
-        let label = *hit.labels.get(self.position)?;
-        (label != 0).then_some(label == self.wanted)
-    }
-}
-
-fn asked(args: &SearchArgs, results: &SearchResults) -> Vec<Asked> {
-    let vocabulary = Vocabulary { names: results.vocabulary.clone() };
-    let signed = |asked: &[String], wanted: i8| {
-        // Whoever answered knew every name.
-        let positions = lists(asked).iter().filter_map(|list| vocabulary.positions(list).ok()).flatten().collect();
-        let ask = |position: usize| Asked { name: vocabulary.names[position].clone(), position, wanted };
-        each_once(positions).into_iter().map(ask).collect::<Vec<_>>()
-    };
-    [signed(&args.with, 1), signed(&args.without, -1)].into_iter().flatten().collect()
-}
-
-fn each_once(positions: Vec<usize>) -> Vec<usize> {
-    let mut seen = std::collections::HashSet::new();
-    positions.into_iter().filter(|position| seen.insert(*position)).collect()
-}
-
-/// Prints hits as a table, and coverage and time as talk. `before` results were on earlier pages.
-pub fn print(args: &SearchArgs, before: usize, results: &SearchResults) {
-    line(table(&asked(args, results), before, &results.hits));
-    say(footer(args, results));
-    for reason in &results.coverage.reasons {
-        say(format!("  {reason}"));
-    }
-    if let Some(Recall { estimate, shards, exact }) = &results.recall {
-        let part = format!("about {:.1} % of the exact answer is expected", estimate * 100.0);
-        say(match shards {
-            0 => "exact: no shard was searched approximately".into(),
-            _ => format!("approximate: {part}"),
-        });
-        exact.iter().for_each(|reason| say(format!("  exactly {reason}")));
-    }
-    if let (Some(page), Some(_)) = (args.page, &results.next) {
-        say(format!("more: --page {}", page + 1));
-    }
-}
-
-/// Results on the pages before.
-fn ranks_before(args: &SearchArgs, request: &SearchRequest) -> usize {
-    match request.cursor.as_deref().and_then(|text| Cursor::from_text(text).ok()) {
-        Some(cursor) => cursor.answered as usize,
-        None => (args.page.unwrap_or(1) as usize - 1) * args.k as usize,
-    }
-}
-
-fn table(asked: &[Asked], before: usize, hits: &[Hit]) -> String {
-    let head = ["rank", "item", "distance"].map(String::from).into_iter().chain(asked.iter().map(Asked::text));
-    let mut table = Table::with_head(head.collect());
-    for (rank, hit) in hits.iter().enumerate() {
-        let found = asked.iter().map(|asked| agreement(asked.agrees(hit)).to_string());
-        let cells = [(before + rank + 1).to_string(), hit.item.clone(), format!("{:.4}", hit.distance)];
-        table.row(cells.into_iter().chain(found));
-    }
-    table.render()
-}
-
-fn agreement(agrees: Option<bool>) -> &'static str {
-    match agrees {
-        Some(true) => "yes",
-        Some(false) => "NO",
-        None => "?",
-    }
-}
-
-fn footer(args: &SearchArgs, results: &SearchResults) -> String {
-    let Coverage { rows, total_rows, shards, total_shards, .. } = results.coverage;
-    let total = results.timings_ms.iter().find(|(stage, _)| stage == "total");
-    let took = total.map_or(String::new(), |(_, ms)| format!(" in {ms:.1} ms"));
-    let partial = if results.coverage.share() < 1.0 { "PARTIAL ANSWER: " } else { "" };
-    let matching = results.matching.map_or(String::new(), |rows| format!(" ({} fit the filter)", thousands(rows)));
-    format!(
-        "{partial}{} release {}: {} of {} images{matching}, {shards} of {total_shards} shards{took}",
-        args.alias,
-        results.release,
-        thousands(rows),
-        thousands(total_rows),
-    )
-}
-
-/// Draws query and results.
-pub async fn draw(client: &Client, args: &SearchArgs, results: &SearchResults) -> Outcome<RgbImage> {
-    let asked = asked(args, results);
-    let hits: Vec<&Hit> = results.hits.iter().take(MAX_SHEET).collect();
-    let reads = hits.iter().map(|hit| image_bytes(client.store(), &hit.image));
-    let images: Vec<_> = futures::stream::iter(reads).buffered(READS_AT_ONCE).try_collect().await?;
-    let cells = hits.iter().zip(images).enumerate().map(|(i, (hit, bytes))| Cell {
-        image: shrink::decode(&bytes).ok().map(|image| image.to_rgb8()),
-        caption: format!("{}  {:.3}", i + 1, hit.distance),
-        marks: asked.iter().map(|asked| Mark { text: asked.text(), agrees: asked.agrees(hit) }).collect(),
-    });
-    let sheet = Sheet { title: title(args, &asked), subtitle: footer(args, results), cells: cells.collect() };
-    Ok(sheet::draw(&sheet))
-}
-
-/// `+Smiling −Male, like 000123.jpg`
-fn title(args: &SearchArgs, asked: &[Asked]) -> String {
-    let mut parts = Vec::new();
-    if !asked.is_empty() {
-        parts.push(asked.iter().map(Asked::text).collect::<Vec<_>>().join(" "));
-    }
-    parts.extend(args.like.as_ref().map(|item| format!("like {item}")));
-    let file = args.image.as_ref().and_then(|file| file.file_name());
-    parts.extend(file.map(|name| format!("like {}", name.to_string_lossy())));
-    parts.extend(args.vector.as_ref().map(|_| "near a vector".to_string()));
-    parts.join(", ")
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use likeness_contract::ids::JobId;
-    use likeness_contract::jobs::GenerationRef;
-    use likeness_contract::search::ImageRef;
 
     use super::*;
 
@@ -368,28 +331,8 @@ mod tests {
         args: SearchArgs,
     }
 
-    fn parse(line: &str) -> SearchArgs {
+    pub fn parse(line: &str) -> SearchArgs {
         Line::try_parse_from(std::iter::once("search").chain(line.split_whitespace())).unwrap().args
-    }
-
-    fn results() -> SearchResults {
-        let hit = |item: &str, labels: [i8; 2]| Hit {
-            item: item.into(),
-            distance: 0.5,
-            labels: labels.to_vec(),
-            image: ImageRef { part: "p".into(), row: 0 },
-        };
-        SearchResults {
-            release: 3,
-            generation: GenerationRef { gallery: Name::new("g").unwrap(), generation: JobId::new("j").unwrap() },
-            hits: vec![hit("a.jpg", [1, -1]), hit("b.jpg", [-1, 0])],
-            coverage: Coverage { rows: 500, total_rows: 1000, shards: 2, total_shards: 4, reasons: vec![] },
-            vocabulary: vec!["Smiling".into(), "Male".into()],
-            timings_ms: vec![("total".into(), 12.34)],
-            matching: None,
-            recall: None,
-            next: None,
-        }
     }
 
     #[test]
@@ -417,6 +360,10 @@ mod tests {
             "--with Male --recall 1.5",
             "--with Male --page 0",
             "--cursor /nowhere",
+            "--like a.jpg --explain",
+            "--like a.jpg --image-weight 2",
+            "--like a.jpg --attributes-weight 2",
+            "--like a.jpg --like b.jpg --like c.jpg --like-weight 1 --like-weight 2",
         ] {
             assert_eq!(request(&parse(line)).unwrap_err().exit as u8, 64, "{line}");
         }
@@ -437,13 +384,31 @@ mod tests {
     }
 
     #[test]
+    fn several_of_a_kind_have_one_weight_or_one_each() {
+        let weights =
+            |line: &str| -> Vec<f32> { request(&parse(line)).unwrap().terms.iter().map(|term| term.weight).collect() };
+        assert_eq!(weights("--like a --like b"), [1.0, 1.0]);
+        assert_eq!(weights("--like a --like b --like-weight 0.5 --with Male"), [1.0, 0.5, 0.5]);
+        assert_eq!(weights("--like a --like b --like-weight 2 --like-weight=-1"), [2.0, -1.0]);
+        let error = request(&parse("--like a --like b --like c --like-weight 1 --like-weight 1")).unwrap_err();
+        assert!(error.to_string().contains("`--like-weight` is given 2 times and `--like` 3 times"), "{error}");
+        assert!(request(&parse("--with Male --explain")).unwrap().explain);
+    }
+
+    #[test]
+    fn a_file_of_questions_goes_alone() {
+        assert!(parse("--queries q.jsonl -k 5 --out a.parquet --recall 0.9").queries.is_some());
+        for line in ["--queries q --with Male", "--queries q --like a", "--queries q --page 2", "--out a.jsonl"] {
+            assert!(Line::try_parse_from(std::iter::once("search").chain(line.split(' '))).is_err(), "{line}");
+        }
+    }
+
+    #[test]
     fn a_filter_a_recall_and_pages_are_asked_for() {
         let request = request(&parse("--like a.jpg --only-with A,B --only-without C --recall 0.9 --page 2")).unwrap();
         assert_eq!(request.filter, LabelFilter { with: vec!["A,B".into()], without: vec!["C".into()] });
-        assert_eq!(ranks_before(&parse("-k 30 --page 3"), &request), 60);
+        assert_eq!(show::ranks_before(&parse("-k 30 --page 3"), &request), 60);
         assert_eq!((request.recall, request.paged, request.cursor), (Some(0.9), true, None));
-        let text = footer(&parse("--with Male"), &SearchResults { matching: Some(3), ..results() });
-        assert!(text.contains("500 of 1,000 images (3 fit the filter), "), "{text}");
     }
 
     #[test]
@@ -454,40 +419,5 @@ mod tests {
         let request = request(&parse(&format!("--cursor {} -k 7", file.display()))).unwrap();
         assert_eq!((request.cursor.as_deref(), request.k, request.terms.len()), (Some("abc"), 7, 0));
         assert!(Line::try_parse_from(["search", "--cursor", "x", "--like", "a.jpg"]).is_err());
-    }
-
-    #[test]
-    fn agreement_is_told_per_attribute() {
-        let args = parse("--with smiling --without Male");
-        let text = table(&asked(&args, &results()), 0, &results().hits);
-        let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0].split_whitespace().collect::<Vec<_>>(), ["rank", "item", "distance", "+Smiling", "−Male"]);
-        assert_eq!(lines[1].split_whitespace().collect::<Vec<_>>(), ["1", "a.jpg", "0.5000", "yes", "yes"]);
-        assert_eq!(lines[2].split_whitespace().collect::<Vec<_>>(), ["2", "b.jpg", "0.5000", "NO", "?"]);
-    }
-
-    #[test]
-    fn an_attribute_asked_twice_is_one_column() {
-        let args = parse("--with smiling,Smiling --with Smiling");
-        assert_eq!(asked(&args, &results()).len(), 1);
-    }
-
-    #[test]
-    fn a_name_with_a_comma_is_one_attribute() {
-        let results = SearchResults { vocabulary: vec!["A,B".into(), "C".into()], ..results() };
-        let texts: Vec<String> = asked(&parse("--with A,B --with C"), &results).iter().map(Asked::text).collect();
-        assert_eq!(texts, ["+A,B", "+C"]);
-    }
-
-    #[test]
-    fn a_partial_answer_is_called_so() {
-        let text = footer(&parse("--with Male"), &results());
-        assert_eq!(text, "PARTIAL ANSWER: main release 3: 500 of 1,000 images, 2 of 4 shards in 12.3 ms");
-    }
-
-    #[test]
-    fn the_title_tells_the_whole_question() {
-        let args = parse("--with Smiling --without Male --like b.jpg --image /tmp/c.png");
-        assert_eq!(title(&args, &asked(&args, &results())), "+Smiling −Male, like b.jpg, like c.png");
     }
 }

@@ -5,6 +5,7 @@ use likeness_contract::ids::{JobId, Name};
 use likeness_contract::jobs::{Baseline, JobWork, RunResult, TaskFailure};
 use likeness_contract::keys;
 use likeness_contract::messages::{JobDetail, JobState};
+use likeness_contract::searches::SearchManifest;
 use likeness_contract::settings::Split;
 use likeness_link::client::Client;
 
@@ -42,6 +43,13 @@ async fn print_done(client: &Client, detail: &JobDetail) -> Outcome<()> {
             let rows = count(embed.gallery_rows, "image");
             line(format!("generation {}/{job}: {rows} embedded ({})", embed.gallery, took(detail)));
             line(format!("  likeness evaluate {}/{job}", embed.gallery));
+        }
+        JobWork::Search(_) => {
+            let answered: SearchManifest = client.store().require(&keys::search_manifest(job)).await?;
+            let SearchManifest { alias, release, questions, failed, .. } = answered;
+            let (questions, failed) = (count(questions, "question"), thousands(failed));
+            line(format!("{questions} asked of {alias} release {release}, {failed} failed ({})", took(detail)));
+            say(format!("  likeness search --answers {job} --out answers.parquet"));
         }
         JobWork::Evaluate { .. } | JobWork::Pipeline { .. } => {
             let report: ReportManifest = client.store().require(&keys::report_manifest(job)).await?;

@@ -9,6 +9,7 @@ use likeness_contract::jobs::{
     Baseline, DeviceClass, EmbedStage, GenerationRef, JobSpec, JobWork, Plan, PlannedTask, Stage, TaskOutput,
     TaskRecord, TaskWork, TrainStage, task_ids,
 };
+use likeness_contract::searches::SearchStage;
 use likeness_contract::subjects;
 
 use super::validate::MAX_NUMBERED;
@@ -59,6 +60,7 @@ pub fn plan(job: &JobId, spec: &JobSpec) -> Plan {
         JobWork::Pipeline { train, embed, baseline, .. } => {
             plan_pipeline(&mut stages, job, train, embed, baseline.as_ref());
         }
+        JobWork::Search(search) => plan_search(&mut stages, search),
     }
     Plan { stages: stages.0 }
 }
@@ -89,6 +91,7 @@ pub fn device_of(spec: &JobSpec, work: &TaskWork) -> DeviceClass {
         | TaskWork::IngestFinish
         | TaskWork::EmbedFinish { .. }
         | TaskWork::EvaluateQueries { .. }
+        | TaskWork::SearchFinish
         | TaskWork::Gate => DeviceClass::Any,
         TaskWork::IngestPart { .. }
         | TaskWork::TrainInit
@@ -97,7 +100,8 @@ pub fn device_of(spec: &JobSpec, work: &TaskWork) -> DeviceClass {
         | TaskWork::TrainFinish
         | TaskWork::EmbedShard { .. }
         | TaskWork::EvaluateRange { .. }
-        | TaskWork::EvaluateFinish { .. } => spec.device,
+        | TaskWork::EvaluateFinish { .. }
+        | TaskWork::SearchPart { .. } => spec.device,
     }
 }
 
@@ -219,6 +223,13 @@ fn plan_pipeline(
         before_gate.push(stages.push_expanding(BASELINE_SCORES, &after, task_ids::queries()));
     }
     stages.push_one("gate", &before_gate, task_ids::gate(), TaskWork::Gate);
+}
+
+fn plan_search(stages: &mut Stages, search: &SearchStage) {
+    let parts = u32::try_from(search.parts.len()).expect("fewer parts than a job may have tasks");
+    let task = |part| PlannedTask { id: task_ids::answers(part), work: TaskWork::SearchPart { part } };
+    let answers = stages.push("answers", &[], (0..parts).map(task).collect());
+    stages.push_one("search", &[answers], task_ids::search_finish(), TaskWork::SearchFinish);
 }
 
 fn parts(rows: u64, part_rows: u32) -> Result<Vec<PlannedTask>, ExpandError> {

@@ -201,3 +201,18 @@ fn every_task_id_of_a_plan_is_its_own() {
     ids.dedup();
     assert_eq!(ids.len(), all);
 }
+
+#[test]
+fn a_file_of_questions_is_a_task_a_part_and_one_that_joins_them() {
+    let part = |from| {
+        let digest = likeness_contract::ids::Digest::of(b"");
+        let object = likeness_contract::documents::ObjectRef { key: "k".into(), digest, bytes: 1 };
+        likeness_contract::searches::QuestionPart { object, from, questions: 5 }
+    };
+    let generation = GenerationRef { gallery: name("all"), generation: job_id("g") };
+    let (alias, model, parts) = (name("live"), job_id("m"), vec![part(0), part(5)]);
+    let search = spec(JobWork::Search(SearchStage { alias, release: 1, model, generation, parts }));
+    let plan = plan(&job_id("j"), &search);
+    assert_eq!(drawn(&plan), ["answers []: answers-00000 answers-00001", "search [0]: search"]);
+    assert_eq!(device_of(&search, &plan.stages[1].tasks[0].work), DeviceClass::Any);
+}

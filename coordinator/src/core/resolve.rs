@@ -15,6 +15,7 @@ use likeness_contract::jobs::{
 };
 use likeness_contract::messages::{ApiError, ApiErrorKind};
 use likeness_contract::names;
+use likeness_contract::searches::{SearchFile, SearchStage};
 use likeness_contract::settings::{InitWeights, QueryEncoding, Split, TrainSettings, Vocabulary};
 
 use super::validate::{self, MAX_NUMBERED};
@@ -44,6 +45,10 @@ pub struct Facts {
     pub start_bytes: Option<u64>,
     /// Classes of the live devices that train.
     pub trainers: Vec<DeviceClass>,
+    /// All aliases, where the one that is named has no release.
+    pub aliases: Vec<Name>,
+    /// Keys of parts of questions that are not in the store, or are of another size.
+    pub missing_parts: Vec<String>,
 }
 
 /// A request that can be met.
@@ -71,6 +76,7 @@ pub fn resolve(request: &JobRequest, facts: &Facts) -> Result<Resolved, ApiError
         RequestedWork::Pipeline { train, embed, evaluate, alias } => {
             (resolve_pipeline(train, embed, evaluate, alias, facts)?, one_class(*device, facts)?)
         }
+        RequestedWork::Search(file) => (resolve_search(file, facts)?, *device),
     };
     let spec = JobSpec { work, device, priority: *priority, options: options.clone() };
     let id = id.clone().unwrap_or_else(|| default_id(&spec));
@@ -132,7 +138,7 @@ fn as_asked(spec: &JobSpec) -> JobSpec {
 /// Datasets that a request names; a pipeline embeds the version that it trains on unless it says otherwise.
 pub fn named_datasets(work: &RequestedWork) -> Vec<&DatasetSelector> {
     match work {
-        RequestedWork::Ingest { .. } | RequestedWork::Evaluate { .. } => Vec::new(),
+        RequestedWork::Ingest { .. } | RequestedWork::Evaluate { .. } | RequestedWork::Search(_) => Vec::new(),
         RequestedWork::Train(train) => vec![&train.dataset],
         RequestedWork::Embed { embed, .. } => vec![&embed.dataset],
         RequestedWork::Pipeline { train, embed, .. } => vec![&train.dataset, &embed.dataset],
@@ -211,6 +217,24 @@ fn resolve_evaluate(generation: &GenerationRef, evaluate: &EvaluateStage, facts:
         return Err(invalid(format!("{whose} has dimension {trained}, but {text} has dimension {embedded}")));
     }
     Ok(JobWork::Evaluate { generation: generation.clone(), evaluate: evaluate.clone() })
+}
+
+/// The newest release answers, whatever is promoted meanwhile.
+fn resolve_search(file: &SearchFile, facts: &Facts) -> Result<JobWork, ApiError> {
+    let SearchFile { alias, parts } = file;
+    check(validate::questions(parts))?;
+    let release = compared_release(&facts.releases);
+    let release = release.ok_or_else(|| not_found("alias", alias.as_str(), facts.aliases.iter().map(Name::as_str)))?;
+    let whose = format!("release {} of `{alias}`", release.number);
+    let generation = facts.compared_generation.as_ref().filter(|found| found.generation == release.generation);
+    generation.ok_or_else(|| gone(&whose, &generation_name(&release.generation)))?;
+    let model = facts.compared_model.as_ref().filter(|found| found.model == release.model);
+    model.ok_or_else(|| gone(&whose, &format!("model `{}`", release.model)))?;
+    if let Some(key) = facts.missing_parts.first() {
+        return Err(invalid(format!("part `{key}` of the file of questions is not in the store")));
+    }
+    let Release { number, model, generation, .. } = release.clone();
+    Ok(JobWork::Search(SearchStage { alias: alias.clone(), release: number, model, generation, parts: parts.clone() }))
 }
 
 fn resolve_pipeline(

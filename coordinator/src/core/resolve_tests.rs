@@ -2,6 +2,8 @@ use super::super::testing::*;
 use super::*;
 use likeness_contract::documents::{ObjectRef, PartEntry, ShardEntry};
 use likeness_contract::jobs::{IngestSource, JobOptions, Priority};
+use likeness_contract::keys;
+use likeness_contract::searches::QuestionPart;
 use likeness_contract::settings::{
     AdamWSettings, Architecture, ModelSettings, NegativeMix, Optimizer, ResizedCrop, SgdSettings, TrainSettings,
 };
@@ -495,4 +497,45 @@ fn a_second_rollback_goes_two_back() {
     assert_eq!(rollback_target(&releases[..4], None).unwrap().number, 1);
     assert!(rollback_target(&releases, None).is_err(), "the first one serves again");
     assert_eq!(rollback_target(&releases, Some(3)).unwrap().number, 3);
+}
+
+fn question_part(from: u64) -> QuestionPart {
+    let digest = Digest::of(&from.to_le_bytes());
+    QuestionPart { object: ObjectRef { key: keys::questions(&digest), digest, bytes: 10 }, from, questions: 5 }
+}
+
+fn search_file() -> RequestedWork {
+    RequestedWork::Search(SearchFile { alias: name("live"), parts: vec![question_part(0), question_part(5)] })
+}
+
+#[test]
+fn a_file_of_questions_is_answered_by_the_release_that_is_newest_when_it_comes() {
+    let Resolved { id, spec } = resolve(&request(search_file()), &with_release(Split::All)).unwrap();
+    let JobWork::Search(search) = &spec.work else { panic!() };
+    assert_eq!((search.release, &search.model, &search.generation), (2, &job_id("old"), &generation_ref("old")));
+    assert_eq!(search.parts.len(), 2);
+    assert!(id.as_str().starts_with("search-"));
+    let later = Facts { releases: vec![release(2, "old"), release(3, "old")], ..with_release(Split::All) };
+    assert_ne!(resolve(&request(search_file()), &later).unwrap().id, id, "another release is another job");
+}
+
+#[test]
+fn a_file_of_questions_that_cannot_be_answered_is_refused() {
+    let refused = |work: RequestedWork, facts: &Facts| resolve(&request(work), facts).unwrap_err();
+    let nobody = Facts { aliases: vec![name("life")], ..facts() };
+    let error = refused(search_file(), &nobody);
+    assert_eq!((error.kind, error.nearest), (ApiErrorKind::NotFound, vec!["life".to_string()]));
+    let gone = Facts { compared_generation: None, ..with_release(Split::All) };
+    assert!(refused(search_file(), &gone).message.contains("release 2 of `live`"));
+    let missing = Facts { missing_parts: vec!["questions/x.jsonl".into()], ..with_release(Split::All) };
+    assert!(refused(search_file(), &missing).message.contains("`questions/x.jsonl`"));
+    let there = with_release(Split::All);
+    let with = |parts: Vec<QuestionPart>| RequestedWork::Search(SearchFile { alias: name("live"), parts });
+    assert!(refused(with(vec![]), &there).message.contains("has no questions"));
+    assert!(refused(with(vec![question_part(5)]), &there).message.contains("begins with question 5, expected 0"));
+    let mut elsewhere = question_part(0);
+    elsewhere.object.key = "jobs/j/spec.json".into();
+    assert!(refused(with(vec![elsewhere]), &there).message.contains("no part of a file of questions"));
+    let none = QuestionPart { questions: 0, ..question_part(0) };
+    assert!(refused(with(vec![none]), &there).message.contains("0 questions, expected 1 to 65536"));
 }

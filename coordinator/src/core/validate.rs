@@ -1,6 +1,8 @@
 //! The ranges of all settings: what is checked before a job is accepted, so that no worker meets nonsense later.
 
 use likeness_contract::jobs::IngestSource;
+use likeness_contract::keys;
+use likeness_contract::searches::{MAX_PART_BYTES, MAX_PART_QUESTIONS, QuestionPart};
 use likeness_contract::settings::{
     AdamWSettings, BackboneSettings, ColourJitter, EvaluateSettings, InitWeights, Keep, ModelSettings, NegativeMix,
     Optimizer, Preprocessing, ResizedCrop, SgdSettings, TrainSettings, Vocabulary,
@@ -219,6 +221,27 @@ pub fn evaluate(settings: &EvaluateSettings) -> Checked {
     ensure((0.0..=1.0).contains(&floor), || format!("`floor` is {floor}, expected 0 to 1"))?;
     at_least("min_relevant", min_relevant, 1)?;
     at_least("queries_per_task", queries_per_task, 1)
+}
+
+/// Parts of a file of questions: stored where such files are, and of a size that a task can hold.
+pub fn questions(parts: &[QuestionPart]) -> Checked {
+    ensure(!parts.is_empty(), || "the file has no questions".into())?;
+    let few = (parts.len() as u64) < MAX_NUMBERED;
+    ensure(few, || format!("{} parts of questions, expected below {MAX_NUMBERED}: make them larger", parts.len()))?;
+    let mut next = 0;
+    for QuestionPart { object, from, questions } in parts {
+        let key = &object.key;
+        ensure(*key == keys::questions(&object.digest), || format!("`{key}` is no part of a file of questions"))?;
+        ensure(object.bytes <= MAX_PART_BYTES, || {
+            format!("part `{key}` has {} bytes, expected at most {MAX_PART_BYTES}", object.bytes)
+        })?;
+        ensure((1..=MAX_PART_QUESTIONS).contains(questions), || {
+            format!("part `{key}` has {questions} questions, expected 1 to {MAX_PART_QUESTIONS}")
+        })?;
+        ensure(*from == next, || format!("part `{key}` begins with question {from}, expected {next}"))?;
+        next += u64::from(*questions);
+    }
+    Ok(())
 }
 
 /// Attributes that a model can learn.

@@ -4,10 +4,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use likeness_contract::documents::{GenerationManifest, ModelManifest};
+use futures::{StreamExt, TryStreamExt};
+use likeness_contract::documents::{GenerationManifest, ModelManifest, ObjectRef};
 use likeness_contract::ids::{JobId, Name};
 use likeness_contract::jobs::{DatasetRef, DeviceClass, GenerationRef, JobRequest, RequestedWork};
 use likeness_contract::keys;
+use likeness_contract::searches::{QuestionPart, SearchFile};
 use likeness_contract::settings::{InitWeights, TrainSettings};
 use likeness_link::{Result, Store};
 use tokio::time::Instant;
@@ -22,6 +24,8 @@ use crate::core::resolve::{self, Facts};
 const GALLERIES: &str = "galleries";
 /// How long a request that needs a worker waits for the first one to be seen.
 const FIRST_WORKER: Duration = Duration::from_secs(3);
+/// Objects whose size is asked for at once.
+const LOOKS_AT_ONCE: usize = 16;
 /// How often it is looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -54,11 +58,15 @@ pub(super) async fn gather(cx: &Context, inbox: &Inbox, request: &JobRequest) ->
         RequestedWork::Pipeline { train, alias, .. } => {
             facts.trainers = trainers(cx, request.device).await;
             add_start(store, &train.train, &mut facts).await?;
-            facts.releases = releases::of_alias(store, alias).await?;
-            if let Some(release) = resolve::compared_release(&facts.releases) {
-                facts.compared_model = model(store, &release.model).await?;
-                facts.compared_generation = generation_manifest(store, &release.generation).await?;
+            add_release(store, alias, &mut facts).await?;
+        }
+        RequestedWork::Search(SearchFile { alias, parts }) => {
+            add_release(store, alias, &mut facts).await?;
+            if facts.releases.is_empty() {
+                let folders = store.children(keys::RELEASES).await?;
+                facts.aliases = folders.into_iter().filter_map(|folder| Name::new(folder).ok()).collect();
             }
+            facts.missing_parts = missing(store, parts).await?;
         }
     }
     Ok(facts)
@@ -122,6 +130,27 @@ pub(super) async fn generation_manifest(
 /// The manifest of a model.
 pub(super) async fn model(store: &Store, model: &JobId) -> Result<Option<ModelManifest>> {
     store.document(&keys::model_manifest(model)).await
+}
+
+/// The releases of an alias, with model and generation of the newest.
+async fn add_release(store: &Store, alias: &Name, facts: &mut Facts) -> Result<()> {
+    facts.releases = releases::of_alias(store, alias).await?;
+    if let Some(release) = resolve::compared_release(&facts.releases) {
+        facts.compared_model = model(store, &release.model).await?;
+        facts.compared_generation = generation_manifest(store, &release.generation).await?;
+    }
+    Ok(())
+}
+
+/// Parts of questions that are not there as they are said to be. Sizes tell: a task checks the digest.
+async fn missing(store: &Store, parts: &[QuestionPart]) -> Result<Vec<String>> {
+    let look = |part: &QuestionPart| {
+        let ObjectRef { key, bytes, digest: _ } = part.object.clone();
+        async move { Ok((store.size(&key).await? != Some(bytes)).then_some(key)) }
+    };
+    let looks: Vec<_> = parts.iter().map(look).collect();
+    let found: Vec<Option<String>> = futures::stream::iter(looks).buffered(LOOKS_AT_ONCE).try_collect().await?;
+    Ok(found.into_iter().flatten().collect())
 }
 
 /// What is known of the weights that a training starts from.

@@ -179,6 +179,8 @@ impl Hands {
             TaskWork::EvaluateFinish { .. } => {
                 TaskOutput::Report { key: keys::report_manifest(job), headline: Vec::new() }
             }
+            TaskWork::SearchPart { .. } => TaskOutput::Answers { object: object(), questions: 1, failed: 0 },
+            TaskWork::SearchFinish => TaskOutput::Manifest { key: keys::search_manifest(job) },
             TaskWork::Gate => TaskOutput::Gate(GateDecision {
                 passed: true,
                 baseline: None,

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::codec::{CodecError, Message, OldBody, Writer};
 use crate::documents::{GateDecision, HeadlineRow, ObjectRef, Skipped};
 use crate::ids::{JobId, Name, RunNumber, TaskId, WorkerId};
+use crate::searches::{SearchFile, SearchStage};
 use crate::settings::{EvaluateSettings, ModelSettings, Split, TrainSettings, Vocabulary};
 
 /// What a task needs of a worker: its role.
@@ -257,6 +258,8 @@ pub enum RequestedWork<F: Form = Newest> {
         /// Alias that is promoted.
         alias: Name,
     },
+    /// Answer a file of questions.
+    Search(SearchFile),
 }
 
 /// A training as asked for.
@@ -360,6 +363,8 @@ pub enum JobWork<F: Form = Newest> {
         /// The release that the new one is compared with; none for the first.
         baseline: Option<Baseline>,
     },
+    /// See [`RequestedWork::Search`]; the answers are the job's id.
+    Search(SearchStage),
 }
 
 impl JobWork {
@@ -371,6 +376,7 @@ impl JobWork {
             Self::Embed { .. } => "embed",
             Self::Evaluate { .. } => "evaluate",
             Self::Pipeline { .. } => "pipeline",
+            Self::Search(_) => "search",
         }
     }
 }
@@ -457,7 +463,19 @@ pub struct Plan {
 
 impl Message for Plan {
     const NAME: &'static str = "plan";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
+
+    fn write<W: Writer>(&self, writer: W) -> W::Output {
+        match past::plan_v1(self) {
+            Some(old) => writer.newest(&old),
+            None => writer.newest(self),
+        }
+    }
+
+    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        // Version 2 only added kinds of work.
+        body.read(Self::NAME)
+    }
 }
 
 /// Tasks that may run at once.
@@ -560,6 +578,13 @@ pub enum TaskWork {
     },
     /// Compares the new generation with the baseline, or with chance.
     Gate,
+    /// Answers the questions of one part of a file.
+    SearchPart {
+        /// Number of the part.
+        part: u32,
+    },
+    /// Writes the manifest of a file's answers.
+    SearchFinish,
 }
 
 impl TaskWork {
@@ -572,6 +597,8 @@ impl TaskWork {
             Self::EvaluateQueries { .. } | Self::EvaluateRange { .. } | Self::EvaluateFinish { .. } | Self::Gate => {
                 TaskKind::Evaluate
             }
+            // It ranks a gallery, too.
+            Self::SearchPart { .. } | Self::SearchFinish => TaskKind::Evaluate,
         }
     }
 }
@@ -636,6 +663,14 @@ pub mod task_ids {
     pub fn gate() -> TaskId {
         id("gate".into())
     }
+    /// [`super::TaskWork::SearchPart`].
+    pub fn answers(part: u32) -> TaskId {
+        id(format!("answers-{part:05}"))
+    }
+    /// [`super::TaskWork::SearchFinish`].
+    pub fn search_finish() -> TaskId {
+        id("search".into())
+    }
 
     fn prefix(job: &JobId, generation: &JobId) -> &'static str {
         if job == generation { "" } else { "baseline-" }
@@ -657,7 +692,19 @@ pub struct TaskMessage {
 
 impl Message for TaskMessage {
     const NAME: &'static str = "task";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
+
+    fn write<W: Writer>(&self, writer: W) -> W::Output {
+        match past::task_v1(self) {
+            Some(old) => writer.newest(&old),
+            None => writer.newest(self),
+        }
+    }
+
+    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        // Version 2 only added kinds of work.
+        body.read(Self::NAME)
+    }
 }
 
 /// `tasks/<task>.json`: the task succeeded.
@@ -783,6 +830,15 @@ pub enum TaskOutput<C = CheckpointOutput> {
         skipped: Vec<Skipped>,
         /// Its approximate index.
         approximate: ObjectRef,
+    },
+    /// Of a part of a file of questions.
+    Answers {
+        /// The answers (`tables::answer_schema`).
+        object: ObjectRef,
+        /// Questions of the part.
+        questions: u32,
+        /// Those without an answer.
+        failed: u32,
     },
 }
 

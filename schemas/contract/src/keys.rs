@@ -84,6 +84,21 @@ pub fn brought_weights(digest: &Digest) -> String {
     format!("weights/{digest}.safetensors")
 }
 
+/// Questions of a file that a job answers, as they were handed in.
+pub fn questions(digest: &Digest) -> String {
+    format!("questions/{digest}.jsonl")
+}
+
+/// Answers to a part of a file of questions.
+pub fn answers(search: &JobId, part: u32, digest: &Digest) -> String {
+    format!("searches/{search}/answers-{part:05}-{}.parquet", digest.short())
+}
+
+/// The manifest of an answered file of questions.
+pub fn search_manifest(search: &JobId) -> String {
+    format!("searches/{search}/manifest.json")
+}
+
 /// The training figures of all steps.
 pub fn training_metrics(model: &JobId, digest: &Digest) -> String {
     format!("models/{model}/training-{}.parquet", digest.short())

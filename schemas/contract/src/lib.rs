@@ -13,6 +13,7 @@ pub mod messages;
 pub mod names;
 pub mod ranking;
 pub mod search;
+pub mod searches;
 pub mod settings;
 pub mod subjects;
 pub mod tables;

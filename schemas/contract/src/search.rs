@@ -1,9 +1,11 @@
 //! Search: the public request and reply, and what root and leaf say to each other.
 
 mod cursor;
+mod explain;
 mod past;
 
 pub use cursor::Cursor;
+pub use explain::{Anchor, Calibration, ExplainedAttribute, Explanation, Finding, HitExplanation, Sample};
 
 use serde::{Deserialize, Serialize};
 
@@ -47,14 +49,18 @@ pub struct SearchRequest {
     /// recall are not said again.
     #[serde(default)]
     pub cursor: Option<String>,
+    /// Whether the answer is to tell, for every attribute that a term asks for, what is known and estimated of each hit. Not
+    /// said with a cursor: what follows an explained answer is explained.
+    #[serde(default)]
+    pub explain: bool,
 }
 
 impl SearchRequest {
     /// An exact answer of one page, of whatever can be searched, within five seconds.
     pub fn new(alias: Name, terms: Vec<WeightedTerm>, k: u32) -> Self {
         let filter = LabelFilter::default();
-        let (min_coverage, deadline_ms, recall, paged, cursor) = (0.0, 5_000, None, false, None);
-        Self { alias, terms, k, min_coverage, deadline_ms, filter, recall, paged, cursor }
+        let (min_coverage, deadline_ms, recall, paged, cursor, explain) = (0.0, 5_000, None, false, None, false);
+        Self { alias, terms, k, min_coverage, deadline_ms, filter, recall, paged, cursor, explain }
     }
 
     /// The results that follow an answer whose `next` is given; the rest as in this request.
@@ -66,17 +72,23 @@ impl SearchRequest {
 
 impl Message for SearchRequest {
     const NAME: &'static str = "search-request";
-    const VERSION: u16 = 2;
+    const VERSION: u16 = 3;
 
     fn write<W: Writer>(&self, writer: W) -> W::Output {
-        match past::SearchRequestV1::of(self) {
-            Some(old) => writer.newest(&old),
+        if let Some(first) = past::SearchRequestV1::of(self) {
+            return writer.newest(&first);
+        }
+        match past::SearchRequestV2::of(self) {
+            Some(second) => writer.newest(&second),
             None => writer.newest(self),
         }
     }
 
-    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
-        body.read::<past::SearchRequestV1>(Self::NAME).map(Self::from)
+    fn upgrade(version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        match version {
+            0 | 1 => body.read::<past::SearchRequestV1>(Self::NAME).map(Self::from),
+            _ => body.read::<past::SearchRequestV2>(Self::NAME).map(Self::from),
+        }
     }
 }
 
@@ -150,18 +162,24 @@ pub enum SearchReply {
 
 impl Message for SearchReply {
     const NAME: &'static str = "search-reply";
-    const VERSION: u16 = 3;
+    const VERSION: u16 = 4;
 
     fn write<W: Writer>(&self, writer: W) -> W::Output {
-        match past::SearchReplyV2::of(self) {
-            Some(old) => writer.newest(&old),
+        if let Some(second) = past::SearchReplyV2::of(self) {
+            return writer.newest(&second);
+        }
+        match past::SearchReplyV3::of(self) {
+            Some(third) => writer.newest(&third),
             None => writer.newest(self),
         }
     }
 
-    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
-        // Version 2 has one more kind of error than version 1.
-        body.read::<past::SearchReplyV2>(Self::NAME).map(Self::from)
+    fn upgrade(version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        match version {
+            // Version 2 has one more kind of error than version 1.
+            0..=2 => body.read::<past::SearchReplyV2>(Self::NAME).map(Self::from),
+            _ => body.read::<past::SearchReplyV3>(Self::NAME).map(Self::from),
+        }
     }
 }
 
@@ -187,6 +205,8 @@ pub struct SearchResults {
     pub recall: Option<Recall>,
     /// Stands for the results that follow; none when there are none, or when it was not asked for.
     pub next: Option<String>,
+    /// What is known and estimated of the attributes that were asked for; none where it was not asked.
+    pub explanation: Option<Explanation>,
 }
 
 /// What is expected of an approximate answer.
@@ -292,11 +312,14 @@ pub struct LeafRequest {
 
 impl Message for LeafRequest {
     const NAME: &'static str = "leaf-request";
-    const VERSION: u16 = 3;
+    const VERSION: u16 = 4;
 
     fn write<W: Writer>(&self, writer: W) -> W::Output {
-        match past::LeafRequestV2::of(self) {
-            Some(old) => writer.newest(&old),
+        if let Some(second) = past::LeafRequestV2::of(self) {
+            return writer.newest(&second);
+        }
+        match past::LeafRequestV3::of(self) {
+            Some(third) => writer.newest(&third),
             None => writer.newest(self),
         }
     }
@@ -304,7 +327,8 @@ impl Message for LeafRequest {
     fn upgrade(version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
         match version {
             0 | 1 => body.read::<past::LeafRequestV1>(Self::NAME).map(Self::from),
-            _ => body.read::<past::LeafRequestV2>(Self::NAME).map(Self::from),
+            2 => body.read::<past::LeafRequestV2>(Self::NAME).map(Self::from),
+            _ => body.read::<past::LeafRequestV3>(Self::NAME).map(Self::from),
         }
     }
 }
@@ -340,6 +364,22 @@ pub enum LeafAsk {
         /// The item.
         item: String,
     },
+    /// How rows lie to some attributes.
+    Margins {
+        /// (shard, row), all held by this leaf.
+        rows: Vec<(u32, u32)>,
+        /// The attributes.
+        anchors: Vec<Anchor>,
+    },
+    /// The same of rows with known labels, to judge margins by.
+    Sample {
+        /// The shards.
+        shards: Vec<u32>,
+        /// The attributes.
+        anchors: Vec<Anchor>,
+        /// Rows of each shard, at most: spread evenly over those outside of the training split.
+        rows: u32,
+    },
 }
 
 /// Root → leaf, without an answer: nobody waits for this request any more.
@@ -367,11 +407,14 @@ pub struct LeafReply {
 
 impl Message for LeafReply {
     const NAME: &'static str = "leaf-reply";
-    const VERSION: u16 = 3;
+    const VERSION: u16 = 4;
 
     fn write<W: Writer>(&self, writer: W) -> W::Output {
-        match past::LeafReplyV2::of(self) {
-            Some(old) => writer.newest(&old),
+        if let Some(second) = past::LeafReplyV2::of(self) {
+            return writer.newest(&second);
+        }
+        match past::LeafReplyV3::of(self) {
+            Some(third) => writer.newest(&third),
             None => writer.newest(self),
         }
     }
@@ -379,7 +422,8 @@ impl Message for LeafReply {
     fn upgrade(version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
         match version {
             0 | 1 => body.read::<past::LeafReplyV1>(Self::NAME).map(Self::from),
-            _ => body.read::<past::LeafReplyV2>(Self::NAME).map(Self::from),
+            2 => body.read::<past::LeafReplyV2>(Self::NAME).map(Self::from),
+            _ => body.read::<past::LeafReplyV3>(Self::NAME).map(Self::from),
         }
     }
 }
@@ -407,6 +451,10 @@ pub enum LeafAnswer {
     Refused(String),
     /// The leaf has too much to do at the moment; said at once.
     Overloaded,
+    /// Of [`LeafAsk::Margins`]: [`Anchor::margin`] per row and anchor, the anchors of a row together.
+    Margins(Vec<f64>),
+    /// Of [`LeafAsk::Sample`]: one of every shard.
+    Sample(Vec<Sample>),
 }
 
 /// A shard that was searched.

@@ -85,3 +85,18 @@ pub fn query_report_schema() -> Schema {
 
 /// Columns of the first version of [`query_report_schema`], which later ones only add to.
 pub const QUERY_REPORT_COLUMNS_V1: usize = 11;
+
+/// Answers to a file of questions: one row a question, its results as lists of equal length, nearest first.
+pub fn answer_schema() -> Schema {
+    let values = |data_type| DataType::List(Arc::new(column("item", data_type)));
+    Schema::new(vec![
+        column("query", DataType::UInt64),
+        Field::new("id", DataType::Utf8, true),
+        Field::new("release", DataType::UInt64, true),
+        Field::new("coverage", DataType::Float64, true),
+        Field::new("matching", DataType::UInt64, true),
+        column("items", values(DataType::Utf8)),
+        column("distances", values(DataType::Float64)),
+        Field::new("error", DataType::Utf8, true),
+    ])
+}

@@ -15,6 +15,7 @@ use likeness_contract::jobs::*;
 use likeness_contract::messages::*;
 use likeness_contract::ranking::Candidate;
 use likeness_contract::search::*;
+use likeness_contract::searches::*;
 use likeness_contract::settings::*;
 use likeness_contract::tables;
 
@@ -594,8 +595,10 @@ fn searches() {
         recall: None,
         paged: false,
         cursor: None,
+        explain: false,
     };
     check("mixed", &request);
+    check("explained", &SearchRequest { explain: true, ..request.clone() });
     let filter = LabelFilter { with: vec!["Smiling".into()], without: vec!["Male".into()] };
     check("filtered", &SearchRequest { filter, recall: Some(0.95), paged: true, ..request.clone() });
     check("next", &SearchRequest { terms: vec![], cursor: Some("bmV4dA".into()), ..request });
@@ -611,8 +614,10 @@ fn searches() {
         answered: 20,
         d2: 0.3,
         item: "000002.jpg".into(),
+        explain: vec![],
     };
     check("page", &cursor);
+    check("explained", &Cursor { explain: vec![(0, true), (1, false)], ..cursor });
     let results = SearchResults {
         release: 4,
         generation: generation(),
@@ -634,11 +639,27 @@ fn searches() {
         matching: None,
         recall: None,
         next: None,
+        explanation: None,
     };
     check("found", &SearchReply::Found(Box::new(results.clone())));
     let recall = Recall { estimate: 0.97, shards: 1, exact: vec!["shard 0: it has no approximate index".into()] };
     let results = SearchResults { matching: Some(3), recall: Some(recall), next: Some("bmV4dA".into()), ..results };
-    check("page", &SearchReply::Found(Box::new(results)));
+    check("page", &SearchReply::Found(Box::new(results.clone())));
+    let calibration = Calibration { rows: 2_048, has: 900, right: 0.875, slope: 3.5, intercept: -0.25 };
+    let smiling =
+        ExplainedAttribute { name: "Smiling".into(), wanted: 1, calibration: Some(calibration), uncalibrated: None };
+    let male =
+        ExplainedAttribute { name: "Male".into(), wanted: -1, calibration: None, uncalibrated: Some("3 rows".into()) };
+    let explained = HitExplanation {
+        agrees: 1,
+        attributes: vec![
+            Finding { label: 1, margin: 0.25, estimate: Some(0.75), agrees: Some(true) },
+            Finding { label: 0, margin: -0.5, estimate: None, agrees: None },
+        ],
+    };
+    let explanation = Explanation { attributes: vec![smiling, male], hits: vec![explained] };
+    let results = SearchResults { explanation: Some(explanation), ..results };
+    check("explained", &SearchReply::Found(Box::new(results)));
     let error = SearchError { kind: SearchErrorKind::Coverage, message: "half is missing".into(), nearest: vec![] };
     check("error", &SearchReply::Error(error));
     let error = SearchError { kind: SearchErrorKind::Overloaded, message: "too many".into(), nearest: vec![] };
@@ -654,12 +675,18 @@ fn searches() {
         filter,
         recall,
     };
+    let anchors = vec![
+        Anchor { attribute: 0, toward: vec![0.6, 0.8], away: Some(vec![0.8, -0.6]) },
+        Anchor { attribute: 1, toward: vec![1.0, 0.0], away: None },
+    ];
     let asks = [
         ("top-k", top_k(vec![], None)),
         ("filtered", top_k(vec![(0, true), (1, false)], None)),
         ("approximate", top_k(vec![], Some(0.95))),
         ("details", LeafAsk::Details { rows: vec![(0, 17)] }),
         ("embedding", LeafAsk::Embedding { shards: vec![0], item: "000001.jpg".into() }),
+        ("margins", LeafAsk::Margins { rows: vec![(0, 17)], anchors: anchors.clone() }),
+        ("sample", LeafAsk::Sample { shards: vec![0], anchors, rows: 2_048 }),
     ];
     for (case, ask) in asks {
         check(case, &LeafRequest { generation: generation(), deadline_ms: 900, number: 77, ask });
@@ -686,6 +713,8 @@ fn searches() {
         ("embedding", LeafAnswer::Embedding(Some(vec![0.6, 0.8]))),
         ("refused", LeafAnswer::Refused("generation `x` is not loaded".into())),
         ("overloaded", LeafAnswer::Overloaded),
+        ("margins", LeafAnswer::Margins(vec![0.25, -0.5])),
+        ("sample", LeafAnswer::Sample(vec![Sample { shard: 0, labels: vec![1, 0], margins: vec![0.25, -0.5] }])),
     ];
     for (case, answer) in answers {
         check(case, &LeafReply { worker: worker(), took_us: 850, answer });
@@ -699,6 +728,7 @@ fn table_schemas() {
         ("shard-v1", tables::shard_schema(3, 2)),
         ("training-v1", tables::training_schema()),
         ("query-report-v2", tables::query_report_schema()),
+        ("answers-v1", tables::answer_schema()),
     ];
     for (name, schema) in schemas {
         compare(&folder().join("tables").join(format!("{name}.txt")), lines(&schema.fields).concat().as_bytes());
@@ -714,4 +744,73 @@ fn the_query_report_of_the_first_version_begins_the_later_ones() {
 
 fn lines(fields: &[std::sync::Arc<arrow_schema::Field>]) -> Vec<String> {
     fields.iter().map(|field| format!("{}: {}\n", field.name(), field.data_type())).collect()
+}
+
+fn question_part() -> QuestionPart {
+    QuestionPart { object: object("questions/part.jsonl"), from: 0, questions: 2 }
+}
+
+#[test]
+fn files_of_questions() {
+    let file = SearchFile { alias: name("main"), parts: vec![question_part()] };
+    let request = JobRequest {
+        id: None,
+        work: RequestedWork::Search(file),
+        device: DeviceClass::Any,
+        priority: Priority::Lo,
+        options: JobOptions::default(),
+    };
+    check("submit-search", &ApiRequest::Submit(request));
+    let stage = SearchStage {
+        alias: name("main"),
+        release: 4,
+        model: job("pipeline-1"),
+        generation: generation(),
+        parts: vec![question_part()],
+    };
+    let (device, priority, options) = (DeviceClass::Any, Priority::Lo, JobOptions::default());
+    check("search", &JobSpec { work: JobWork::Search(stage), device, priority, options });
+    for (case, id, work) in [
+        ("search-part", "answers-00000", TaskWork::SearchPart { part: 0 }),
+        ("search-finish", "search", TaskWork::SearchFinish),
+    ] {
+        check(case, &TaskMessage { job: job("search-1"), run: RunNumber(1), task: task(id), work });
+    }
+    let planned = PlannedTask { id: task("answers-00000"), work: TaskWork::SearchPart { part: 0 } };
+    let stage = Stage { name: "answers".into(), after: vec![], tasks: vec![planned], expands: None };
+    check("search", &Plan { stages: vec![stage] });
+    let record = TaskRecord {
+        job: job("search-1"),
+        run: RunNumber(1),
+        task: task("answers-00000"),
+        worker: worker(),
+        attempt: 1,
+        started_ms: 1_700_000_000_000,
+        finished_ms: 1_700_000_060_000,
+        device_ms: 50_000,
+        output: TaskOutput::Answers { object: object("searches/search-1/answers.parquet"), questions: 2, failed: 1 },
+    };
+    check("answers", &record);
+    let term = WeightedTerm { weight: 1.0, term: Term::Item { item: "000001.jpg".into() } };
+    let request = SearchRequest::new(name("main"), vec![term], 20);
+    let question = FileQuestion { query: 0, id: Some("q1".into()), request: Some(request), error: None };
+    check("asked", &question);
+    let error = Some("unknown field `wiht`".into());
+    check("wrong", &FileQuestion { query: 1, id: None, request: None, error });
+    let manifest = SearchManifest {
+        search: job("search-1"),
+        alias: name("main"),
+        release: 4,
+        model: job("pipeline-1"),
+        generation: generation(),
+        questions: 2,
+        failed: 1,
+        answers: vec![AnswerPart {
+            object: object("searches/search-1/answers.parquet"),
+            from: 0,
+            questions: 2,
+            failed: 1,
+        }],
+    };
+    check("answered", &manifest);
 }

@@ -22,14 +22,14 @@ fn a_newer_version_is_told_apart_from_garbage() {
     let json = encode(&message(), Encoding::Json).unwrap();
     let newer = String::from_utf8(json).unwrap().replace("\"version\":1", "\"version\":9");
     let error = decode::<TaskMessage>(newer.as_bytes(), Encoding::Json).unwrap_err();
-    assert_eq!(error, CodecError::Newer { message: "task", found: 9, known: 1 });
+    assert_eq!(error, CodecError::Newer { message: "task", found: 9, known: 2 });
 
     let mut binary = encode(&message(), Encoding::Bincode).unwrap();
     let version = 4 + 1 + "task".len();
     assert_eq!(binary[version], 1);
     binary[version] = 9;
     let error = decode::<TaskMessage>(&binary, Encoding::Bincode).unwrap_err();
-    assert_eq!(error, CodecError::Newer { message: "task", found: 9, known: 1 });
+    assert_eq!(error, CodecError::Newer { message: "task", found: 9, known: 2 });
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! `likeness-contract` says what is said; this crate says it. Nothing here decides: who wins is settled by a
 //! create-if-absent in the [`store`], who leads by a `create` or `update` in a bucket ([`kv`]).
 
+pub mod answers;
 pub mod bus;
 pub mod client;
 pub mod error;
@@ -14,6 +15,7 @@ pub mod login;
 pub mod pull;
 pub mod remote;
 pub mod requests;
+pub mod rows;
 pub mod settings;
 pub mod store;
 pub mod telemetry;

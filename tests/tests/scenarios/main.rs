@@ -10,6 +10,7 @@ mod coordinators;
 mod pipeline;
 mod real_data;
 mod search;
+mod search_files;
 mod search_load;
 mod secured;
 mod sources;

@@ -15,13 +15,13 @@ fn questions() -> Vec<SearchRequest> {
     ]
 }
 
-async fn answered(client: &Client, request: &SearchRequest) -> Vec<Hit> {
+pub(super) async fn answered(client: &Client, request: &SearchRequest) -> Vec<Hit> {
     let complete = |results: &SearchResults| results.coverage.share() == 1.0;
     let whole = until("a complete answer", async || client.search(request).await.ok().filter(complete)).await;
     whole.hits
 }
 
-async fn searchers(client: &Client, count: usize) {
+pub(super) async fn searchers(client: &Client, count: usize) {
     let ready = async || {
         let placement = client.status().await.ok()?.placement;
         let ready = placement.iter().filter(|p| p.held.iter().any(|held| held.model_ready && !held.shards.is_empty()));
@@ -31,14 +31,14 @@ async fn searchers(client: &Client, count: usize) {
 }
 
 /// Its id is its name: which shards it gets follows from the ids, and with others one of three may get none.
-fn searcher(cluster: &Cluster, name: &str, replicas: u32) -> Process {
+pub(super) fn searcher(cluster: &Cluster, name: &str, replicas: u32) -> Process {
     let mut command = cluster.command("likeness-worker");
     command.args(["--roles", "search", "--threads", "1", "--replicas", &replicas.to_string(), "--id", name]);
     command.env("LIKENESS_LOG", "info");
     Process::start(name, &cluster.dir().join("logs"), command)
 }
 
-async fn release(cluster: &Cluster, client: &Client) {
+pub(super) async fn release(cluster: &Cluster, client: &Client) {
     let root = faces::write(cluster.dir(), 120);
     done(client, jobs::ingest("faces-1", &root, 60)).await;
     done(client, jobs::pipeline("first", jobs::training(6, 30), 15)).await;

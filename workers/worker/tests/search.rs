@@ -2,6 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
+#[path = "search/explained.rs"]
+mod explained;
+#[path = "search/files.rs"]
+mod files;
+
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -330,7 +335,7 @@ fn shard_rows(number: u32, seed: u64) -> ShardRows {
         item_ids: rows.clone().map(|row| format!("{:06}.jpg", row * SHARDS as usize + number as usize)).collect(),
         embeddings: rows.clone().flat_map(|row| vector(source(row), row)).collect(),
         labels: rows.clone().flat_map(|row| [1, -1, (row % 3) as i8 - 1]).collect(),
-        split: vec![0; SHARD_ROWS],
+        split: rows.clone().map(|row| if row.is_multiple_of(4) { 0 } else { 2 }).collect(),
         source_part: vec![number; SHARD_ROWS],
         source_row: rows.map(|row| row as u32).collect(),
         image_digest: vec![[0; 32]; SHARD_ROWS],

@@ -6,8 +6,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CheckpointOutput, DeviceClass, EvaluateStage, JobOptions, JobRequest, JobSpec, JobWork, Priority, RequestedWork,
-    TaskOutput, TaskRecord, TrainRequest, TrainStage,
+    CheckpointOutput, DeviceClass, EvaluateStage, JobOptions, JobRequest, JobSpec, JobWork, Plan, Priority,
+    RequestedWork, TaskMessage, TaskOutput, TaskRecord, TaskWork, TrainRequest, TrainStage,
 };
 use crate::codec::Message;
 use crate::documents::ObjectRef;
@@ -86,6 +86,7 @@ fn is_new_work(work: &JobWork) -> bool {
         | JobWork::Embed { .. }
         | JobWork::Evaluate { .. }
         | JobWork::Pipeline { .. } => false,
+        JobWork::Search(_) => true,
     }
 }
 
@@ -97,7 +98,44 @@ fn is_new_request(work: &RequestedWork) -> bool {
         | RequestedWork::Embed { .. }
         | RequestedWork::Evaluate { .. }
         | RequestedWork::Pipeline { .. } => false,
+        RequestedWork::Search(_) => true,
     }
+}
+
+/// Whether only version 2 of plans and tasks knows this kind of work.
+fn is_new_task(work: &TaskWork) -> bool {
+    matches!(work, TaskWork::SearchPart { .. } | TaskWork::SearchFinish)
+}
+
+/// See [`plan_v1`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PlanV1(Plan);
+
+impl Message for PlanV1 {
+    const NAME: &'static str = <Plan as Message>::NAME;
+    const VERSION: u16 = 1;
+}
+
+/// The plan as version 1 wrote it, if that knows all of its tasks.
+pub fn plan_v1(plan: &Plan) -> Option<PlanV1> {
+    let mut tasks = plan.stages.iter().flat_map(|stage| &stage.tasks);
+    (!tasks.any(|task| is_new_task(&task.work))).then(|| PlanV1(plan.clone()))
+}
+
+/// See [`task_v1`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TaskV1(TaskMessage);
+
+impl Message for TaskV1 {
+    const NAME: &'static str = <TaskMessage as Message>::NAME;
+    const VERSION: u16 = 1;
+}
+
+/// The message as version 1 wrote it, if that knows its task.
+pub fn task_v1(message: &TaskMessage) -> Option<TaskV1> {
+    (!is_new_task(&message.work)).then(|| TaskV1(message.clone()))
 }
 
 /// The spec as version 1 wrote it, if that says all of it. A job's id is the digest of its spec, so a new setting that is left
@@ -184,6 +222,7 @@ impl<F: Form> JobWork<F> {
             Self::Pipeline { train, embed, evaluate, alias, baseline } => {
                 JobWork::Pipeline { train: train.map(f)?, embed, evaluate: evaluate.map(g)?, alias, baseline }
             }
+            Self::Search(search) => JobWork::Search(search),
         })
     }
 }
@@ -205,6 +244,7 @@ impl<F: Form> RequestedWork<F> {
             Self::Pipeline { train, embed, evaluate, alias } => {
                 RequestedWork::Pipeline { train: train.map(f)?, embed, evaluate: evaluate.map(g)?, alias }
             }
+            Self::Search(file) => RequestedWork::Search(file),
         })
     }
 }
@@ -314,6 +354,7 @@ fn is_new_output(output: &TaskOutput) -> bool {
         | TaskOutput::Report { .. }
         | TaskOutput::Gate(_)
         | TaskOutput::IndexedShard { .. } => false,
+        TaskOutput::Answers { .. } => true,
     }
 }
 
@@ -348,6 +389,7 @@ impl<C> TaskOutput<C> {
             Self::IndexedShard { object, rows, skipped, approximate } => {
                 TaskOutput::IndexedShard { object, rows, skipped, approximate }
             }
+            Self::Answers { object, questions, failed } => TaskOutput::Answers { object, questions, failed },
         })
     }
 }

@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 
-use crate::codec::{self, CodecError, Encoding, Message};
+use crate::codec::{self, CodecError, Encoding, Message, OldBody, Writer};
 use crate::ids::{Digest, JobId, Name};
 use crate::jobs::GenerationRef;
 
@@ -42,11 +42,73 @@ pub struct Cursor {
     pub d2: f64,
     /// and its item: whatever ranks after them follows.
     pub item: String,
+    /// Attributes that are explained: positions, and whether they are asked to be there.
+    pub explain: Vec<(u32, bool)>,
 }
 
 impl Message for Cursor {
     const NAME: &'static str = "search-cursor";
+    const VERSION: u16 = 2;
+
+    fn write<W: Writer>(&self, writer: W) -> W::Output {
+        match CursorV1::of(self) {
+            Some(old) => writer.newest(&old),
+            None => writer.newest(self),
+        }
+    }
+
+    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        body.read::<CursorV1>(Self::NAME).map(Self::from)
+    }
+}
+
+/// Version 1: nothing is explained.
+#[derive(Debug, Serialize, Deserialize)]
+struct CursorV1 {
+    alias: Name,
+    release: u64,
+    model: JobId,
+    generation: GenerationRef,
+    vector: Vec<f32>,
+    left_out: Vec<String>,
+    filter: Vec<(u32, bool)>,
+    recall: Option<f64>,
+    answered: u32,
+    d2: f64,
+    item: String,
+}
+
+impl Message for CursorV1 {
+    const NAME: &'static str = Cursor::NAME;
     const VERSION: u16 = 1;
+}
+
+impl CursorV1 {
+    fn of(cursor: &Cursor) -> Option<Self> {
+        let Cursor { alias, release, model, generation, vector, left_out, filter, recall, answered, d2, item, explain } =
+            cursor.clone();
+        explain.is_empty().then_some(Self {
+            alias,
+            release,
+            model,
+            generation,
+            vector,
+            left_out,
+            filter,
+            recall,
+            answered,
+            d2,
+            item,
+        })
+    }
+}
+
+impl From<CursorV1> for Cursor {
+    fn from(old: CursorV1) -> Self {
+        let CursorV1 { alias, release, model, generation, vector, left_out, filter, recall, answered, d2, item } = old;
+        let explain = Vec::new();
+        Self { alias, release, model, generation, vector, left_out, filter, recall, answered, d2, item, explain }
+    }
 }
 
 impl Cursor {
@@ -90,6 +152,7 @@ mod tests {
             answered: 20,
             d2: 0.1 + 0.2,
             item: "b.jpg".into(),
+            explain: vec![],
         }
     }
 

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Coverage, Detail, Hit, LabelFilter, LeafAnswer, LeafAsk, LeafReply, LeafRequest, SearchError, SearchErrorKind,
-    SearchReply, SearchRequest, SearchResults, Searched, WeightedTerm,
+    Coverage, Detail, Hit, LabelFilter, LeafAnswer, LeafAsk, LeafReply, LeafRequest, Recall, SearchError,
+    SearchErrorKind, SearchReply, SearchRequest, SearchResults, Searched, WeightedTerm,
 };
 use crate::codec::Message;
 use crate::ids::{Name, WorkerId};
@@ -30,8 +30,9 @@ impl Message for SearchRequestV1 {
 impl SearchRequestV1 {
     /// The same request, if it asks nothing that is new.
     pub fn of(request: &SearchRequest) -> Option<Self> {
-        let SearchRequest { alias, terms, k, min_coverage, deadline_ms, filter, recall, paged, cursor } = request;
-        let old = filter.is_empty() && recall.is_none() && !paged && cursor.is_none();
+        let SearchRequest { alias, terms, k, min_coverage, deadline_ms, filter, recall, paged, cursor, explain } =
+            request;
+        let old = filter.is_empty() && recall.is_none() && !paged && cursor.is_none() && !explain;
         old.then(|| Self {
             alias: alias.clone(),
             terms: terms.clone(),
@@ -45,8 +46,47 @@ impl SearchRequestV1 {
 impl From<SearchRequestV1> for SearchRequest {
     fn from(old: SearchRequestV1) -> Self {
         let SearchRequestV1 { alias, terms, k, min_coverage, deadline_ms } = old;
-        let (filter, recall, paged, cursor) = (LabelFilter::default(), None, false, None);
-        Self { alias, terms, k, min_coverage, deadline_ms, filter, recall, paged, cursor }
+        Self { min_coverage, deadline_ms, ..Self::new(alias, terms, k) }
+    }
+}
+
+/// Version 2: without an explanation.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SearchRequestV2 {
+    alias: Name,
+    terms: Vec<WeightedTerm>,
+    k: u32,
+    min_coverage: f64,
+    deadline_ms: u32,
+    #[serde(default)]
+    filter: LabelFilter,
+    #[serde(default)]
+    recall: Option<f64>,
+    #[serde(default)]
+    paged: bool,
+    #[serde(default)]
+    cursor: Option<String>,
+}
+
+impl Message for SearchRequestV2 {
+    const NAME: &'static str = SearchRequest::NAME;
+    const VERSION: u16 = 2;
+}
+
+impl SearchRequestV2 {
+    /// The same request, if it asks nothing that is new.
+    pub fn of(request: &SearchRequest) -> Option<Self> {
+        let SearchRequest { alias, terms, k, min_coverage, deadline_ms, filter, recall, paged, cursor, explain } =
+            request.clone();
+        (!explain).then_some(Self { alias, terms, k, min_coverage, deadline_ms, filter, recall, paged, cursor })
+    }
+}
+
+impl From<SearchRequestV2> for SearchRequest {
+    fn from(old: SearchRequestV2) -> Self {
+        let SearchRequestV2 { alias, terms, k, min_coverage, deadline_ms, filter, recall, paged, cursor } = old;
+        Self { alias, terms, k, min_coverage, deadline_ms, filter, recall, paged, cursor, explain: false }
     }
 }
 
@@ -81,9 +121,19 @@ impl SearchReplyV2 {
             SearchReply::Error(error) => return Some(Self::Error(error.clone())),
             SearchReply::Found(results) => results,
         };
-        let SearchResults { release, generation, hits, coverage, vocabulary, timings_ms, matching, recall, next } =
-            results.as_ref();
-        let old = matching.is_none() && recall.is_none() && next.is_none();
+        let SearchResults {
+            release,
+            generation,
+            hits,
+            coverage,
+            vocabulary,
+            timings_ms,
+            matching,
+            recall,
+            next,
+            explanation,
+        } = results.as_ref();
+        let old = matching.is_none() && recall.is_none() && next.is_none() && explanation.is_none();
         old.then(|| {
             Self::Found(Box::new(SearchResultsV2 {
                 release: *release,
@@ -104,7 +154,7 @@ impl From<SearchReplyV2> for SearchReply {
             SearchReplyV2::Error(error) => return Self::Error(error),
         };
         let SearchResultsV2 { release, generation, hits, coverage, vocabulary, timings_ms } = results;
-        let (matching, recall, next) = (None, None, None);
+        let (matching, recall, next, explanation) = (None, None, None, None);
         Self::Found(Box::new(SearchResults {
             release,
             generation,
@@ -115,6 +165,92 @@ impl From<SearchReplyV2> for SearchReply {
             matching,
             recall,
             next,
+            explanation,
+        }))
+    }
+}
+
+/// Version 3: without an explanation.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SearchReplyV3 {
+    Found(Box<SearchResultsV3>),
+    Error(SearchError),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SearchResultsV3 {
+    release: u64,
+    generation: GenerationRef,
+    hits: Vec<Hit>,
+    coverage: Coverage,
+    vocabulary: Vec<String>,
+    timings_ms: Vec<(String, f64)>,
+    matching: Option<u64>,
+    recall: Option<Recall>,
+    next: Option<String>,
+}
+
+impl Message for SearchReplyV3 {
+    const NAME: &'static str = SearchReply::NAME;
+    const VERSION: u16 = 3;
+}
+
+impl SearchReplyV3 {
+    /// The same reply, if it explains nothing.
+    pub fn of(reply: &SearchReply) -> Option<Self> {
+        let results = match reply.clone() {
+            SearchReply::Error(error) => return Some(Self::Error(error)),
+            SearchReply::Found(results) => *results,
+        };
+        let SearchResults {
+            release,
+            generation,
+            hits,
+            coverage,
+            vocabulary,
+            timings_ms,
+            matching,
+            recall,
+            next,
+            explanation,
+        } = results;
+        explanation.is_none().then(|| {
+            Self::Found(Box::new(SearchResultsV3 {
+                release,
+                generation,
+                hits,
+                coverage,
+                vocabulary,
+                timings_ms,
+                matching,
+                recall,
+                next,
+            }))
+        })
+    }
+}
+
+impl From<SearchReplyV3> for SearchReply {
+    fn from(old: SearchReplyV3) -> Self {
+        let results = match old {
+            SearchReplyV3::Found(results) => *results,
+            SearchReplyV3::Error(error) => return Self::Error(error),
+        };
+        let SearchResultsV3 { release, generation, hits, coverage, vocabulary, timings_ms, matching, recall, next } =
+            results;
+        let explanation = None;
+        Self::Found(Box::new(SearchResults {
+            release,
+            generation,
+            hits,
+            coverage,
+            vocabulary,
+            timings_ms,
+            matching,
+            recall,
+            next,
+            explanation,
         }))
     }
 }
@@ -180,6 +316,7 @@ impl LeafRequestV2 {
             LeafAsk::TopK { shards, query, k, details, .. } => LeafAskV2::TopK { shards, query, k, details },
             LeafAsk::Details { rows } => LeafAskV2::Details { rows },
             LeafAsk::Embedding { shards, item } => LeafAskV2::Embedding { shards, item },
+            LeafAsk::Margins { .. } | LeafAsk::Sample { .. } => return None,
         };
         Some(Self { generation: generation.clone(), deadline_ms: *deadline_ms, number: *number, ask })
     }
@@ -267,6 +404,7 @@ impl LeafReplyV2 {
             LeafAnswer::Embedding(embedding) => LeafAnswerV2::Embedding(embedding),
             LeafAnswer::Refused(reason) => LeafAnswerV2::Refused(reason),
             LeafAnswer::Overloaded => LeafAnswerV2::Overloaded,
+            LeafAnswer::Margins(_) | LeafAnswer::Sample(_) => return None,
         };
         Some(Self { worker: worker.clone(), took_us: *took_us, answer })
     }
@@ -290,4 +428,60 @@ impl From<LeafReplyV2> for LeafReply {
 
 fn whole(searched: Vec<(u32, u64)>) -> Vec<Searched> {
     searched.into_iter().map(|(shard, rows)| Searched::whole(shard, rows)).collect()
+}
+
+/// Version 3: of a leaf that knows no margins. What it asks is written as it is now.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct LeafRequestV3(LeafRequest);
+
+impl Message for LeafRequestV3 {
+    const NAME: &'static str = LeafRequest::NAME;
+    const VERSION: u16 = 3;
+}
+
+impl LeafRequestV3 {
+    /// The same request, if it asks nothing that is new.
+    pub fn of(request: &LeafRequest) -> Option<Self> {
+        match request.ask {
+            LeafAsk::Margins { .. } | LeafAsk::Sample { .. } => None,
+            LeafAsk::TopK { .. } | LeafAsk::Details { .. } | LeafAsk::Embedding { .. } => Some(Self(request.clone())),
+        }
+    }
+}
+
+impl From<LeafRequestV3> for LeafRequest {
+    fn from(LeafRequestV3(request): LeafRequestV3) -> Self {
+        request
+    }
+}
+
+/// Version 3: of a leaf that knows no margins. What it answers is written as it is now.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct LeafReplyV3(LeafReply);
+
+impl Message for LeafReplyV3 {
+    const NAME: &'static str = LeafReply::NAME;
+    const VERSION: u16 = 3;
+}
+
+impl LeafReplyV3 {
+    /// The same reply, if it says nothing that is new.
+    pub fn of(reply: &LeafReply) -> Option<Self> {
+        match reply.answer {
+            LeafAnswer::Margins(_) | LeafAnswer::Sample(_) => None,
+            LeafAnswer::TopK { .. }
+            | LeafAnswer::Details(_)
+            | LeafAnswer::Embedding(_)
+            | LeafAnswer::Refused(_)
+            | LeafAnswer::Overloaded => Some(Self(reply.clone())),
+        }
+    }
+}
+
+impl From<LeafReplyV3> for LeafReply {
+    fn from(LeafReplyV3(reply): LeafReplyV3) -> Self {
+        reply
+    }
 }

@@ -6,6 +6,7 @@
 pub mod embed;
 pub mod evaluate;
 pub mod ingest;
+pub mod search;
 pub mod train;
 
 use likeness_contract::jobs::{TaskOutput, TaskWork};
@@ -33,5 +34,7 @@ pub async fn run(cx: &TaskContext) -> Result<TaskOutput, TaskError> {
         TaskWork::EvaluateRange { generation, from, queries } => evaluate::range(cx, &generation, from, queries).await,
         TaskWork::EvaluateFinish { generation } => evaluate::finish(cx, &generation).await,
         TaskWork::Gate => evaluate::gate(cx).await,
+        TaskWork::SearchPart { part } => search::part(cx, part).await,
+        TaskWork::SearchFinish => search::finish(cx).await,
     }
 }

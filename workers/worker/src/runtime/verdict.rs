@@ -95,7 +95,8 @@ pub(crate) fn check_output(output: &TaskOutput) -> Result<(), TaskError> {
         | TaskOutput::Shard { .. }
         | TaskOutput::IndexedShard { .. }
         | TaskOutput::Queries { .. }
-        | TaskOutput::Scores { .. } => Vec::new(),
+        | TaskOutput::Scores { .. }
+        | TaskOutput::Answers { .. } => Vec::new(),
     };
     if figures.iter().all(|figure| figure.is_finite()) {
         return Ok(());

@@ -17,6 +17,7 @@ use rayon::ThreadPool;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::explain;
 use super::holdings::{HeldShard, Holdings};
 use super::query::MAX_TERMS;
 use super::scans::{Found, NoScan, Scan, Scans};
@@ -119,6 +120,15 @@ impl Leaf {
             }
             LeafAsk::Details { rows } => Ok(LeafAnswer::Details(details(&held, &rows)?)),
             LeafAsk::Embedding { shards, item } => Ok(LeafAnswer::Embedding(embedding(&held, &shards, &item)?)),
+            LeafAsk::Margins { rows, anchors } => {
+                few(&rows)?;
+                let margins = computed(move || explain::margins(&held, &rows, &anchors)).await?;
+                Ok(LeafAnswer::Margins(margins))
+            }
+            LeafAsk::Sample { shards, anchors, rows } => {
+                let sample = computed(move || explain::sample(&held, &shards, &anchors, rows)).await?;
+                Ok(LeafAnswer::Sample(sample))
+            }
         }
     }
 
@@ -198,10 +208,21 @@ fn checked_recall(recall: Option<f64>) -> Result<Option<f64>, Refusal> {
     }
 }
 
+fn few(rows: &[(u32, u32)]) -> Result<(), Refusal> {
+    let few = rows.len() <= MAX_LEAF_K;
+    few.then_some(()).ok_or_else(|| format!("{} rows are over the limit of {MAX_LEAF_K}", rows.len()).into())
+}
+
+/// Computes away from tokio's own threads.
+async fn computed<T: Send + 'static>(
+    compute: impl FnOnce() -> Result<T, String> + Send + 'static,
+) -> Result<T, Refusal> {
+    let computed = tokio::task::spawn_blocking(compute).await;
+    Ok(computed.map_err(|panic| format!("it can't be computed: {panic}"))??)
+}
+
 fn details(held: &BTreeMap<u32, Arc<HeldShard>>, rows: &[(u32, u32)]) -> Result<Vec<Detail>, Refusal> {
-    if rows.len() > MAX_LEAF_K {
-        return Err(format!("{} rows are over the limit of {MAX_LEAF_K}", rows.len()).into());
-    }
+    few(rows)?;
     let detail = |(number, row): &(u32, u32)| {
         let shard = held.get(number).ok_or_else(|| format!("does not hold shard {number}"))?;
         if *row as usize >= shard.rows() {

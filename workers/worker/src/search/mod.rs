@@ -8,6 +8,7 @@
 //! generation it started with. What was not searched is said.
 
 mod embedded;
+mod explain;
 mod fan_out;
 mod gather;
 mod holdings;
@@ -17,7 +18,7 @@ mod loader;
 mod memory;
 mod peers;
 mod placement;
-mod query;
+pub(crate) mod query;
 mod rendezvous;
 mod resident;
 mod root;
@@ -39,6 +40,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use self::embedded::Embedded;
+use self::explain::Curves;
 use self::fan_out::Numbers;
 use self::holdings::Holdings;
 use self::leaf::Leaf;
@@ -69,6 +71,7 @@ struct Searcher {
     peers: Peers,
     numbers: Numbers,
     embedded: Embedded,
+    curves: Curves,
 }
 
 impl Searcher {
@@ -83,8 +86,8 @@ impl Searcher {
         let view = Mutex::new(View::new(cx.bus.timings().presence_ttl));
         let (changed, _) = watch::channel(());
         let numbers = Numbers::of(cx.worker.as_str());
-        let (peers, embedded) = (Peers::default(), Embedded::default());
-        Ok(Self { cx, settings, holdings, disk, leaf, view, changed, peers, numbers, embedded })
+        let (peers, embedded, curves) = (Peers::default(), Embedded::default(), Curves::default());
+        Ok(Self { cx, settings, holdings, disk, leaf, view, changed, peers, numbers, embedded, curves })
     }
 
     fn view(&self) -> MutexGuard<'_, View> {

@@ -14,6 +14,7 @@ use likeness_contract::settings::{ModelSettings, QueryEncoding, Vocabulary};
 use likeness_data::Loader;
 use likeness_model::encode_query;
 
+use super::explain;
 use crate::cache::LoadedModel;
 use crate::error::TaskError;
 use crate::runtime::device::DeviceThread;
@@ -47,6 +48,8 @@ pub struct Question {
     pub filter: Vec<(u32, bool)>,
     /// See [`SearchRequest::recall`].
     pub recall: Option<f64>,
+    /// Attributes that are explained: positions, and whether they are asked to be there.
+    pub explain: Vec<(u32, bool)>,
 }
 
 impl Question {
@@ -73,6 +76,8 @@ pub struct Wanted {
     pub recall: Option<f64>,
     /// Items that are no results.
     pub left_out: BTreeSet<String>,
+    /// See [`Question::explain`].
+    pub explain: Vec<(u32, bool)>,
     /// The last result of the page before: its rank from 1, its d² and its item.
     pub after: Option<(usize, f64, String)>,
 }
@@ -86,11 +91,12 @@ impl Wanted {
 
     /// What a cursor stands for; fails for one that does not fit the generation that it names.
     pub fn of_cursor(cursor: &Cursor, k: u32, vocabulary: usize, dim: usize) -> Result<Self, SearchError> {
-        let Cursor { vector, left_out, filter, recall, answered, d2, item, .. } = cursor;
+        let Cursor { vector, left_out, filter, recall, answered, d2, item, explain, .. } = cursor;
         let answered = *answered as usize;
         let sound = vector.len() == dim
             && vector.iter().all(|value| value.is_finite())
-            && filter.iter().all(|(attribute, _)| (*attribute as usize) < vocabulary)
+            && filter.iter().chain(explain).all(|(attribute, _)| (*attribute as usize) < vocabulary)
+            && (explain.is_empty() || explain::check(explain.len(), dim).is_ok())
             && recall.is_none_or(|recall| (0.0..=1.0).contains(&recall))
             && left_out.len() <= MAX_TERMS
             && answered < MAX_K
@@ -104,6 +110,7 @@ impl Wanted {
             filter: filter.clone(),
             recall: *recall,
             left_out: left_out.iter().cloned().collect(),
+            explain: explain.clone(),
             after: Some((answered, *d2, item.clone())),
         })
     }
@@ -111,10 +118,11 @@ impl Wanted {
 
 /// Reads a request's cursor, and checks what is said beside it.
 pub fn cursor(request: &SearchRequest, text: &str) -> Result<Cursor, SearchError> {
-    let SearchRequest { alias, terms, k, min_coverage, deadline_ms: _, filter, recall, paged: _, cursor: _ } = request;
+    let SearchRequest { alias, terms, k, min_coverage, deadline_ms: _, filter, recall, paged: _, cursor: _, explain } =
+        request;
     check_numbers(*k, *min_coverage, *recall)?;
-    if !terms.is_empty() || !filter.is_empty() || recall.is_some() {
-        return Err(invalid("a cursor stands for its question: terms, filter and recall are not said again"));
+    if !terms.is_empty() || !filter.is_empty() || recall.is_some() || *explain {
+        return Err(invalid("a cursor stands for its question: terms, filter, recall and explain are not said again"));
     }
     let cursor = Cursor::from_text(text).map_err(|error| invalid(format!("the cursor can't be used: {error}")))?;
     if cursor.alias != *alias {
@@ -135,14 +143,47 @@ pub fn check(
     settings: &ModelSettings,
 ) -> Result<Question, SearchError> {
     // The alias was looked up, and the deadline runs already.
-    let SearchRequest { alias: _, terms, k, min_coverage, deadline_ms: _, filter, recall, paged: _, cursor: _ } =
-        request;
+    let SearchRequest {
+        alias: _,
+        terms: asked,
+        k,
+        min_coverage,
+        deadline_ms: _,
+        filter,
+        recall,
+        paged: _,
+        cursor: _,
+        explain,
+    } = request;
     check_numbers(*k, *min_coverage, *recall)?;
-    if !(1..=MAX_TERMS).contains(&terms.len()) {
-        return Err(invalid(format!("{} terms, expected 1–{MAX_TERMS}", terms.len())));
+    if !(1..=MAX_TERMS).contains(&asked.len()) {
+        return Err(invalid(format!("{} terms, expected 1–{MAX_TERMS}", asked.len())));
     }
-    let terms = terms.iter().map(|term| check_term(term, vocabulary, settings)).collect::<Result<_, _>>()?;
-    Ok(Question { terms, k: *k as usize, filter: known_labels(filter, vocabulary)?, recall: *recall })
+    let terms = asked.iter().map(|term| check_term(term, vocabulary, settings)).collect::<Result<_, _>>()?;
+    let explain = match explain {
+        true => explained(asked, vocabulary, settings.embedding_dim as usize)?,
+        false => Vec::new(),
+    };
+    Ok(Question { terms, k: *k as usize, filter: known_labels(filter, vocabulary)?, recall: *recall, explain })
+}
+
+/// The attributes that terms ask for, each once in the order of asking; whether to be there, the sum of the weights tells.
+fn explained(terms: &[WeightedTerm], vocabulary: &Vocabulary, dim: usize) -> Result<Vec<(u32, bool)>, SearchError> {
+    let mut asked: Vec<(usize, f64)> = Vec::new();
+    for WeightedTerm { weight, term } in terms {
+        let Term::Attributes { with, without } = term else { continue };
+        for (lists, weight) in [(with, f64::from(*weight)), (without, -f64::from(*weight))] {
+            for position in positions(lists, vocabulary)? {
+                match asked.iter_mut().find(|(known, _)| *known == position) {
+                    Some((_, sum)) => *sum += weight,
+                    None => asked.push((position, weight)),
+                }
+            }
+        }
+    }
+    asked.retain(|(_, sum)| *sum != 0.0);
+    explain::check(asked.len(), dim)?;
+    Ok(asked.into_iter().map(|(position, sum)| (position as u32, sum > 0.0)).collect())
 }
 
 fn check_numbers(k: u32, min_coverage: f64, recall: Option<f64>) -> Result<(), SearchError> {
@@ -392,6 +433,24 @@ mod tests {
     }
 
     #[test]
+    fn what_terms_ask_for_is_explained_once_and_by_the_sum_of_the_weights() {
+        let settings = settings(QueryEncoding::ThreeState);
+        let explained = |terms: Vec<(f32, Term)>| {
+            let request = SearchRequest { explain: true, ..request(terms) };
+            check(&request, &vocabulary(), &settings).map(|question| question.explain)
+        };
+        let item = || Term::Item { item: "a".into() };
+        let both = vec![(1.0, asked(&["Eyeglasses"], &["Male"])), (1.0, item()), (-2.0, asked(&["Eyeglasses"], &[]))];
+        assert_eq!(explained(both).unwrap(), [(2, false), (1, false)]);
+        let even = vec![(1.0, asked(&["Male"], &[])), (-1.0, asked(&["Male"], &[])), (1.0, item())];
+        for nothing in [even, vec![(1.0, item())]] {
+            assert!(explained(nothing).unwrap_err().message.contains("nothing to explain"));
+        }
+        let unexplained = check(&request(vec![(1.0, asked(&["Male"], &[]))]), &vocabulary(), &settings).unwrap();
+        assert!(unexplained.explain.is_empty());
+    }
+
+    #[test]
     fn a_cursor_goes_alone_and_fits_its_release() {
         let job = likeness_contract::ids::JobId::new("j").unwrap();
         let generation =
@@ -408,6 +467,7 @@ mod tests {
             answered: 9_995,
             d2: 0.5,
             item: "x".into(),
+            explain: vec![],
         };
         let text = whole.to_text().unwrap();
         let page = request(vec![]);
@@ -419,6 +479,8 @@ mod tests {
         assert!(cursor(&page, &text[1..]).unwrap_err().message.contains("cut off or changed"));
         let wanted = Wanted::of_cursor(&whole, 10, 3, 2).unwrap();
         assert_eq!((wanted.depth(), wanted.after), (10_000, Some((9_995, 0.5, "x".to_string()))));
+        let explained = Cursor { explain: vec![(2, true)], ..whole.clone() };
+        assert_eq!(Wanted::of_cursor(&explained, 10, 3, 2).unwrap().explain, [(2, true)]);
         for (vocabulary, dim) in [(2, 2), (3, 3)] {
             assert!(Wanted::of_cursor(&whole, 10, vocabulary, dim).unwrap_err().message.contains("was changed"));
         }

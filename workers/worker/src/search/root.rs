@@ -3,6 +3,8 @@
 //! A query is answered from the generation that its alias served when it came, to the end. Replies are honest
 //! about what was searched (`coverage`); they never wait past the deadline.
 
+mod explained;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,12 +15,13 @@ use likeness_contract::messages::Served;
 use likeness_contract::names;
 use likeness_contract::ranking::{Candidate, MAX_K, rank};
 use likeness_contract::search::{
-    Coverage, Cursor, Detail, Hit, ImageRef, LeafAnswer, LeafAsk, SearchError, SearchErrorKind, SearchReply,
+    Anchor, Coverage, Cursor, Detail, Hit, ImageRef, LeafAnswer, LeafAsk, SearchError, SearchErrorKind, SearchReply,
     SearchRequest, SearchResults, Searched,
 };
 use tokio::time::{Instant, timeout_at};
 
 use super::embedded::Key;
+use super::explain;
 use super::fan_out::{Leaves, Taken, patience_until};
 use super::gather::{Asked, Gather, Partial};
 use super::holdings::Kit;
@@ -107,8 +110,10 @@ impl Query<'_> {
             None => self.question().await?,
             Some(text) => self.page(text).await?,
         };
+        let anchors = self.anchors(&pinned.kit, &pinned.wanted.explain).await?;
         let embedded = Instant::now();
-        let (found, details) = self.search(&pinned).await?;
+        let (found, curves) = tokio::join!(self.search(&pinned, &anchors), self.curves(&pinned.kit, &anchors));
+        let (found, details, margins) = found?;
         let finished = Instant::now();
         let Pinned { served, kit, wanted } = pinned;
         let Found { candidates, coverage, gather, known: _, more_after, times } = found;
@@ -119,12 +124,17 @@ impl Query<'_> {
         };
         let between = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64() * 1e3;
         let hits = candidates.into_iter().zip(details).map(|(candidate, detail)| hit(&kit, candidate, detail));
+        let hits = hits.collect::<Result<Vec<_>, _>>()?;
+        let vocabulary = kit.generation.vocabulary.names.clone();
+        let explained = !wanted.explain.is_empty();
+        let explanation =
+            explained.then(|| explain::explanation(&vocabulary, &wanted.explain, &curves, &hits, &margins));
         Ok(SearchResults {
             release: served.release,
             generation: served.generation,
-            hits: hits.collect::<Result<_, _>>()?,
+            hits,
             coverage,
-            vocabulary: kit.generation.vocabulary.names.clone(),
+            vocabulary,
             timings_ms: vec![
                 ("embed".into(), between(self.received, embedded)),
                 ("fan_out".into(), between(embedded, gathered)),
@@ -136,6 +146,7 @@ impl Query<'_> {
             matching: (!wanted.filter.is_empty()).then(|| gather.matching()),
             recall: wanted.recall.map(|_| gather.recall()),
             next,
+            explanation,
         })
     }
 
@@ -147,8 +158,8 @@ impl Query<'_> {
         let question = query::check(self.request, &model.vocabulary, &model.settings)?;
         let vector = self.embed(&kit, &question).await?;
         let left_out = question.items();
-        let Question { terms: _, k, filter, recall } = question;
-        Ok(Pinned { served, kit, wanted: Wanted { vector, k, filter, recall, left_out, after: None } })
+        let Question { terms: _, k, filter, recall, explain } = question;
+        Ok(Pinned { served, kit, wanted: Wanted { vector, k, filter, recall, left_out, explain, after: None } })
     }
 
     /// The page that a cursor stands for, of the release that began it.
@@ -282,14 +293,16 @@ impl Query<'_> {
         }
     }
 
-    /// The best rows with their details. A leaf that is lost between the two is left out of another attempt.
-    async fn search(&self, pinned: &Pinned) -> Result<(Found, Vec<Detail>), SearchError> {
+    /// The best rows with their details and margins. A leaf that is lost in between is left out of another attempt.
+    async fn search(&self, pinned: &Pinned, anchors: &[Anchor]) -> Result<(Found, Vec<Detail>, Vec<f64>), SearchError> {
         let mut lost = BTreeSet::new();
         loop {
             let mut found = self.candidates(pinned, &lost).await?;
             let known = std::mem::take(&mut found.known);
-            match self.details(&pinned.kit, &found.candidates, known, &found.gather).await {
-                Ok(details) => return Ok((found, details)),
+            let details = self.details(&pinned.kit, &found.candidates, known, &found.gather);
+            let margins = self.margins(&pinned.kit, &found.candidates, anchors, &found.gather);
+            match tokio::try_join!(details, margins) {
+                Ok((details, margins)) => return Ok((found, details, margins)),
                 Err(_) if Instant::now() >= self.deadline => return Err(too_late()),
                 Err(worker) => lost.insert(worker),
             };
@@ -458,7 +471,7 @@ fn next_cursor(
     answered: usize,
     last: Option<&Candidate>,
 ) -> Result<String, SearchError> {
-    let Wanted { vector, k: _, filter, recall, left_out, after } = wanted.clone();
+    let Wanted { vector, k: _, filter, recall, left_out, explain, after } = wanted.clone();
     let here = last.map(|last| (last.d2, last.item.clone())).or(after.map(|(_, d2, item)| (d2, item)));
     let (d2, item) = here.unwrap_or_default();
     let Served { release, model, generation } = served.clone();
@@ -476,6 +489,7 @@ fn next_cursor(
         answered,
         d2,
         item,
+        explain,
     };
     cursor.to_text().map_err(|error| unavailable(format!("the next page can't be named: {error}")))
 }
@@ -501,7 +515,7 @@ mod tests {
 
     fn wanted(k: usize, after: Option<usize>) -> Wanted {
         let after = after.map(|rank| (rank, ((rank - 1) / 2) as f64, format!("{:03}", rank - 1)));
-        Wanted { vector: vec![], k, filter: vec![], recall: None, left_out: BTreeSet::new(), after }
+        Wanted { vector: vec![], k, filter: vec![], recall: None, left_out: BTreeSet::new(), explain: vec![], after }
     }
 
     #[test]

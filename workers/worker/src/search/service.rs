@@ -153,7 +153,9 @@ fn fitting(reply: &SearchReply, encoding: Encoding, limit: usize) -> Option<Vec<
 /// Says the largest K whose reply fits.
 fn too_large(results: &SearchResults, encoding: Encoding, limit: usize) -> SearchError {
     let fits_with = |hits: usize| {
-        let shortened = SearchResults { hits: results.hits[..hits].to_vec(), ..results.clone() };
+        let mut shortened = results.clone();
+        shortened.hits.truncate(hits);
+        shortened.explanation.iter_mut().for_each(|explanation| explanation.hits.truncate(hits));
         fitting(&SearchReply::Found(Box::new(shortened)), encoding, limit).is_some()
     };
     let (mut fits, mut over) = (0, results.hits.len());
@@ -194,6 +196,7 @@ mod tests {
             matching: None,
             recall: None,
             next: None,
+            explanation: None,
         }))
     }
 

@@ -14,6 +14,7 @@ mod thumbnail;
 use likeness_contract::jobs::{EvaluateStage, JobSpec, JobWork, TaskOutput, task_ids};
 use likeness_evaluation::{DrawnQueries, QueryScore, decode_scores, scores};
 
+pub(super) use embedding::model_of;
 pub use queries::run as queries;
 pub use range::run as range;
 pub use report::run as finish;
