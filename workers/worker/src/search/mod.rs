@@ -18,6 +18,7 @@ mod memory;
 mod peers;
 mod placement;
 mod query;
+mod removals;
 mod rendezvous;
 mod resident;
 mod root;
@@ -43,6 +44,7 @@ use self::fan_out::Numbers;
 use self::holdings::Holdings;
 use self::leaf::Leaf;
 use self::peers::Peers;
+use self::removals::Removals;
 use self::settings::SearchSettings;
 use self::view::View;
 use crate::error::TaskError;
@@ -69,6 +71,7 @@ struct Searcher {
     peers: Peers,
     numbers: Numbers,
     embedded: Embedded,
+    removals: Removals,
 }
 
 impl Searcher {
@@ -83,8 +86,8 @@ impl Searcher {
         let view = Mutex::new(View::new(cx.bus.timings().presence_ttl));
         let (changed, _) = watch::channel(());
         let numbers = Numbers::of(cx.worker.as_str());
-        let (peers, embedded) = (Peers::default(), Embedded::default());
-        Ok(Self { cx, settings, holdings, disk, leaf, view, changed, peers, numbers, embedded })
+        let (peers, embedded, removals) = (Peers::default(), Embedded::default(), Removals::default());
+        Ok(Self { cx, settings, holdings, disk, leaf, view, changed, peers, numbers, embedded, removals })
     }
 
     fn view(&self) -> MutexGuard<'_, View> {
@@ -105,6 +108,7 @@ impl Searcher {
 pub async fn serve(cx: SearchContext) -> Result<(), TaskError> {
     let shutdown = cx.shutdown.clone();
     let searcher = Arc::new(Searcher::new(cx)?);
+    let _hears_of_removed = removals::follow(&searcher).await?;
     let placement = tokio::select! {
         placement = placement::start(&searcher) => placement?,
         () = shutdown.cancelled() => return Ok(()),
