@@ -193,6 +193,7 @@ impl TableOptions {
 
 /// What every source has.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Dataset")]
 struct IngestOptions {
     /// Name of the dataset [default: `celeba`, or `images` for all else].
     #[arg(long)]

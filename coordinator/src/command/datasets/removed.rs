@@ -38,7 +38,7 @@ pub struct ItemsArgs {
     /// A file with more of them, one a line; `-` is the standard input.
     #[arg(long, value_name = "FILE")]
     from: Option<PathBuf>,
-    /// Also items that the newest version does not have: older ones may, and none made later will.
+    /// Do it with the other items where some are not there; those that are removed stay removed for later versions too.
     #[arg(long)]
     force: bool,
 }
