@@ -114,7 +114,7 @@ enum Command {
     /// Show a report and copy its files out.
     #[command(subcommand)]
     Report(report::ReportCommand),
-    /// List datasets.
+    /// List and show datasets, take items out of them.
     #[command(subcommand)]
     Datasets(datasets::DatasetsCommand),
     /// Workers, queues and shard placement.
@@ -292,6 +292,12 @@ mod tests {
             "releases rollback --to 1",
             "report show r --html out.html",
             "datasets list",
+            "datasets remove 1.jpg 2.jpg --dataset d",
+            "datasets remove --from items.txt --dataset d --force",
+            "datasets restore 1.jpg --dataset d",
+            "datasets compact d --detach",
+            "ingest folder photos --vocabulary-of d",
+            "ingest parquet faces/*.parquet --append",
             "status --json",
             "nkey worker.nk",
             "reconcile --nats nats://h:1",

@@ -1,8 +1,9 @@
 //! What came of a job, in the words of its kind.
 
+use likeness_contract::datasets::{DatasetAbout, LabelCounts};
 use likeness_contract::documents::{DatasetManifest, GateDecision, HeadlineRow, ReportManifest};
 use likeness_contract::ids::{JobId, Name};
-use likeness_contract::jobs::{Baseline, JobWork, RunResult, TaskFailure};
+use likeness_contract::jobs::{Baseline, JobWork, RunResult, TaskFailure, ZeroLabel};
 use likeness_contract::keys;
 use likeness_contract::messages::{JobDetail, JobState};
 use likeness_contract::searches::SearchManifest;
@@ -33,7 +34,8 @@ async fn print_done(client: &Client, detail: &JobDetail) -> Outcome<()> {
     let job = &detail.summary.job;
     match &detail.spec.work {
         JobWork::Ingest { dataset, .. } => {
-            print_dataset(&client.store().require(&keys::dataset_manifest(dataset, job)).await?);
+            let about = client.store().document(&keys::dataset_about(dataset, job)).await?;
+            print_dataset(&client.store().require(&keys::dataset_manifest(dataset, job)).await?, about.as_ref());
         }
         JobWork::Train(_) => {
             line(format!("model {job} is trained ({})", took(detail)));
@@ -66,7 +68,7 @@ fn took(detail: &JobDetail) -> String {
     format!("{wall}, {} on devices", span(detail.device_ms))
 }
 
-fn print_dataset(manifest: &DatasetManifest) {
+fn print_dataset(manifest: &DatasetManifest, about: Option<&DatasetAbout>) {
     let rows = |split| thousands(manifest.rows(split));
     line(format!(
         "dataset {}@{}: {} ({} train, {} validation, {} test), {} attributes",
@@ -78,6 +80,10 @@ fn print_dataset(manifest: &DatasetManifest) {
         rows(Split::Test),
         manifest.vocabulary.len(),
     ));
+    if let Some(about) = about {
+        print_growth(about, manifest.parts.len());
+        line(labels(&about.labels).render());
+    }
     for warning in &manifest.warnings {
         line(format!("  warning: {warning}"));
     }
@@ -90,6 +96,26 @@ fn print_dataset(manifest: &DatasetManifest) {
     if manifest.skipped.len() > NAMED_SKIPS {
         line("    … (`likeness datasets show` names them all)");
     }
+}
+
+fn print_growth(about: &DatasetAbout, parts: usize) {
+    if let Some(base) = &about.base {
+        line(format!("  grew from {base}: {} of {} shared", about.shared_parts, count(parts as u64, "part")));
+    }
+}
+
+/// What labels were understood as, by attribute.
+pub fn labels(labels: &[LabelCounts]) -> Table {
+    let mut table = Table::new(["attribute", "has", "has not", "not known", "0 means"]);
+    for LabelCounts { attribute, has, has_not, unknown, zero } in labels {
+        let zero = match zero {
+            Some(ZeroLabel::No) => "has not",
+            Some(ZeroLabel::Unknown) => "not known",
+            Some(ZeroLabel::Auto) | None => "",
+        };
+        table.row([attribute.clone(), thousands(*has), thousands(*has_not), thousands(*unknown), zero.into()]);
+    }
+    table
 }
 
 /// The headline table of a report.

@@ -10,8 +10,8 @@ use likeness_contract::codec;
 use likeness_contract::documents::{DatasetManifest, GenerationManifest, ModelManifest, Release};
 use likeness_contract::ids::{Digest, JobId, Name};
 use likeness_contract::jobs::{
-    Baseline, DatasetRef, DatasetSelector, DeviceClass, EmbedRequest, EmbedStage, EvaluateStage, GenerationRef,
-    JobOptions, JobRequest, JobSpec, JobWork, RequestedWork, TrainRequest, TrainStage,
+    AppendSource, Baseline, DatasetRef, DatasetSelector, DeviceClass, EmbedRequest, EmbedStage, EvaluateStage,
+    GenerationRef, IngestSource, JobOptions, JobRequest, JobSpec, JobWork, RequestedWork, TrainRequest, TrainStage,
 };
 use likeness_contract::messages::{ApiError, ApiErrorKind};
 use likeness_contract::names;
@@ -27,6 +27,8 @@ pub struct Facts {
     pub versions: BTreeMap<Name, Vec<JobId>>,
     /// Manifests of the versions that [`chosen_version`] tells for the request.
     pub datasets: Vec<DatasetManifest>,
+    /// Removals of the dataset that is to grow.
+    pub removals: u64,
     /// All models.
     pub models: Vec<JobId>,
     /// The model that is named, or that made the generation that is named.
@@ -67,8 +69,8 @@ pub fn resolve(request: &JobRequest, facts: &Facts) -> Result<Resolved, ApiError
         RequestedWork::Ingest { dataset, source, part_rows } => {
             check(validate::source(source))?;
             check(validate::rows_per_file("part_rows", *part_rows))?;
-            let (dataset, source) = (dataset.clone(), source.clone());
-            (JobWork::Ingest { dataset, source, part_rows: *part_rows }, *device)
+            let source = resolve_source(dataset, source, facts)?;
+            (JobWork::Ingest { dataset: dataset.clone(), source, part_rows: *part_rows }, *device)
         }
         RequestedWork::Train(train) => (JobWork::Train(resolve_train(train, facts)?), one_class(*device, facts)?),
         RequestedWork::Embed { model, embed } => (resolve_embed(model, embed, facts)?, *device),
@@ -136,13 +138,25 @@ fn as_asked(spec: &JobSpec) -> JobSpec {
 }
 
 /// Datasets that a request names; a pipeline embeds the version that it trains on unless it says otherwise.
-pub fn named_datasets(work: &RequestedWork) -> Vec<&DatasetSelector> {
+pub fn named_datasets(work: &RequestedWork) -> Vec<DatasetSelector> {
     match work {
+        RequestedWork::Ingest { dataset, source: IngestSource::Append(append), .. } => {
+            vec![DatasetSelector { dataset: dataset.clone(), version: append.base.clone() }]
+        }
         RequestedWork::Ingest { .. } | RequestedWork::Evaluate { .. } | RequestedWork::Search(_) => Vec::new(),
-        RequestedWork::Train(train) => vec![&train.dataset],
-        RequestedWork::Embed { embed, .. } => vec![&embed.dataset],
-        RequestedWork::Pipeline { train, embed, .. } => vec![&train.dataset, &embed.dataset],
+        RequestedWork::Train(train) => vec![train.dataset.clone()],
+        RequestedWork::Embed { embed, .. } => vec![embed.dataset.clone()],
+        RequestedWork::Pipeline { train, embed, .. } => vec![train.dataset.clone(), embed.dataset.clone()],
     }
+}
+
+/// What grows, and which removals it counts, is fixed here.
+fn resolve_source(dataset: &Name, source: &IngestSource, facts: &Facts) -> Result<IngestSource, ApiError> {
+    let IngestSource::Append(append) = source else { return Ok(source.clone()) };
+    let wanted = DatasetSelector { dataset: dataset.clone(), version: append.base.clone() };
+    let base = facts.dataset(&wanted)?.dataset.version.clone();
+    let append = AppendSource { base: Some(base), removals: facts.removals, source: append.source.clone() };
+    Ok(IngestSource::Append(Box::new(append)))
 }
 
 fn resolve_train(request: &TrainRequest, facts: &Facts) -> Result<TrainStage, ApiError> {

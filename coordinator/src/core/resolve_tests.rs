@@ -354,6 +354,31 @@ fn an_ingest_needs_a_source_and_rows_per_part() {
 }
 
 #[test]
+fn what_grows_is_the_newest_version_and_counts_the_removals_there_are() {
+    let append = |dataset: &str, base: Option<&str>, source| {
+        let append = AppendSource { base: base.map(job_id), removals: 99, source };
+        let source = IngestSource::Append(Box::new(append));
+        request(RequestedWork::Ingest { dataset: name(dataset), source, part_rows: 4096 })
+    };
+    let celeba = || Some(IngestSource::Celeba { dir: "/data".into() });
+    let facts = Facts { removals: 3, ..facts() };
+    let resolved = |request: &JobRequest| {
+        let JobWork::Ingest { source: IngestSource::Append(append), .. } = resolve(request, &facts).unwrap().spec.work
+        else {
+            panic!("it grows")
+        };
+        (append.base.unwrap().to_string(), append.removals, append.source)
+    };
+    assert_eq!(resolved(&append("faces", None, celeba())), ("ingest-1".into(), 3, celeba()));
+    assert_eq!(resolved(&append("faces", Some("ingest-0"), None)), ("ingest-0".into(), 3, None));
+    refused(&append("face", None, celeba()), &facts, ApiErrorKind::NotFound, "faces");
+    refused(&append("faces", Some("ingest-7"), None), &facts, ApiErrorKind::NotFound, "ingest-7");
+    let nested = append("faces", None, celeba());
+    let RequestedWork::Ingest { source, .. } = nested.work else { panic!() };
+    refused(&append("faces", None, Some(source)), &facts, ApiErrorKind::Invalid, "source of files");
+}
+
+#[test]
 fn an_embedding_counts_the_rows_of_its_split() {
     let spec = resolve(&embedding(|e| e.rows = Split::Test), &facts()).unwrap().spec;
     let JobWork::Embed { embed, .. } = spec.work else { panic!() };

@@ -1,6 +1,6 @@
 //! The ranges of all settings: what is checked before a job is accepted, so that no worker meets nonsense later.
 
-use likeness_contract::jobs::IngestSource;
+use likeness_contract::jobs::{CsvColumns, IngestSource, ReadFrom, ReadSource};
 use likeness_contract::keys;
 use likeness_contract::searches::{MAX_PART_BYTES, MAX_PART_QUESTIONS, QuestionPart};
 use likeness_contract::settings::{
@@ -33,29 +33,51 @@ fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Checked {
 /// Where images come from.
 pub fn source(source: &IngestSource) -> Checked {
     match source {
-        IngestSource::Celeba { dir } => {
-            ensure(!dir.trim().is_empty(), || "`dir` of the source is empty".into())?;
-            source_path(dir)
-        }
-        IngestSource::Parquet { files } => {
-            files.iter().try_for_each(|file| source_path(file))?;
-            ensure(!files.is_empty(), || "`files` of the source names no file".into())?;
-            ensure(files.iter().all(|file| !file.trim().is_empty()), || {
-                "`files` of the source has an empty name".into()
-            })?;
-            let twice = files.iter().enumerate().find(|(i, file)| files[..*i].contains(file));
-            twice.map_or(Ok(()), |(_, file)| Err(format!("`files` of the source names `{file}` twice")))
-        }
-        IngestSource::Csv(csv) => {
-            for (path, what) in [(&csv.file, "file"), (&csv.dir, "dir")] {
-                ensure(!path.trim().is_empty(), || format!("`{what}` of the source is empty"))?;
-                source_path(path)?;
+        IngestSource::Celeba { dir } => folder(dir),
+        IngestSource::Parquet { files } => parquet_files(files),
+        IngestSource::Csv(csv) => table(&csv.file, &csv.dir, &csv.columns),
+        IngestSource::Read(read) => {
+            let ReadSource { from, columns, labels: _ } = read.as_ref();
+            match from {
+                ReadFrom::Celeba { dir, split: _ } => folder(dir),
+                ReadFrom::Csv { file, dir } => table(file, dir, columns),
+                ReadFrom::Parquet { files } => parquet_files(files).and_then(|()| attributes(columns)),
+                ReadFrom::Folder { dir } => folder(dir).and_then(|()| attributes(columns)),
             }
-            let attributes = &csv.columns.attributes;
-            let twice = attributes.iter().enumerate().find(|(i, name)| attributes[..*i].contains(name));
-            twice.map_or(Ok(()), |(_, name)| Err(format!("`attributes` of the source names `{name}` twice")))
         }
+        IngestSource::Append(append) => match &append.source {
+            Some(IngestSource::Append(_)) => Err("what is appended must be a source of files".into()),
+            Some(source) => self::source(source),
+            None => Ok(()),
+        },
     }
+}
+
+fn folder(dir: &str) -> Checked {
+    ensure(!dir.trim().is_empty(), || "`dir` of the source is empty".into())?;
+    source_path(dir)
+}
+
+fn parquet_files(files: &[String]) -> Checked {
+    files.iter().try_for_each(|file| source_path(file))?;
+    ensure(!files.is_empty(), || "`files` of the source names no file".into())?;
+    ensure(files.iter().all(|file| !file.trim().is_empty()), || "`files` of the source has an empty name".into())?;
+    let twice = files.iter().enumerate().find(|(i, file)| files[..*i].contains(file));
+    twice.map_or(Ok(()), |(_, file)| Err(format!("`files` of the source names `{file}` twice")))
+}
+
+fn table(file: &str, dir: &str, columns: &CsvColumns) -> Checked {
+    for (path, what) in [(file, "file"), (dir, "dir")] {
+        ensure(!path.trim().is_empty(), || format!("`{what}` of the source is empty"))?;
+        source_path(path)?;
+    }
+    attributes(columns)
+}
+
+fn attributes(columns: &CsvColumns) -> Checked {
+    let attributes = &columns.attributes;
+    let twice = attributes.iter().enumerate().find(|(i, name)| attributes[..*i].contains(name));
+    twice.map_or(Ok(()), |(_, name)| Err(format!("`attributes` of the source names `{name}` twice")))
 }
 
 /// A source is stored and shown, so a URL must hold no secret. Neither message repeats it.

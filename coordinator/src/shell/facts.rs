@@ -11,7 +11,7 @@ use likeness_contract::jobs::{DatasetRef, DeviceClass, GenerationRef, JobRequest
 use likeness_contract::keys;
 use likeness_contract::searches::{QuestionPart, SearchFile};
 use likeness_contract::settings::{InitWeights, TrainSettings};
-use likeness_link::{Result, Store};
+use likeness_link::{Result, Store, removals};
 use tokio::time::Instant;
 
 use super::context::Context;
@@ -42,7 +42,7 @@ pub(super) async fn gather(cx: &Context, inbox: &Inbox, request: &JobRequest) ->
         }
     }
     match &request.work {
-        RequestedWork::Ingest { .. } => {}
+        RequestedWork::Ingest { dataset, .. } => facts.removals = removals::newest(store, dataset).await?,
         RequestedWork::Train(train) => {
             facts.trainers = trainers(cx, request.device).await;
             add_start(store, &train.train, &mut facts).await?;

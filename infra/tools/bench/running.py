@@ -27,6 +27,7 @@ PROGRAMS = {
     "decode": "likeness-data",
     "embed": "likeness-worker",
     "evaluation": "likeness-evaluation",
+    "ingest": "likeness-worker",
     "network": "likeness-model",
     "protocol": "likeness-tests",
     "search": "likeness-index",
@@ -67,7 +68,7 @@ def table(headings: list[str], rows: Iterable[list[str]]) -> str:
 
 
 # What `infra/bench` adds behind the user's own words.
-HIDDEN = {"--images", "--models", "--vectors", "--out"}
+HIDDEN = {"--images", "--folder", "--models", "--vectors", "--out"}
 
 
 def provenance(comparison: str, packages: list[str]) -> dict:

@@ -136,6 +136,22 @@ impl Digest {
     }
 }
 
+/// A digest in the making, of bytes that come piece by piece.
+#[derive(Debug, Clone, Default)]
+pub struct Digester(sha2::Sha256);
+
+impl Digester {
+    /// The next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        sha2::Digest::update(&mut self.0, bytes);
+    }
+
+    /// The digest of all bytes.
+    pub fn finish(self) -> Digest {
+        Digest(sha2::Digest::finalize(self.0).into())
+    }
+}
+
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&hex::encode(self.0))

@@ -6,9 +6,11 @@
 //! creation of `outcomes/N`; first creator wins.
 
 mod past;
+mod source;
 
 pub use past::{Form, Newest};
 pub(crate) use past::{RequestOf, SpecOf, V1, V2, request_as_v1, request_as_v2, spec_as_v1, spec_as_v2};
+pub use source::{AppendSource, CelebaSplit, LabelWords, ReadFrom, ReadSource};
 
 use serde::{Deserialize, Serialize};
 
@@ -116,6 +118,20 @@ pub enum IngestSource {
     },
     /// A table of images and labels as text, the images as files.
     Csv(CsvSource),
+    /// Any of these, and a folder of images, with more said about how they are understood.
+    Read(Box<ReadSource>),
+    /// What is new in a dataset that is there already.
+    Append(Box<AppendSource>),
+}
+
+impl IngestSource {
+    /// Whether version 2 of a spec and a request can say it.
+    pub fn is_of_before(&self) -> bool {
+        match self {
+            Self::Celeba { .. } | Self::Parquet { .. } | Self::Csv(_) => true,
+            Self::Read(_) | Self::Append(_) => false,
+        }
+    }
 }
 
 /// A CSV file: one row an image, a header, one column an attribute.

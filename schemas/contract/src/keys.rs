@@ -1,6 +1,6 @@
 //! Object keys: where every durable thing lies in the store.
 //!
-//! Fixed keys (specs, plans, runs, records, manifests, outcomes, releases) are created once by whoever comes
+//! Fixed keys (specs, plans, runs, records, manifests, outcomes, releases, removals) are created once by whoever comes
 //! first. All other keys carry the digest of their content, so that two attempts never overwrite each other.
 
 use crate::ids::{Digest, JobId, Name, RunNumber, TaskId};
@@ -13,6 +13,8 @@ pub const DATASETS: &str = "datasets";
 pub const MODELS: &str = "models";
 /// `releases/`: every alias lies below it.
 pub const RELEASES: &str = "releases";
+/// `removals/`: every dataset that had items removed lies below it.
+pub const REMOVALS: &str = "removals";
 
 /// The job's resolved spec.
 pub fn job_spec(job: &JobId) -> String {
@@ -67,6 +69,21 @@ pub fn dataset_part(dataset: &Name, version: &JobId, part: u32, digest: &Digest)
 /// The manifest of a dataset version.
 pub fn dataset_manifest(dataset: &Name, version: &JobId) -> String {
     format!("datasets/{dataset}/{version}/manifest.json")
+}
+
+/// How a dataset version came to be.
+pub fn dataset_about(dataset: &Name, version: &JobId) -> String {
+    format!("datasets/{dataset}/{version}/about.json")
+}
+
+/// One removal of items from a dataset.
+pub fn removal(dataset: &Name, number: u64) -> String {
+    format!("removals/{dataset}/{number:08}.json")
+}
+
+/// All removals of a dataset lie below it.
+pub fn removals(dataset: &Name) -> String {
+    format!("removals/{dataset}")
 }
 
 /// One checkpoint: `round` rounds are behind it.

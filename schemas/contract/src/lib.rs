@@ -5,6 +5,7 @@
 //! how it is spoken over NATS and object storage is in `likeness-link`.
 
 pub mod codec;
+pub mod datasets;
 pub mod documents;
 pub mod ids;
 pub mod jobs;

@@ -1,6 +1,6 @@
 //! NATS subjects, stream, consumer and bucket names.
 
-use crate::ids::{JobId, TaskId, WorkerId};
+use crate::ids::{JobId, Name, TaskId, WorkerId};
 use crate::jobs::{DeviceClass, Priority, TaskKind};
 
 /// Stream of task messages (work queue).
@@ -86,6 +86,14 @@ pub fn leaf(worker: &WorkerId) -> String {
 pub fn leaf_cancel(worker: &WorkerId) -> String {
     format!("likeness.v1.leaf.{worker}.cancel")
 }
+
+/// Subject on which searchers hear that the removals of a dataset grew; the message is empty.
+pub fn removed(dataset: &Name) -> String {
+    format!("likeness.v1.removed.{dataset}")
+}
+
+/// Filter of the same of every dataset.
+pub const REMOVED_ALL: &str = "likeness.v1.removed.*";
 
 /// Searches that this searcher is to answer as root, and no other.
 pub fn search_by(worker: &WorkerId) -> String {

@@ -9,6 +9,7 @@ use std::fmt::Debug;
 use std::path::{Path, PathBuf};
 
 use likeness_contract::codec::{Encoding, Message, decode, decode_document, encode, encode_document};
+use likeness_contract::datasets::*;
 use likeness_contract::documents::*;
 use likeness_contract::ids::*;
 use likeness_contract::jobs::*;
@@ -202,6 +203,14 @@ fn skipped() -> Vec<Skipped> {
     vec![Skipped { item: "000007.jpg".into(), reason: "truncated".into() }]
 }
 
+fn read_parquet() -> IngestSource {
+    let columns = CsvColumns { group: Some("person".into()), ..Default::default() };
+    let words = |word: &str| vec![word.to_string()];
+    let labels = LabelWords { has: words("ja"), has_not: words("nein"), unknown: words("?"), zero: ZeroLabel::Auto };
+    let from = ReadFrom::Parquet { files: vec!["s3://raw/faces/*.parquet".into()] };
+    IngestSource::Read(Box::new(ReadSource { from, columns, labels }))
+}
+
 fn failure() -> TaskFailure {
     TaskFailure { task: task("shard-00002"), error: "weights `…` are gone".into(), reported: 5, silent: 1 }
 }
@@ -231,6 +240,19 @@ fn specs_and_plans() {
         "ingest-csv",
         &JobSpec { work: ingest, device: DeviceClass::Any, priority: Priority::Lo, options: JobOptions::default() },
     );
+    let ingest = |source| {
+        let work = JobWork::Ingest { dataset: name("faces"), source, part_rows: 4_096 };
+        JobSpec { work, device: DeviceClass::Any, priority: Priority::Lo, options: JobOptions::default() }
+    };
+    check("ingest-read", &ingest(read_parquet()));
+    let of = |from| {
+        IngestSource::Read(Box::new(ReadSource { from, columns: CsvColumns::default(), labels: LabelWords::default() }))
+    };
+    check("ingest-folder", &ingest(of(ReadFrom::Folder { dir: "/photos".into() })));
+    let celeba = ReadFrom::Celeba { dir: "/data/celeba".into(), split: CelebaSplit::Identity };
+    check("ingest-celeba-identity", &ingest(of(celeba)));
+    let append = AppendSource { base: Some(job("ingest-1")), removals: 2, source: Some(read_parquet()) };
+    check("ingest-append", &ingest(IngestSource::Append(Box::new(append))));
     let work = JobWork::Train(train_stage());
     check("train", &JobSpec { work, device: DeviceClass::Cpu, priority: Priority::Lo, options: JobOptions::default() });
     let work = JobWork::Train(TrainStage { train: every_setting(), ..train_stage() });
@@ -503,6 +525,29 @@ fn manifests_and_releases() {
         warnings: vec![],
     };
     check("celeba", &manifest);
+    let labels = LabelCounts {
+        attribute: "Smiling".into(),
+        has: 2_000,
+        has_not: 2_090,
+        unknown: 5,
+        zero: Some(ZeroLabel::Unknown),
+    };
+    let about = DatasetAbout {
+        dataset: dataset(),
+        base: Some(job("ingest-0")),
+        shared_parts: 1,
+        removals: 2,
+        removed: 3,
+        already_there: 4,
+        labels: vec![labels],
+    };
+    check("grown", &about);
+    let removal = |number, change| {
+        let items = vec!["000007.jpg".into(), "a b.png".into()];
+        Removal { dataset: name("faces"), number, change, items, created_ms: 1_760_000_000_000 }
+    };
+    check("removed", &removal(1, RemovalChange::Remove));
+    check("restored", &removal(2, RemovalChange::Restore));
     let manifest = ModelManifest {
         model: job("train-1"),
         settings: model(),

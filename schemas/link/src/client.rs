@@ -7,6 +7,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use likeness_contract::datasets::{Removal, RemovalChange};
 use likeness_contract::documents::{DatasetManifest, Release};
 use likeness_contract::ids::{JobId, Name, WorkerId};
 use likeness_contract::jobs::{GenerationRef, JobRequest};
@@ -17,6 +18,7 @@ use likeness_contract::subjects;
 use crate::bus::Bus;
 use crate::error::{Error, ErrorKind};
 use crate::hedge::Hedge;
+use crate::removals;
 use crate::settings::NatsSettings;
 use crate::store::Store;
 
@@ -199,6 +201,23 @@ impl Client {
             ApiReply::Datasets(datasets) => Ok(datasets),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// Takes items of a dataset down, or back. It is done when this returns; searchers are told and honour it within a moment.
+    pub async fn change_items(
+        &self,
+        dataset: &Name,
+        change: RemovalChange,
+        items: Vec<String>,
+    ) -> ClientResult<Removal> {
+        let removal = removals::append(&self.store, dataset, change, items).await?;
+        // Whoever does not hear of it looks by himself.
+        let told = self.bus.client().publish(subjects::removed(dataset), "".into()).await;
+        let flushed = self.bus.client().flush().await;
+        if let (Err(_), _) | (_, Err(_)) = (told, flushed) {
+            tracing::warn!(%dataset, "searchers could not be told of the removal");
+        }
+        Ok(removal)
     }
 
     /// Workers, queues, placement.

@@ -1,4 +1,4 @@
-//! One image of a dataset part, by its row: what result pages and reports show.
+//! One image of a dataset part, by its row: what result pages and reports show. And the items of a part.
 //!
 //! Reads the Parquet footer and the image and digest columns of the one row group that holds the row.
 
@@ -34,6 +34,27 @@ pub async fn image_bytes(store: &Store, image: &ImageRef) -> Result<Bytes> {
     let batch = read_row(store, path, *row as usize).await.map_err(|e| of_parquet(part, e))?;
     let batch = batch.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("`{part}` has no row {row}")))?;
     checked(&batch).ok_or_else(|| Error::new(ErrorKind::Corrupt, format!("row {row} of `{part}` is damaged")))
+}
+
+/// Item ids of a part's rows, in order.
+pub async fn part_items(store: &Store, part: &str) -> Result<Vec<String>> {
+    let path =
+        Path::parse(part).map_err(|e| Error::new(ErrorKind::Invalid, format!("`{part}` is no key")).because(e))?;
+    read_items(store, path).await.map_err(|e| of_parquet(part, e))
+}
+
+async fn read_items(store: &Store, path: Path) -> std::result::Result<Vec<String>, ParquetError> {
+    let reader = Reader { objects: store.objects().clone(), path };
+    let builder = ParquetRecordBatchStreamBuilder::new(reader).await?;
+    let columns = ProjectionMask::columns(builder.parquet_schema(), ["item_id"]);
+    let mut rows = builder.with_projection(columns).build()?;
+    let mut items = Vec::new();
+    while let Some(batch) = rows.next().await.transpose()? {
+        let column = batch.column_by_name("item_id").and_then(|column| column.as_string_opt::<i32>());
+        let column = column.ok_or_else(|| ParquetError::General("no item ids".into()))?;
+        items.extend(column.iter().flatten().map(String::from));
+    }
+    Ok(items)
 }
 
 /// The image, if it is there and matches its digest.

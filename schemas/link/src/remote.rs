@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectStoreExt;
 use object_store::path::Path;
 use url::Url;
@@ -75,6 +75,27 @@ impl RemoteFiles {
         first.transpose().map(|entry| entry.is_some()).map_err(|e| at(url, of_store(&path, e)))
     }
 
+    /// Paths of everything below a folder, relative to it and sorted, as they stand in a URL.
+    ///
+    /// # Errors
+    /// As [`RemoteFiles::is_folder`].
+    pub async fn list(&self, url: &str) -> Result<Vec<String>> {
+        self.is_folder(url).await?;
+        let (objects, path) = self.place(url)?;
+        let listed = retried(&path, || async {
+            let entries = objects.list(Some(&path));
+            entries.map_ok(|entry| entry.location).try_collect::<Vec<Path>>().await
+        });
+        let listed = listed.await.map_err(|e| at(url, e))?;
+        let relative = |found: &Path| {
+            let parts: Vec<_> = found.prefix_match(&path)?.collect();
+            Some(in_url(&parts.iter().map(|part| part.as_ref()).collect::<Vec<&str>>().join("/")))
+        };
+        let mut paths: Vec<String> = listed.iter().filter_map(relative).collect();
+        paths.sort_unstable();
+        Ok(paths)
+    }
+
     /// The reader of a URL's host or bucket, and the path inside it.
     fn place(&self, text: &str) -> Result<(Objects, Path)> {
         let invalid = |why: String| Error::new(ErrorKind::Invalid, format!("`{text}` is no source: {why}"));
@@ -92,6 +113,11 @@ impl RemoteFiles {
         places.insert(place, objects.clone());
         Ok((objects, path))
     }
+}
+
+/// The characters of a path that mean something else in a URL.
+fn in_url(path: &str) -> String {
+    path.replace('%', "%25").replace('?', "%3F").replace('#', "%23")
 }
 
 fn at(url: &str, error: Error) -> Error {

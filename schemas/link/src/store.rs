@@ -232,6 +232,18 @@ impl Store {
         Ok(bytes)
     }
 
+    /// The bytes `range` of the object at a key, all of them and unchecked; `NotFound` names the key.
+    pub async fn read_range(&self, key: &str, range: std::ops::Range<u64>) -> Result<Bytes> {
+        let path = self.path(key)?;
+        let wanted = range.end.saturating_sub(range.start);
+        let bytes = retried(&path, || self.objects.get_range(&path, range.clone())).await?;
+        if bytes.len() as u64 != wanted {
+            let what = format!("`{key}`: {} bytes came where {wanted} were asked for", bytes.len());
+            return Err(Error::new(ErrorKind::Corrupt, what));
+        }
+        Ok(bytes)
+    }
+
     /// The size of the object at a key, if there is one.
     pub async fn size(&self, key: &str) -> Result<Option<u64>> {
         let path = self.path(key)?;

@@ -7,6 +7,7 @@
 )]
 
 mod coordinators;
+mod datasets;
 mod pipeline;
 mod real_data;
 mod search;

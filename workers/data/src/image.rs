@@ -87,6 +87,31 @@ pub fn decode_rgb(bytes: &[u8]) -> Result<Rgb8, ImageError> {
     guarded(|| decode(bytes, format)).map_err(panicked)?
 }
 
+/// Reads an image to its end, whose width and height it returns: a check that it can be decoded. A common JPEG costs a third
+/// of its decoding, all else is decoded.
+pub fn check(bytes: &[u8]) -> Result<(u32, u32), ImageError> {
+    check_bytes(bytes)?;
+    let checked = WORKBENCH.with_borrow_mut(|bench| read_through(&mut bench.decoder, bytes));
+    if let Some(size) = checked {
+        return Ok(size);
+    }
+    decode_rgb(bytes).map(|image| (image.width, image.height))
+}
+
+/// The fast way for common JPEGs; `None` for all else, and for what is damaged.
+fn read_through(decoder: &mut Decoder, bytes: &[u8]) -> Option<(u32, u32)> {
+    let header = Header::parse(bytes)?;
+    check_size(header.width as u64, header.height as u64).ok()?;
+    if !has_end(bytes) {
+        return None;
+    }
+    let checked = guarded(|| decoder.check(bytes, &header));
+    if checked.is_err() {
+        *decoder = Decoder::new();
+    }
+    checked.ok().flatten().map(|()| (header.width as u32, header.height as u32))
+}
+
 fn decode(bytes: &[u8], format: ImageFormat) -> Result<Rgb8, ImageError> {
     match format {
         ImageFormat::Jpeg => decode_jpeg(bytes),
@@ -146,8 +171,8 @@ fn decode_jpeg(bytes: &[u8]) -> Result<Rgb8, ImageError> {
 /// Whether an end-of-image marker follows the last start of a scan. In a scan itself `FF` is never followed by
 /// `D9` or `DA`; a thumbnail inside the headers brings both, but lies before the image's own scans.
 fn has_end(bytes: &[u8]) -> bool {
-    let scan = bytes.windows(2).rposition(|pair| pair == [0xFF, 0xDA]).unwrap_or(0);
-    bytes[scan..].windows(2).any(|pair| pair == [0xFF, 0xD9])
+    let scan = memchr::memmem::rfind(bytes, &[0xFF, 0xDA]).unwrap_or(0);
+    memchr::memmem::find(&bytes[scan..], &[0xFF, 0xD9]).is_some()
 }
 
 fn limits() -> Limits {

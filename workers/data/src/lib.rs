@@ -1,6 +1,6 @@
 //! From files of images and labels to batches of numbers: read sources, decode, resize, augment, sample.
 //!
-//! * [`source`] reads what users have (CelebA as distributed, CelebA-style Parquet): a scan lists the rows
+//! * [`source`] reads what users have (CelebA as distributed, Parquet, CSV, folders of images): a scan lists the rows
 //!   without touching images, reading takes some of these rows and checks every image by decoding it.
 //! * [`rows`] is the scan as bytes, [`part`] a dataset part as bytes; both are Parquet.
 //! * [`image`] turns encoded bytes into pixels and pixels into the model's input; common JPEGs go straight there by a
@@ -29,10 +29,10 @@ pub mod source;
 mod testing;
 
 pub use crate::augment::Augment;
-pub use crate::image::{ImageError, Loader, Rgb8, decode_rgb};
+pub use crate::image::{ImageError, Loader, Rgb8, check as check_image, decode_rgb};
 pub use crate::images::{Crops, TrainImages};
 pub use error::{Error, ErrorKind, Result};
-pub use part::{Part, PartRow, encode_part};
-pub use rows::{Place, Scan, ScanRow, decode_rows, encode_rows};
+pub use part::{EncodedPart, Part, PartItem, PartRow, PartWriter, encode_part, part_items};
+pub use rows::{Place, Scan, ScanRow, count_labels, decode_notes, decode_rows, encode_rows};
 pub use sampling::{TripletRows, TripletSampler};
-pub use source::{Disk, Files, PartContent, read_rows, read_rows_from, scan, scan_from};
+pub use source::{Disk, Files, PartContent, Places, TableFile, read_rows, read_rows_from, scan, scan_from};

@@ -5,6 +5,8 @@
 //! labels −1/0/1, splits 0–2, unique and non-empty item ids. It does not hash the images again: the whole
 //! file's digest was checked when it was fetched.
 
+mod items;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -13,7 +15,7 @@ use arrow_array::{
     Array, BinaryArray, FixedSizeBinaryArray, Int8Array, RecordBatch, StringArray, UInt8Array, UInt32Array,
 };
 use bytes::Bytes;
-use likeness_contract::ids::Digest;
+use likeness_contract::ids::{Digest, Digester};
 use likeness_contract::tables::dataset_part_schema;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -25,6 +27,8 @@ use rayon::prelude::*;
 use crate::columns::{self, Checked, labels_of, typed};
 use crate::error::{Error, Result};
 use crate::guard::guarded;
+
+pub use items::{PartItem, part_items};
 
 /// Rows of one row group: a few MB of images.
 pub const GROUP_ROWS: usize = 256;
@@ -50,16 +54,92 @@ pub struct PartRow {
 
 /// Rows as a part's bytes. Wrong lengths, labels or splits are refused (`Invalid`).
 pub fn encode_part(rows: &[PartRow], attributes: usize) -> Result<Vec<u8>> {
-    if let Some(problem) = rows.iter().find_map(|row| problem_of(row, attributes)) {
-        return Err(Error::invalid(format!("dataset part: {problem}")));
+    let mut part = PartWriter::new(attributes)?;
+    part.push(rows.to_vec())?;
+    Ok(part.finish()?.bytes)
+}
+
+/// Makes a part of rows that come some at a time; of these no more than a row group is held beside the part itself. The same rows
+/// make the same bytes, however they come.
+pub struct PartWriter {
+    writer: ArrowWriter<Hashed>,
+    schema: Arc<arrow_schema::Schema>,
+    attributes: usize,
+    /// Less than a row group.
+    pending: Vec<PartRow>,
+}
+
+impl std::fmt::Debug for PartWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PartWriter").field("pending", &self.pending.len()).finish_non_exhaustive()
     }
-    let schema = Arc::new(dataset_part_schema(attributes));
-    let failed = |e: parquet::errors::ParquetError| Error::invalid("dataset part can't be written").because(e);
-    let mut writer = ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties())).map_err(failed)?;
-    for group in rows.chunks(GROUP_ROWS) {
-        writer.write(&group_of(group, attributes, schema.clone())).map_err(failed)?;
+}
+
+/// A part as it is stored.
+#[derive(Debug)]
+pub struct EncodedPart {
+    /// The file.
+    pub bytes: Vec<u8>,
+    /// Of its bytes.
+    pub digest: Digest,
+}
+
+/// Bytes, digested while they are warm.
+#[derive(Default)]
+struct Hashed {
+    bytes: Vec<u8>,
+    digester: Digester,
+}
+
+impl std::io::Write for Hashed {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.digester.update(bytes);
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
     }
-    writer.into_inner().map_err(failed)
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn unwritable(error: parquet::errors::ParquetError) -> Error {
+    Error::invalid("dataset part can't be written").because(error)
+}
+
+impl PartWriter {
+    /// Of rows with so many labels each.
+    pub fn new(attributes: usize) -> Result<Self> {
+        let schema = Arc::new(dataset_part_schema(attributes));
+        let writer = ArrowWriter::try_new(Hashed::default(), schema.clone(), Some(properties())).map_err(unwritable)?;
+        Ok(Self { writer, schema, attributes, pending: Vec::new() })
+    }
+
+    /// Adds rows. Wrong lengths, labels or splits are refused (`Invalid`).
+    pub fn push(&mut self, rows: Vec<PartRow>) -> Result<()> {
+        if let Some(problem) = rows.iter().find_map(|row| problem_of(row, self.attributes)) {
+            return Err(Error::invalid(format!("dataset part: {problem}")));
+        }
+        self.pending.extend(rows);
+        let whole = self.pending.len() / GROUP_ROWS * GROUP_ROWS;
+        let rest = self.pending.split_off(whole);
+        let groups = std::mem::replace(&mut self.pending, rest);
+        groups.chunks(GROUP_ROWS).try_for_each(|group| self.write(group))
+    }
+
+    fn write(&mut self, group: &[PartRow]) -> Result<()> {
+        self.writer.write(&group_of(group, self.attributes, self.schema.clone())).map_err(unwritable)
+    }
+
+    /// The part.
+    pub fn finish(mut self) -> Result<EncodedPart> {
+        let rest = std::mem::take(&mut self.pending);
+        if !rest.is_empty() {
+            self.write(&rest)?;
+        }
+        let Hashed { bytes, digester } = self.writer.into_inner().map_err(unwritable)?;
+        Ok(EncodedPart { bytes, digest: digester.finish() })
+    }
 }
 
 fn problem_of(row: &PartRow, attributes: usize) -> Option<String> {

@@ -7,16 +7,22 @@ use std::sync::Arc;
 use arrow_array::{Array, Int8Array, RecordBatch, StringArray, UInt8Array, UInt32Array, UInt64Array};
 use arrow_schema::{DataType, Field, Schema};
 use bytes::Bytes;
+use likeness_contract::datasets::LabelCounts;
+use likeness_contract::jobs::ZeroLabel;
 use likeness_contract::settings::Vocabulary;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReaderBuilder, RowSelection, RowSelector};
 use parquet::basic::Compression;
+use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 
 use crate::columns::{self, Checked, labels_of, typed};
 use crate::error::{Error, Result};
 use crate::guard::guarded;
+use crate::source::Places;
 
+/// Key of the notes among the file's metadata.
+const NOTES: &str = "likeness";
 /// Rows of one row group.
 const GROUP_ROWS: usize = 4096;
 
@@ -29,6 +35,34 @@ pub struct Scan {
     pub rows: Vec<ScanRow>,
     /// Things the user should know.
     pub warnings: Vec<String>,
+    /// Where their images are.
+    pub places: Places,
+    /// What `0` was taken for, by attribute; none where there is none.
+    pub zeros: Vec<Option<ZeroLabel>>,
+}
+
+impl Scan {
+    /// How labels were understood, by attribute, over the rows that can be used.
+    pub fn labels(&self) -> Vec<LabelCounts> {
+        let mut counts: Vec<LabelCounts> = self.vocabulary.names.iter().zip(&self.zeros).map(no_rows).collect();
+        self.rows.iter().filter(|row| row.problem.is_none()).for_each(|row| count_labels(&mut counts, &row.attributes));
+        counts
+    }
+}
+
+fn no_rows((attribute, zero): (&String, &Option<ZeroLabel>)) -> LabelCounts {
+    LabelCounts { attribute: attribute.clone(), has: 0, has_not: 0, unknown: 0, zero: *zero }
+}
+
+/// Counts the labels of one more row.
+pub fn count_labels(counts: &mut [LabelCounts], labels: &[i8]) {
+    for (counts, label) in counts.iter_mut().zip(labels) {
+        match label {
+            1 => counts.has += 1,
+            -1 => counts.has_not += 1,
+            _ => counts.unknown += 1,
+        }
+    }
 }
 
 /// One row of a source.
@@ -76,12 +110,13 @@ fn schema(attributes: usize) -> Schema {
     Schema::new(fields)
 }
 
-/// The rows as bytes.
-pub fn encode_rows(scan: &Scan) -> Vec<u8> {
+/// The rows as bytes, with what their readers must know besides (`notes`).
+pub fn encode_rows(scan: &Scan, notes: String) -> Vec<u8> {
     let attributes = scan.vocabulary.len();
     let properties = WriterProperties::builder()
         .set_compression(Compression::SNAPPY)
         .set_max_row_group_row_count(Some(GROUP_ROWS))
+        .set_key_value_metadata(Some(vec![KeyValue::new(NOTES.to_string(), notes)]))
         .build();
     let schema = Arc::new(schema(attributes));
     let mut writer = ArrowWriter::try_new(Vec::new(), schema.clone(), Some(properties)).expect("a valid schema");
@@ -113,6 +148,16 @@ fn batch(rows: &[ScanRow], attributes: usize, schema: Arc<Schema>) -> RecordBatc
         Arc::new(columns::labels_column(Int8Array::from_iter_values(labels), attributes)),
     ];
     RecordBatch::try_new(schema, columns).expect("every row has a label per attribute")
+}
+
+/// What [`encode_rows`] got besides the rows; none in a list from before there was such a thing.
+pub fn decode_notes(bytes: Bytes) -> Result<Option<String>> {
+    let corrupt = |detail: String| Error::corrupt(format!("list of rows: {detail}"));
+    let read = || ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(|e| e.to_string());
+    let builder = guarded(read).and_then(|builder| builder).map_err(corrupt)?;
+    let all = builder.metadata().file_metadata().key_value_metadata();
+    let notes = all.into_iter().flatten().find(|pair| pair.key == NOTES);
+    Ok(notes.and_then(|pair| pair.value.clone()))
 }
 
 /// The rows `from..from + rows`; fewer, or other than [`encode_rows`] wrote, is an error (`Corrupt`).

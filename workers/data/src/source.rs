@@ -1,5 +1,5 @@
 //! Sources: what users have. A scan lists the rows with labels and splits and reads no image; reading takes
-//! some of these rows, checks every image by decoding it in full, and keeps the image's own bytes.
+//! some of these rows, checks every image by reading it to its end, and keeps the image's own bytes.
 //!
 //! What is wrong with a source as a whole is an error that names file and line or column. What is wrong with
 //! one image costs that row only: it is skipped with a reason.
@@ -10,8 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use likeness_contract::documents::Skipped;
-use likeness_contract::jobs::{CsvSource, IngestSource};
+use likeness_contract::jobs::{CelebaSplit, CsvColumns, CsvSource, IngestSource, LabelWords, ReadFrom, ReadSource};
+use likeness_contract::settings::Vocabulary;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::image;
@@ -20,8 +22,29 @@ use crate::rows::{Place, Scan, ScanRow};
 
 pub mod celeba;
 pub mod csv;
+pub mod folder;
+mod glob;
+mod labels;
 pub mod parquet;
 mod split;
+
+/// Where the images of a scan's rows are: what tasks need to read them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Places {
+    /// The folder that paths of image files start from.
+    pub dir: String,
+    /// Parquet files by their numbers.
+    pub files: Vec<TableFile>,
+}
+
+/// A Parquet file that holds images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableFile {
+    /// Its path or URL.
+    pub path: String,
+    /// The column of the images.
+    pub image: String,
+}
 
 /// What became of some rows of a scan.
 #[derive(Debug, Default)]
@@ -38,8 +61,17 @@ pub trait Files: Send + Sync + 'static {
     fn size(&self, path: &str) -> std::io::Result<u64>;
     /// The bytes `range`, all of them.
     fn read(&self, path: &str, range: Range<u64>) -> std::io::Result<Bytes>;
+    /// The whole file, if it has at most `limit` bytes; else its size.
+    fn read_whole(&self, path: &str, limit: u64) -> std::io::Result<std::result::Result<Bytes, u64>> {
+        match self.size(path)? {
+            size if size > limit => Ok(Err(size)),
+            size => self.read(path, 0..size).map(Ok),
+        }
+    }
     /// Whether there is a folder.
     fn is_folder(&self, path: &str) -> std::io::Result<bool>;
+    /// Paths of all files below a folder, relative to it and sorted.
+    fn list(&self, folder: &str) -> std::io::Result<Vec<String>>;
 }
 
 /// The file system; paths are as this process sees them, `file://` may stand before an absolute one.
@@ -67,25 +99,92 @@ impl Files for Disk {
         Ok(bytes.into())
     }
 
+    fn read_whole(&self, path: &str, limit: u64) -> std::io::Result<std::result::Result<Bytes, u64>> {
+        use std::io::Read;
+        let mut file = std::fs::File::open(Self::local(path))?;
+        let size = file.metadata()?.len();
+        if size > limit {
+            return Ok(Err(size));
+        }
+        // What was said of its size may no longer be so, and then it is the reader that tells what is wrong with it.
+        let mut bytes = Vec::with_capacity(usize::try_from(size).map_err(std::io::Error::other)?);
+        file.by_ref().take(limit).read_to_end(&mut bytes)?;
+        Ok(Ok(bytes.into()))
+    }
+
     fn is_folder(&self, path: &str) -> std::io::Result<bool> {
         Ok(std::path::Path::new(Self::local(path)).is_dir())
     }
+
+    fn list(&self, folder: &str) -> std::io::Result<Vec<String>> {
+        let mut found = Vec::new();
+        list_below(std::path::Path::new(Self::local(folder)), "", MAX_DEPTH, &mut found)?;
+        found.sort_unstable();
+        Ok(found)
+    }
+}
+
+/// Folders within folders; more are a circle of links.
+const MAX_DEPTH: usize = 32;
+
+fn list_below(dir: &std::path::Path, before: &str, depth: usize, found: &mut Vec<String>) -> std::io::Result<()> {
+    use std::io::{Error, ErrorKind};
+    let invalid = |what: &str| Error::new(ErrorKind::InvalidInput, format!("`{}`: {what}", dir.display()));
+    if depth == 0 {
+        return Err(invalid("more than 32 folders within each other"));
+    }
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name().into_string().map_err(|_| invalid("holds a name that is not UTF-8"))?;
+        let path = format!("{before}{name}");
+        let kind = entry.file_type()?;
+        // A link counts as what it leads to.
+        if kind.is_dir() || (kind.is_symlink() && entry.path().is_dir()) {
+            list_below(&entry.path(), &format!("{path}/"), depth - 1, found)?;
+        } else {
+            found.push(path);
+        }
+    }
+    Ok(())
 }
 
 /// Lists the rows of a source on disk.
 pub fn scan(source: &IngestSource) -> Result<Scan> {
-    scan_from(source, Arc::new(Disk))
+    scan_from(source, Arc::new(Disk), None)
 }
 
-/// [`scan`] of a source that lies elsewhere.
-pub fn scan_from(source: &IngestSource, files: Arc<dyn Files>) -> Result<Scan> {
-    let mut scan = match source {
-        IngestSource::Celeba { dir } => celeba::scan(dir, files.as_ref())?,
-        IngestSource::Parquet { files: paths } => parquet::scan(paths, files)?,
-        IngestSource::Csv(source) => csv::scan(source, files.as_ref())?,
+/// [`scan`] of a source that lies elsewhere. A folder that names no attributes takes those of `base`.
+pub fn scan_from(source: &IngestSource, files: Arc<dyn Files>, base: Option<&Vocabulary>) -> Result<Scan> {
+    let ReadSource { from, columns, labels } = described(source)?;
+    let words = labels::Words::new(&labels)?;
+    let mut scan = match &from {
+        ReadFrom::Celeba { dir, split } => celeba::scan(dir, *split, files.as_ref())?,
+        ReadFrom::Parquet { files: paths } => parquet::scan(paths, &columns, &words, files)?,
+        ReadFrom::Csv { file, dir } => {
+            csv::scan(&csv::Csv { file, dir, columns: &columns, words: &words }, files.as_ref())?
+        }
+        ReadFrom::Folder { dir } => {
+            let own = (!columns.attributes.is_empty()).then_some(columns.attributes.as_slice());
+            folder::scan(dir, own.or(base.map(|base| base.names.as_slice())), files.as_ref())?
+        }
     };
     scan.warnings.extend(constant_attributes(&scan));
     Ok(scan)
+}
+
+/// The source with everything that can be said of it.
+fn described(source: &IngestSource) -> Result<ReadSource> {
+    let plain = |from| ReadSource { from, columns: CsvColumns::default(), labels: LabelWords::default() };
+    Ok(match source.clone() {
+        IngestSource::Celeba { dir } => plain(ReadFrom::Celeba { dir, split: CelebaSplit::Partition }),
+        IngestSource::Parquet { files } => plain(ReadFrom::Parquet { files }),
+        IngestSource::Csv(CsvSource { file, dir, columns, zero }) => {
+            let labels = LabelWords { zero, ..LabelWords::default() };
+            ReadSource { from: ReadFrom::Csv { file, dir }, columns, labels }
+        }
+        IngestSource::Read(source) => *source,
+        IngestSource::Append(_) => return Err(Error::invalid("what grows a dataset is no source of files")),
+    })
 }
 
 /// A warning that names the attributes that never differ: nothing can be learned about them.
@@ -103,23 +202,30 @@ fn constant_attributes(scan: &Scan) -> Option<String> {
 
 /// Reads the images of `rows` from disk and decodes each on all cores; `progress` hears, from any thread, how
 /// many rows are behind it. A file that is there and can't be read (`Io`) fails the whole.
-pub fn read_rows(source: &IngestSource, rows: &[ScanRow], progress: &(dyn Fn(u64) + Sync)) -> Result<PartContent> {
-    read_rows_from(source, rows, Arc::new(Disk), progress)
+pub fn read_rows(places: &Places, rows: &[ScanRow], progress: &(dyn Fn(u64) + Sync)) -> Result<PartContent> {
+    read_rows_from(places, rows, Arc::new(Disk), progress)
 }
 
 /// [`read_rows`] of a source that lies elsewhere.
 pub fn read_rows_from(
-    source: &IngestSource,
+    places: &Places,
     rows: &[ScanRow],
     files: Arc<dyn Files>,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<PartContent> {
     let progress = Counter { done: AtomicU64::new(0), report: progress };
-    let dir = match source {
-        IngestSource::Celeba { dir } | IngestSource::Csv(CsvSource { dir, .. }) => dir,
-        IngestSource::Parquet { files: paths } => return parquet::read_rows(paths, rows, files, &progress),
-    };
-    check_all(rows, |_, row: &ScanRow| read_image(dir, &row.place, files.as_ref()), &progress)
+    let mut content = PartContent::default();
+    let is_file = |row: &ScanRow| matches!(row.place, Place::File { .. });
+    for run in rows.chunk_by(|a, b| is_file(a) == is_file(b)) {
+        let read = if is_file(&run[0]) {
+            check_all(run, |_, row: &ScanRow| read_image(&places.dir, &row.place, files.as_ref()), &progress)?
+        } else {
+            parquet::read_rows(&places.files, run, files.clone(), &progress)?
+        };
+        content.rows.extend(read.rows);
+        content.skipped.extend(read.skipped);
+    }
+    Ok(content)
 }
 
 /// Counts rows from any thread.
@@ -171,12 +277,12 @@ fn check(row: &ScanRow, read: impl Fn() -> Result<Found>) -> Result<std::result:
         Ok(bytes) => bytes,
         Err(reason) => return skipped(reason),
     };
-    match image::decode_rgb(&bytes) {
-        Ok(decoded) => Ok(Ok(PartRow {
+    match image::check(&bytes) {
+        Ok((width, height)) => Ok(Ok(PartRow {
             item: row.item.clone(),
             image: bytes,
-            width: decoded.width,
-            height: decoded.height,
+            width,
+            height,
             attributes: row.attributes.clone(),
             split: row.split,
         })),
@@ -230,11 +336,8 @@ fn shortened(text: &str) -> String {
 
 /// A whole text or image file of at most `limit` bytes.
 fn read_whole(files: &dyn Files, path: &str, limit: u64) -> std::io::Result<std::result::Result<Bytes, String>> {
-    let size = files.size(path)?;
-    if size > limit {
-        return Ok(Err(format!("{size} bytes are over the limit of {limit}")));
-    }
-    files.read(path, 0..size).map(Ok)
+    let read = files.read_whole(path, limit)?;
+    Ok(read.map_err(|size| format!("{size} bytes are over the limit of {limit}")))
 }
 
 /// One image file: gone, closed to us or too large is the row's own fault; any other failure is not.

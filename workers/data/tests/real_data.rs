@@ -58,7 +58,7 @@ fn ingest(name: &str, expected: [usize; 3]) {
     let (bytes, copied) = copy(&folder.join("img_align_celeba"));
     rate(&format!("{name}: copy"), scan.rows.len(), bytes, copied);
     let started = Instant::now();
-    let content = read_rows(&source, &scan.rows, &|_| ()).unwrap();
+    let content = read_rows(&scan.places, &scan.rows, &|_| ()).unwrap();
     let encoded = encode_part(&content.rows, 40).unwrap();
     rate(&format!("{name}: ingest"), scan.rows.len(), bytes, started.elapsed());
     assert!(content.skipped.is_empty(), "{:?}", content.skipped);

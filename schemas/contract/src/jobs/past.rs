@@ -81,11 +81,8 @@ pub struct RequestOf<F: Form> {
 /// Whether only version 3 knows this kind of work.
 fn is_new_work(work: &JobWork) -> bool {
     match work {
-        JobWork::Ingest { .. }
-        | JobWork::Train(_)
-        | JobWork::Embed { .. }
-        | JobWork::Evaluate { .. }
-        | JobWork::Pipeline { .. } => false,
+        JobWork::Ingest { source, .. } => !source.is_of_before(),
+        JobWork::Train(_) | JobWork::Embed { .. } | JobWork::Evaluate { .. } | JobWork::Pipeline { .. } => false,
         JobWork::Search(_) => true,
     }
 }
@@ -93,8 +90,8 @@ fn is_new_work(work: &JobWork) -> bool {
 /// Whether only version 3 knows this kind of work.
 fn is_new_request(work: &RequestedWork) -> bool {
     match work {
-        RequestedWork::Ingest { .. }
-        | RequestedWork::Train(_)
+        RequestedWork::Ingest { source, .. } => !source.is_of_before(),
+        RequestedWork::Train(_)
         | RequestedWork::Embed { .. }
         | RequestedWork::Evaluate { .. }
         | RequestedWork::Pipeline { .. } => false,

@@ -176,3 +176,35 @@ fn one_pixel_is_an_image() {
     loader.load(&png(1, 1), &mut out).unwrap();
     loader.load(&png(1, 40), &mut out).unwrap();
 }
+
+#[test]
+fn a_check_takes_what_can_be_decoded_and_refuses_the_rest() {
+    for name in ["rgb.jpg", "half.jpg", "gray.jpg", "cmyk.jpg", "progressive.jpg", "rgb.png", "lossless.webp"] {
+        let bytes = fixture(name);
+        let image = decode_rgb(&bytes).unwrap();
+        assert_eq!(check(&bytes), Ok((image.width, image.height)), "{name}");
+        for length in (0..bytes.len()).step_by(5) {
+            assert_eq!(
+                check(&bytes[..length]).is_err(),
+                decode_rgb(&bytes[..length]).is_err(),
+                "{name} cut to {length}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_passes_the_check_becomes_an_input() {
+    let bytes = fixture("rgb.jpg");
+    let loader = Loader::new(&Preprocessing::imagenet(32));
+    let mut out = vec![0.0; loader.input_len()];
+    for at in 2..bytes.len() {
+        for bits in [0x01, 0x80, 0xFF] {
+            let mut flipped = bytes.to_vec();
+            flipped[at] ^= bits;
+            if check(&flipped).is_ok() {
+                assert!(loader.load(&flipped, &mut out).is_ok(), "byte {at}, bits {bits:x}");
+            }
+        }
+    }
+}

@@ -201,6 +201,40 @@ impl Bits<'_> {
         Some((entry.symbol, entry.whole.then_some(entry.value)))
     }
 
+    /// Goes over a block; fails where [`Bits::block`] would.
+    #[inline(always)]
+    pub fn skip(&mut self, dc: &Table, ac: &Table) -> Option<()> {
+        self.refill()?;
+        match self.symbol(dc)? {
+            (_, Some(_)) | (0, None) => {}
+            (size @ 1..=11, None) => self.consume(u32::from(size)),
+            _ => return None,
+        }
+        let mut at = 1;
+        while at < 64 {
+            if self.count < 32 {
+                self.refill()?;
+            }
+            let (symbol, value) = self.symbol(ac)?;
+            at += usize::from(symbol >> 4);
+            match (value, symbol & 15) {
+                (Some(_), _) => {}
+                (None, 0) if symbol == 0 => break,
+                (None, 0) if symbol == 0xF0 => {
+                    at += 1;
+                    continue;
+                }
+                (None, size @ 1..) => self.consume(u32::from(size)),
+                _ => return None,
+            }
+            if at >= 64 {
+                return None;
+            }
+            at += 1;
+        }
+        (!self.is_over()).then_some(())
+    }
+
     /// The coefficients of a block, row by row; `block` must be zeros. Returns how many of its leading ones, in zigzag
     /// order, may be other than zero. `prediction` is the first coefficient of the component's block before.
     #[inline(always)]

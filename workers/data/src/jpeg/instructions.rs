@@ -14,6 +14,16 @@ pub(super) fn draw(decoder: &mut Decoder, header: &Header, out: &mut [u8]) -> Op
     portable(decoder, header, out)
 }
 
+/// [`Decoder::read_through`] with the best instructions that this processor has.
+pub(super) fn read_through(decoder: &Decoder, header: &Header) -> Option<()> {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("bmi2") {
+        // SAFETY: the processor has what the function is compiled for.
+        return unsafe { avx2::read_through(decoder, header) };
+    }
+    decoder.read_through(header)
+}
+
 /// [`Decoder::run`] anywhere.
 pub(super) fn portable(decoder: &mut Decoder, header: &Header, out: &mut [u8]) -> Option<()> {
     decoder.run(header, out, super::idct::transpose)
@@ -31,6 +41,11 @@ mod avx2 {
     #[target_feature(enable = "avx2,bmi2")]
     pub fn draw(decoder: &mut Decoder, header: &Header, out: &mut [u8]) -> Option<()> {
         decoder.run(header, out, |rows: &[Lanes; 8]| transpose(rows))
+    }
+
+    #[target_feature(enable = "avx2,bmi2")]
+    pub fn read_through(decoder: &Decoder, header: &Header) -> Option<()> {
+        decoder.read_through(header)
     }
 
     #[target_feature(enable = "avx2")]

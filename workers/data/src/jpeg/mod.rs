@@ -87,21 +87,59 @@ impl Decoder {
         instructions::draw(self, header, out)
     }
 
-    /// Tables and geometry.
-    fn prepare(&mut self, header: &Header, cutout: &Cutout) -> Option<()> {
+    /// Reads the whole image that `header` begins and makes nothing of it. `None` when it is damaged: what makes samples and
+    /// pixels of the blocks' coefficients can't fail, so an image that passes can be drawn.
+    pub fn check(&mut self, bytes: &[u8], header: &Header) -> Option<()> {
+        self.set_tables(header)?;
+        let quantised = |component: &header::Component| header.quantisation.get(component.quantisation)?.as_ref();
+        header.components[..header.count].iter().try_for_each(|component| quantised(component).map(drop))?;
+        self.scan.set(bytes.get(header.scan..)?)?;
+        instructions::read_through(self, header)
+    }
+
+    fn set_tables(&mut self, header: &Header) -> Option<()> {
         let codes = header.dc.iter().zip(&mut self.dc).chain(header.ac.iter().zip(&mut self.ac));
         for (code, table) in codes {
             code.as_ref().map_or(Some(()), |code| table.set(code))?;
         }
-        let reduced = reduction(cutout);
-        for (component, work) in header.components[..header.count].iter().zip(&mut self.components) {
+        for component in &header.components[..header.count] {
             let (dc, ac) = (header.dc.get(component.dc)?, header.ac.get(component.ac)?);
             if dc.is_none() || ac.is_none() {
                 return None;
             }
+        }
+        Some(())
+    }
+
+    /// Tables and geometry.
+    fn prepare(&mut self, header: &Header, cutout: &Cutout) -> Option<()> {
+        self.set_tables(header)?;
+        let reduced = reduction(cutout);
+        for (component, work) in header.components[..header.count].iter().zip(&mut self.components) {
             let first = &header.components[0];
             let sampling = (first.across / component.across, first.down / component.down);
             work.prepare(header.quantisation.get(component.quantisation)?.as_ref()?, header, cutout, sampling, reduced);
+        }
+        Some(())
+    }
+
+    /// Reads all blocks.
+    #[inline(always)]
+    fn read_through(&self, header: &Header) -> Option<()> {
+        let first = &header.components[0];
+        let units = header.width.div_ceil(8 * first.across) * header.height.div_ceil(8 * first.down);
+        let restart = if header.restart == 0 { usize::MAX } else { header.restart };
+        let mut bits = self.scan.interval(0)?;
+        for unit in 0..units {
+            if unit > 0 && unit % restart == 0 {
+                bits = self.scan.interval(unit / restart)?;
+            }
+            for component in &header.components[..header.count] {
+                let (dc, ac) = (&self.dc[component.dc], &self.ac[component.ac]);
+                for _ in 0..component.across * component.down {
+                    bits.skip(dc, ac)?;
+                }
+            }
         }
         Some(())
     }

@@ -6,27 +6,47 @@
 //! The partition list: file name and `0` train, `1` validation, `2` test. The subfolders `Anno`, `Eval` and
 //! `Img` of the original download are looked into as well, and so is `img_align_celeba/img_align_celeba`, as
 //! some mirrors unpack it.
+//!
+//! On request the split is 80/10/10 by a hash instead, of the item id or of the person, whom `identity_CelebA.txt` names:
+//! file name and a number per line.
 
 use std::collections::HashMap;
 
+use likeness_contract::jobs::{CelebaSplit, ZeroLabel};
 use likeness_contract::settings::Vocabulary;
 
-use super::{Files, check_names, inside, shortened};
+use super::{Files, Places, check_names, inside, shortened, split as splits};
 use crate::error::{Error, Result};
 use crate::rows::{Place, Scan, ScanRow};
 
 const ATTRIBUTES: &str = "list_attr_celeba.txt";
 const PARTITION: &str = "list_eval_partition.txt";
+const IDENTITY: &str = "identity_CelebA.txt";
 const IMAGES: &str = "img_align_celeba";
 
 /// Lists the rows; images are not looked at.
-pub(super) fn scan(dir: &str, files: &dyn Files) -> Result<Scan> {
+pub(super) fn scan(dir: &str, split: CelebaSplit, files: &dyn Files) -> Result<Scan> {
     let images = images_folder(dir, files)?;
     let (attributes_path, attributes_text) = read_list(dir, files, ATTRIBUTES, "Anno")?;
-    let list = parse_attributes(&attributes_path, &attributes_text)?;
-    let (partition_path, partition_text) = read_list(dir, files, PARTITION, "Eval")?;
-    let splits = parse_partition(&partition_path, &partition_text)?;
-    Ok(join(list, &splits, &images, &partition_path))
+    let mut list = parse_attributes(&attributes_path, &attributes_text)?;
+    let (path, splits) = match split {
+        CelebaSplit::Partition => {
+            let (path, text) = read_list(dir, files, PARTITION, "Eval")?;
+            (path.clone(), parse_partition(&path, &text)?)
+        }
+        CelebaSplit::Identity => {
+            let (path, text) = read_list(dir, files, IDENTITY, "Anno")?;
+            list.warnings.push("the split is 80/10/10 by a hash of the person".into());
+            (path.clone(), parse_identity(&path, &text)?)
+        }
+        CelebaSplit::Item => {
+            list.warnings.push("the split is 80/10/10 by a hash of the item id".into());
+            (String::new(), list.rows.iter().map(|(item, _)| (item.clone(), splits::by_hash(item))).collect())
+        }
+    };
+    let mut scan = join(list, &splits, &images, &path);
+    scan.places.dir = dir.into();
+    Ok(scan)
 }
 
 /// The images' folder, relative to `dir`.
@@ -57,6 +77,7 @@ fn read_list(dir: &str, files: &dyn Files, name: &str, subfolder: &str) -> Resul
 fn expectation(name: &str) -> &'static str {
     match name {
         ATTRIBUTES => "expected the number of rows, the attribute names, then `FILE 1 -1 …` per image",
+        IDENTITY => "expected a line `FILE PERSON` per image",
         _ => "expected a line `FILE SPLIT` per image, SPLIT being 0 (train), 1 (validation) or 2 (test)",
     }
 }
@@ -181,6 +202,22 @@ fn parse_partition(path: &str, text: &str) -> Result<HashMap<String, u8>> {
     Ok(splits)
 }
 
+/// The split of every file, by a hash of its person.
+fn parse_identity(path: &str, text: &str) -> Result<HashMap<String, u8>> {
+    let mut splits = HashMap::new();
+    for (line, text) in lines(text) {
+        let mut words = text.split_whitespace();
+        let (Some(item), Some(person), None) = (words.next(), words.next(), words.next()) else {
+            let found = shortened(text);
+            return Err(Error::invalid(format!("`{path}` line {line}: expected `FILE PERSON`, found `{found}`")));
+        };
+        if splits.insert(item.to_string(), splits::by_hash(person)).is_some() {
+            return Err(Error::invalid(format!("`{path}` line {line}: `{item}` is there twice")));
+        }
+    }
+    Ok(splits)
+}
+
 /// Labels and splits together; a row without a split is a bad row.
 fn join(list: AttributeList, splits: &HashMap<String, u8>, images: &str, partition_path: &str) -> Scan {
     let AttributeList { vocabulary, rows, mut warnings } = list;
@@ -199,7 +236,14 @@ fn join(list: AttributeList, splits: &HashMap<String, u8>, images: &str, partiti
     if unlabelled > 0 {
         warnings.push(format!("{unlabelled} of {} files in `{partition_path}` have no labels", splits.len()));
     }
-    Scan { vocabulary, rows, warnings }
+    let zeros = zeros(&rows, vocabulary.len());
+    Scan { vocabulary, rows, warnings, places: Places::default(), zeros }
+}
+
+/// In these lists `0` is always "not known".
+fn zeros(rows: &[ScanRow], attributes: usize) -> Vec<Option<ZeroLabel>> {
+    let has_zero = |attribute: usize| rows.iter().any(|row| row.attributes[attribute] == 0);
+    (0..attributes).map(|attribute| has_zero(attribute).then_some(ZeroLabel::Unknown)).collect()
 }
 
 #[cfg(test)]

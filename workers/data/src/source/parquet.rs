@@ -1,10 +1,12 @@
-//! CelebA-style Parquet as on the Hugging Face hub: a column `image`, a struct of `bytes` and `path` (or plain
-//! binary), and one boolean column per attribute.
+//! Parquet as on the Hugging Face hub: a column `image`, a struct of `bytes` and `path` (or plain binary), and one column
+//! of labels per attribute.
 //!
-//! Attribute columns are boolean (a null is "not known") or integer (−1, 0, 1); their order in the first file is the
-//! vocabulary, and every further file must have the same. A row's item id is `image.path`, else an id column,
-//! else `<file>#<row>`. Its split is a column `split`, else what the file's name begins with, else a stable
-//! hash of the item id (80/10/10, with a warning). Columns that can't be labels are left out with a warning.
+//! Files are named one by one, by folders that hold them, or by patterns. Attributes are the columns that were named, else
+//! all boolean and numeric columns whose cells are labels, in the order of the first file; every further file must have the
+//! same. What cells say is told in `labels`; a null is "not known". A row's item id is the id column's cell if one is named,
+//! else `image.path`, else a column with a usual name, else `<file>#<row>`. Its split is 80/10/10 by a hash of the group
+//! column's cell if one is named, else the split column, else what the file's name begins with (`train-…`), else the hash of the
+//! item id. Columns that can't be labels are left out with a warning.
 
 use std::sync::Arc;
 
@@ -14,50 +16,93 @@ use arrow_buffer::NullBuffer;
 use arrow_cast::cast;
 use arrow_schema::DataType;
 use bytes::Bytes;
+use likeness_contract::jobs::CsvColumns;
 use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
 
 use self::file::{Blame, changed, damaged, open, projection};
 use self::listing::Listing;
-use super::{Counter, Files, Found, PartContent, check_all};
+use super::labels::Words;
+use super::{Counter, Files, Found, PartContent, TableFile, check_all, glob};
 use crate::error::{Error, Result};
 use crate::guard::guarded;
 use crate::rows::{Place, Scan, ScanRow};
 
 mod columns;
-mod file;
+pub(crate) mod file;
 mod listing;
 
 const IMAGE: &str = "image";
-const SPLIT: &str = "split";
+/// Ending of the files that a folder stands for.
+const ENDING: &str = ".parquet";
 /// Images that are held at once before they are checked on all cores.
 const IMAGE_BATCH: usize = 256;
 
 /// Lists the rows of all files; of the images only their paths are read.
-pub(super) fn scan(paths: &[String], files: Arc<dyn Files>) -> Result<Scan> {
-    if paths.is_empty() {
+pub(super) fn scan(named: &[String], told: &CsvColumns, words: &Words, files: Arc<dyn Files>) -> Result<Scan> {
+    if named.is_empty() {
         return Err(Error::invalid("no Parquet file was named"));
     }
-    let mut listing = Listing::default();
-    for (number, path) in paths.iter().enumerate() {
+    let image = told.path.clone().unwrap_or_else(|| IMAGE.into());
+    let paths = expand(named, files.as_ref())?;
+    let paths: Vec<TableFile> = paths.into_iter().map(|path| TableFile { path, image: image.clone() }).collect();
+    let mut listing = Listing::new(told, words);
+    for (number, file) in paths.iter().enumerate() {
         let number = u32::try_from(number).map_err(|_| Error::invalid("more than 2³² files"))?;
-        whole(path, || listing.add_file(number, path, files.clone()))?;
+        whole(&file.path, || listing.add_file(number, file, files.clone()))?;
     }
     listing.finish(paths)
 }
 
+/// The files that names of files, folders and patterns stand for, each once.
+fn expand(named: &[String], files: &dyn Files) -> Result<Vec<String>> {
+    let mut paths: Vec<String> = Vec::new();
+    for name in named {
+        let found = if is_folder(name, files) {
+            below(name, |path| path.ends_with(ENDING), files)?
+        } else if glob::is_pattern(name) && files.size(name).is_err() {
+            let (folder, pattern) = glob::split(name);
+            below(folder, |path| glob::matches(pattern, path), files)?
+        } else {
+            vec![name.clone()]
+        };
+        if found.is_empty() {
+            return Err(Error::invalid(format!("`{name}`: there is no such Parquet file")));
+        }
+        for path in found {
+            if !paths.contains(&path) {
+                paths.push(path);
+            }
+        }
+    }
+    Ok(paths)
+}
+
+/// A place that can't be listed, as behind plain HTTP, is a file.
+fn is_folder(path: &str, files: &dyn Files) -> bool {
+    files.is_folder(path).unwrap_or(false)
+}
+
+/// Files below a folder, but those that are hidden or by their names none of the data.
+fn below(folder: &str, wanted: impl Fn(&str) -> bool, files: &dyn Files) -> Result<Vec<String>> {
+    let listed = files.list(folder).map_err(|e| Error::io(folder, e))?;
+    let shown = |path: &String| !path.split('/').any(|name| name.starts_with(['.', '_']));
+    let wanted = listed.into_iter().filter(|path| shown(path) && wanted(path));
+    Ok(wanted.map(|path| super::inside(folder, &path)).collect())
+}
+
 /// Reads and checks the images of `rows`, which lie in ascending order in each file.
 pub(super) fn read_rows(
-    paths: &[String],
+    paths: &[TableFile],
     rows: &[ScanRow],
     files: Arc<dyn Files>,
     progress: &Counter<'_>,
 ) -> Result<PartContent> {
     let mut content = PartContent::default();
     for run in rows.chunk_by(|a, b| file_of(a) == file_of(b)) {
-        let path = file_of(&run[0])
+        let file = file_of(&run[0])
             .and_then(|file| paths.get(file as usize))
             .ok_or_else(|| Error::corrupt("list of rows: a row of a file that the source does not have"))?;
-        whole(path, || read_run(path, run, files.clone(), progress, &mut content))?;
+        whole(&file.path, || read_run(file, run, files.clone(), progress, &mut content))?;
     }
     Ok(content)
 }
@@ -75,14 +120,16 @@ fn file_of(row: &ScanRow) -> Option<u32> {
 }
 
 fn read_run(
-    path: &str,
+    file: &TableFile,
     rows: &[ScanRow],
     files: Arc<dyn Files>,
     progress: &Counter<'_>,
     content: &mut PartContent,
 ) -> Result<()> {
+    let TableFile { path, image } = file;
     let (builder, blame) = open(path, files)?;
-    let mask = projection(&builder, |column| column == IMAGE || column.starts_with("image."));
+    let inside = format!("{image}.");
+    let mask = projection(&builder, |column| column == image || column.starts_with(&inside));
     let selection = select(rows)?;
     let present = u64::try_from(builder.metadata().file_metadata().num_rows()).unwrap_or(0);
     if rows.iter().any(|row| matches!(row.place, Place::Parquet { row, .. } if row >= present)) {
@@ -96,7 +143,7 @@ fn read_run(
         .map_err(|e| blame.error(e))?;
     let mut rest = rows;
     for batch in reader {
-        let images = images_of(path, &batch.map_err(|e| blame.error(e))?, &blame)?;
+        let images = images_of(file, &batch.map_err(|e| blame.error(e))?, &blame)?;
         let (now, later) = rest.split_at_checked(images.len()).ok_or_else(|| changed(path))?;
         rest = later;
         let checked = check_all(now, |i, _| Ok(images.found(i)), progress)?;
@@ -144,8 +191,9 @@ impl Images {
     }
 }
 
-fn images_of(path: &str, batch: &RecordBatch, blame: &Blame) -> Result<Images> {
-    let column = batch.column_by_name(IMAGE).ok_or_else(|| changed(path))?;
+fn images_of(file: &TableFile, batch: &RecordBatch, blame: &Blame) -> Result<Images> {
+    let TableFile { path, image } = file;
+    let column = batch.column_by_name(image).ok_or_else(|| changed(path))?;
     let convert = |column: &ArrayRef, to: &DataType| cast(column, to).map_err(|e| blame.error(e));
     let Some(image) = column.as_struct_opt() else {
         return Ok(Images { bytes: convert(column, &DataType::Binary)?.as_binary().clone(), paths: None });

@@ -15,6 +15,9 @@ const NAMES: [(&str, u8); 9] = [
     ("eval", 2),
 ];
 
+/// Names of the column that tells the split, in the order in which they are looked for.
+pub(super) const COLUMNS: [&str; 3] = ["split", "partition", "fold"];
+
 /// The split that a word names.
 pub(super) fn named(word: &str) -> Option<u8> {
     let word = word.trim().to_ascii_lowercase();

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use likeness_contract::documents::{DatasetManifest, GenerationManifest, PartEntry, ShardEntry, Skipped};
-use likeness_contract::ids::{Digest, JobId};
+use likeness_contract::ids::{Digest, JobId, Name};
 use likeness_contract::jobs::{EmbedStage, GenerationRef, JobSpec, JobWork, TaskOutput, TaskRecord, task_ids};
 use likeness_contract::keys;
 use likeness_contract::settings::Split;
@@ -45,7 +45,9 @@ pub async fn shard(
     let loaded = cx.cache.model(model, &cx.device).await?;
     check_vocabulary(&loaded, &dataset)?;
     let selected = select(cx, &dataset, stage.rows, from, rows).await?;
-    let (embedded, skipped) = embed(cx, &loaded, selected).await?;
+    let (selected, removed) = without_removed(cx, &stage.dataset.dataset, selected).await?;
+    let (embedded, mut skipped) = embed(cx, &loaded, selected).await?;
+    skipped.extend(removed);
     let rows = embedded.item_ids.len();
     if rows == 0 {
         return Ok(TaskOutput::Shard { object: None, rows: 0, skipped });
@@ -215,6 +217,24 @@ async fn select(
         return Err(TaskError::invalid(format!("rows {from}+{rows} are asked of a gallery of {have} rows")));
     }
     Ok(selected)
+}
+
+/// Leaves out the rows whose items were removed since the version was made.
+async fn without_removed(
+    cx: &TaskContext,
+    dataset: &Name,
+    selected: Vec<Selected>,
+) -> Result<(Vec<Selected>, Vec<Skipped>), TaskError> {
+    let removed = likeness_link::removals::removed(&cx.store, dataset).await?;
+    let (mut kept, mut left_out) = (Vec::with_capacity(selected.len()), Vec::new());
+    for row in selected {
+        let item = row.part.item(row.row as usize);
+        match removed.reason(item) {
+            Some(reason) => left_out.push(Skipped { item: item.to_string(), reason }),
+            None => kept.push(row),
+        }
+    }
+    Ok((kept, left_out))
 }
 
 /// Decoded images of consecutive selected rows.

@@ -2,41 +2,90 @@
 //!
 //! The scan fixes everything that parts share: the list of rows is an object, and part `n` is the rows
 //! `from..from + rows` of it. Parts read, decode and check images on all cores; a bad image costs its row, not the task.
+//! A version that grows shares the parts of its base ([`grow`]); what is in a removal is left out of every version.
 //! The manifest is written last, when every part has its record, so a dataset version is there whole or not at all.
 
+mod grow;
+mod notes;
 mod source_files;
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
+use bytes::Bytes;
+use likeness_contract::datasets::DatasetAbout;
 use likeness_contract::documents::{DatasetManifest, ObjectRef, PartEntry, Skipped};
 use likeness_contract::ids::Name;
-use likeness_contract::jobs::{DatasetRef, IngestSource, JobSpec, JobWork, TaskOutput, TaskRecord, task_ids};
+use likeness_contract::jobs::{
+    AppendSource, DatasetRef, IngestSource, JobSpec, JobWork, TaskOutput, TaskRecord, task_ids,
+};
 use likeness_contract::keys;
 use likeness_contract::settings::Vocabulary;
-use likeness_data::{PartContent, PartRow, ScanRow, decode_rows, encode_part, encode_rows, read_rows_from};
+use likeness_data::{
+    EncodedPart, PartContent, PartRow, PartWriter, Places, Scan, ScanRow, decode_rows, encode_rows, read_rows_from,
+};
+use likeness_link::removals;
 
 use crate::error::TaskError;
 use crate::runtime::context::TaskContext;
 
+use grow::Base;
+use notes::Notes;
 use source_files::{SourceFiles, with_threads_for};
 
 /// Rows between two looks at the lease: a fraction of a second of decoding.
 const ROWS_PER_STEP: usize = 512;
+/// Steps of read rows that may wait to be written.
+const STEPS_AHEAD: usize = 2;
 
 /// Lists the source's rows and fixes the parts.
 pub async fn scan(cx: &TaskContext) -> Result<TaskOutput, TaskError> {
-    let source = ingest_spec(cx.spec())?.source.clone();
+    let spec = ingest_spec(cx.spec())?;
     cx.progress(0, 1, "listing rows");
-    let files = Arc::new(SourceFiles::new());
-    let list = move || -> Result<_, TaskError> {
-        let scan = likeness_data::scan_from(&source, files)?;
-        let bytes = encode_rows(&scan);
-        Ok((scan.vocabulary, scan.rows.len() as u64, scan.warnings, bytes))
+    let files = Arc::new(SourceFiles::new(cx.store.clone()));
+    let (scan, notes) = match spec.source {
+        IngestSource::Append(append) => scan_to_append(cx, spec.dataset, append, files).await?,
+        source => {
+            let removed = removals::removed(&cx.store, spec.dataset).await?;
+            let source = source.clone();
+            let mut scan = blocking(move || Ok(likeness_data::scan_from(&source, files, None)?)).await?;
+            let count = grow::leave_out(&mut scan, &removed);
+            if count > 0 {
+                scan.warnings.push(format!("{count} rows were left out: their items were removed"));
+            }
+            let (places, labels, removals) = (scan.places.clone(), scan.labels(), removed.last());
+            (scan, Notes { places, labels, removals, removed: count, ..Notes::default() })
+        }
     };
-    let (vocabulary, rows, warnings, bytes) = blocking(list).await?;
+    let rows = scan.rows.len() as u64;
+    let Scan { vocabulary, warnings, .. } = &scan;
+    let (vocabulary, warnings) = (vocabulary.clone(), warnings.clone());
+    let bytes = blocking(move || Ok(encode_rows(&scan, notes.encode()))).await?;
     let rows_object = cx.create_object(|digest| keys::job_data(cx.job(), "rows", digest, "parquet"), bytes).await?;
     Ok(TaskOutput::Scan { rows_object, rows, vocabulary, warnings })
+}
+
+async fn scan_to_append(
+    cx: &TaskContext,
+    dataset: &Name,
+    append: &AppendSource,
+    files: Arc<SourceFiles>,
+) -> Result<(Scan, Notes), TaskError> {
+    let AppendSource { base: _, removals: count, source } = append;
+    let manifest = cx.cache.dataset(&base_of(dataset, append)?).await?;
+    let removed = removals::first_removed(&cx.store, dataset, *count).await?;
+    let base = Base::read(cx, Arc::clone(&manifest), &files).await?;
+    let source = source.clone();
+    blocking(move || {
+        let scan = |source| likeness_data::scan_from(&source, files, Some(&manifest.vocabulary));
+        grow::grow(&base, &removed, source.map(scan).transpose()?)
+    })
+    .await
+}
+
+fn base_of(dataset: &Name, append: &AppendSource) -> Result<DatasetRef, TaskError> {
+    let version = append.base.clone().ok_or_else(|| TaskError::invalid("the job names no version that grows"))?;
+    Ok(DatasetRef { dataset: dataset.clone(), version })
 }
 
 /// Reads, checks and stores the images of the rows `from..from + rows` of the scan.
@@ -44,18 +93,20 @@ pub async fn part(cx: &TaskContext, part: u32, from: u64, rows: u32) -> Result<T
     let spec = ingest_spec(cx.spec())?;
     let Scanned { rows_object, vocabulary, .. } = scanned(cx.record(&task_ids::scan()).await?)?;
     let list = cx.store.read(&rows_object).await?;
-    let (task, source, files) = (cx.clone(), spec.source.clone(), Arc::new(SourceFiles::new()));
+    let (task, files) = (cx.clone(), Arc::new(SourceFiles::new(cx.store.clone())));
     let attributes = vocabulary.len();
     let read = move || -> Result<_, TaskError> {
+        let Notes { places, .. } = Notes::of(list.clone())?;
         let listed = decode_rows(list, attributes, from, rows)?;
-        let read = || read_part(&task, &source, &files, &listed, attributes);
-        with_threads_for(&source, read).map_err(TaskError::transient)?
+        let read = || read_part(&task, &places, &files, &listed, attributes);
+        with_threads_for(&places, read).map_err(TaskError::transient)?
     };
     let Stored { bytes, rows, split_rows, skipped } = blocking(read).await?;
     let object = match bytes {
-        Some(bytes) => {
-            let key = |digest: &_| keys::dataset_part(spec.dataset, cx.job(), part, digest);
-            Some(cx.create_object(key, bytes).await?)
+        Some(EncodedPart { bytes, digest }) => {
+            cx.ensure_leased()?;
+            let key = keys::dataset_part(spec.dataset, cx.job(), part, &digest);
+            Some(cx.store.create_object(key, bytes.into(), digest).await?)
         }
         None => None,
     };
@@ -65,9 +116,11 @@ pub async fn part(cx: &TaskContext, part: u32, from: u64, rows: u32) -> Result<T
 /// Writes the dataset's manifest.
 pub async fn finish(cx: &TaskContext) -> Result<TaskOutput, TaskError> {
     let spec = ingest_spec(cx.spec())?;
-    let Scanned { rows, vocabulary, warnings, .. } = scanned(cx.record(&task_ids::scan()).await?)?;
+    let Scanned { rows_object, rows, vocabulary, warnings } = scanned(cx.record(&task_ids::scan()).await?)?;
     let planned = part_count(rows, spec.part_rows)?;
-    let (mut parts, mut skipped) = (Vec::new(), Vec::new());
+    let list: Bytes = cx.store.read(&rows_object).await?;
+    let notes = blocking(move || Notes::of(list)).await?;
+    let (mut parts, mut skipped) = (shared(cx, &spec, &notes).await?, Vec::new());
     for number in 0..planned {
         let (entry, left_out) = stored(cx.record(&task_ids::part(number)).await?)?;
         parts.extend(entry);
@@ -75,11 +128,32 @@ pub async fn finish(cx: &TaskContext) -> Result<TaskOutput, TaskError> {
         cx.progress(u64::from(number) + 1, u64::from(planned), "parts");
     }
     let dataset = DatasetRef { dataset: spec.dataset.clone(), version: cx.job().clone() };
+    let about = about(&spec, dataset.clone(), notes);
     let manifest = manifest_of(dataset, vocabulary, parts, skipped, warnings)?;
     let key = keys::dataset_manifest(spec.dataset, cx.job());
     cx.ensure_leased()?;
+    // First what belongs to the manifest: it makes the version visible.
+    cx.store.create_document(&keys::dataset_about(spec.dataset, cx.job()), &about).await?;
     cx.store.create_document(&key, &manifest).await?;
     Ok(TaskOutput::Manifest { key })
+}
+
+/// The parts of the base that a growing version shares.
+async fn shared(cx: &TaskContext, spec: &IngestSpec<'_>, notes: &Notes) -> Result<Vec<PartEntry>, TaskError> {
+    let IngestSource::Append(append) = spec.source else { return Ok(Vec::new()) };
+    let base = cx.cache.dataset(&base_of(spec.dataset, append)?).await?;
+    let part = |number: &u32| base.parts.get(*number as usize).cloned();
+    let parts: Option<Vec<PartEntry>> = notes.shared.iter().map(part).collect();
+    parts.ok_or_else(|| TaskError::invalid("the list of rows names parts that the version that grows does not have"))
+}
+
+fn about(spec: &IngestSpec<'_>, dataset: DatasetRef, notes: Notes) -> DatasetAbout {
+    let Notes { places: _, labels, removals, removed, already_there, shared } = notes;
+    let base = match spec.source {
+        IngestSource::Append(append) => append.base.clone(),
+        _ => None,
+    };
+    DatasetAbout { dataset, base, shared_parts: shared.len() as u32, removals, removed, already_there, labels }
 }
 
 struct IngestSpec<'a> {
@@ -130,33 +204,54 @@ fn part_count(rows: u64, part_rows: u32) -> Result<u32, TaskError> {
 /// A part that is ready to be stored.
 struct Stored {
     /// None when every row was skipped.
-    bytes: Option<Vec<u8>>,
+    bytes: Option<EncodedPart>,
     rows: u64,
     split_rows: [u64; 3],
     skipped: Vec<Skipped>,
 }
 
+/// Images are read and checked on all cores while those before them are written into the part.
 fn read_part(
     cx: &TaskContext,
-    source: &IngestSource,
+    places: &Places,
     files: &Arc<SourceFiles>,
     listed: &[ScanRow],
     attributes: usize,
 ) -> Result<Stored, TaskError> {
-    let PartContent { rows, skipped } = read_images(cx, source, files, listed)?;
-    let bytes = if rows.is_empty() { None } else { Some(encode_part(&rows, attributes)?) };
-    Ok(Stored { bytes, rows: rows.len() as u64, split_rows: count_splits(&rows), skipped })
+    let (sender, receiver) = mpsc::sync_channel(STEPS_AHEAD);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(move || write_part(receiver, attributes));
+        let skipped = read_images(cx, places, files, listed, &sender);
+        drop(sender);
+        // Why the writer ended says more than that nobody listened to the reader.
+        let (bytes, split_rows) =
+            writer.join().map_err(|_| TaskError::transient("the writing of a part panicked"))??;
+        let rows = split_rows.iter().sum();
+        Ok(Stored { bytes: (rows > 0).then_some(bytes), rows, split_rows, skipped: skipped? })
+    })
 }
 
-/// Reads in steps, so that a lost lease or a closed run is noticed between them.
+/// Makes the part of the rows that come, until no more do.
+fn write_part(rows: mpsc::Receiver<Vec<PartRow>>, attributes: usize) -> Result<(EncodedPart, [u64; 3]), TaskError> {
+    let mut part = PartWriter::new(attributes)?;
+    let mut split_rows = [0; 3];
+    for rows in rows {
+        rows.iter().for_each(|row| split_rows[usize::from(row.split)] += 1);
+        part.push(rows)?;
+    }
+    Ok((part.finish()?, split_rows))
+}
+
+/// Reads in steps, so that a lost lease or a closed run is noticed between them. Returns the rows left out.
 fn read_images(
     cx: &TaskContext,
-    source: &IngestSource,
+    places: &Places,
     files: &Arc<SourceFiles>,
     listed: &[ScanRow],
-) -> Result<PartContent, TaskError> {
+    part: &mpsc::SyncSender<Vec<PartRow>>,
+) -> Result<Vec<Skipped>, TaskError> {
     let (started, of) = (Instant::now(), listed.len() as u64);
-    let mut content = PartContent::default();
+    let mut left_out = Vec::new();
     for (step, rows) in listed.chunks(ROWS_PER_STEP).enumerate() {
         cx.ensure_leased()?;
         let before = (step * ROWS_PER_STEP) as u64;
@@ -165,17 +260,13 @@ fn read_images(
             let rate = done as f64 / started.elapsed().as_secs_f64().max(1e-9);
             cx.progress(done, of, format!("{rate:.0} images/s"));
         };
-        let PartContent { rows, skipped } = read_rows_from(source, rows, files.clone(), &progress)?;
-        content.rows.extend(rows);
-        content.skipped.extend(skipped);
+        let PartContent { rows, skipped } = read_rows_from(places, rows, files.clone(), &progress)?;
+        left_out.extend(skipped);
+        if part.send(rows).is_err() {
+            return Err(TaskError::transient("the part is no longer written"));
+        }
     }
-    Ok(content)
-}
-
-fn count_splits(rows: &[PartRow]) -> [u64; 3] {
-    let mut counts = [0; 3];
-    rows.iter().for_each(|row| counts[usize::from(row.split)] += 1);
-    counts
+    Ok(left_out)
 }
 
 /// The manifest; a dataset without a usable row is none.

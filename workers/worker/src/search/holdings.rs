@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use likeness_contract::datasets::Removed;
 use likeness_contract::documents::{DatasetManifest, GenerationManifest};
 use likeness_contract::jobs::GenerationRef;
 use likeness_contract::messages::{HeldShards, Placement};
-use likeness_index::Shard;
+use likeness_index::{Filter, RowSet, Shard};
 
 use super::loader::Loaded;
 use super::resident::Resident;
@@ -29,12 +30,51 @@ pub struct Kit {
 pub struct HeldShard {
     shard: Shard,
     resident: Option<Resident>,
+    /// Rows whose items were removed since it was made, and the removals that are counted; none where there are no such rows.
+    removed: RwLock<(u64, Option<Arc<RowSet>>)>,
 }
 
 impl HeldShard {
     /// A shard, with its rows on a device if they are to be searched there.
     pub fn new(shard: Shard, resident: Option<Resident>) -> Self {
-        Self { shard, resident }
+        Self { shard, resident, removed: RwLock::default() }
+    }
+
+    /// Takes out the rows of items that are removed, and puts back those of others. A list that is older than the one that
+    /// counts changes nothing.
+    pub fn take_out(&self, removed: &Removed) {
+        if removed.last() <= self.removed.read().unwrap_or_else(PoisonError::into_inner).0 {
+            return;
+        }
+        let mut rows = RowSet::none(self.shard.rows());
+        removed.items().filter_map(|item| self.shard.find(item)).for_each(|row| rows.insert(row));
+        let rows = (rows.count() > 0).then(|| Arc::new(rows));
+        let mut known = self.removed.write().unwrap_or_else(PoisonError::into_inner);
+        if removed.last() > known.0 {
+            *known = (removed.last(), rows);
+        }
+    }
+
+    /// The rows that were taken out, if there are any.
+    pub fn taken_out(&self) -> Option<Arc<RowSet>> {
+        self.removed.read().unwrap_or_else(PoisonError::into_inner).1.clone()
+    }
+
+    /// How many rows were taken out.
+    pub fn rows_taken_out(&self) -> usize {
+        self.taken_out().map_or(0, |rows| rows.count())
+    }
+
+    /// The rows that a search is about: those that a filter lets through and that were not taken out.
+    pub fn searched(&self, filter: Option<&Filter>) -> likeness_index::Result<RowSet> {
+        let mut rows = match filter {
+            Some(filter) => self.shard.matching(filter)?,
+            None => RowSet::all(self.shard.rows()),
+        };
+        if let Some(removed) = self.taken_out() {
+            rows.subtract(&removed);
+        }
+        Ok(rows)
     }
 
     /// Its rows on the device.

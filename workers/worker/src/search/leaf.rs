@@ -238,6 +238,9 @@ fn embedding(held: &BTreeMap<u32, Arc<HeldShard>>, shards: &[u32], item: &str) -
     for number in shards {
         let shard = held.get(number).ok_or_else(|| format!("does not hold shard {number}"))?;
         if let Some(row) = shard.find(item) {
+            if shard.taken_out().is_some_and(|removed| removed.contains(row)) {
+                return Ok(None);
+            }
             return Ok(Some(shard.embedding(row).to_vec()));
         }
     }

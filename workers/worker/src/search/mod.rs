@@ -19,6 +19,7 @@ mod memory;
 mod peers;
 mod placement;
 pub(crate) mod query;
+mod removals;
 mod rendezvous;
 mod resident;
 mod root;
@@ -45,6 +46,7 @@ use self::fan_out::Numbers;
 use self::holdings::Holdings;
 use self::leaf::Leaf;
 use self::peers::Peers;
+use self::removals::Removals;
 use self::settings::SearchSettings;
 use self::view::View;
 use crate::error::TaskError;
@@ -72,6 +74,7 @@ struct Searcher {
     numbers: Numbers,
     embedded: Embedded,
     curves: Curves,
+    removals: Removals,
 }
 
 impl Searcher {
@@ -86,8 +89,9 @@ impl Searcher {
         let view = Mutex::new(View::new(cx.bus.timings().presence_ttl));
         let (changed, _) = watch::channel(());
         let numbers = Numbers::of(cx.worker.as_str());
-        let (peers, embedded, curves) = (Peers::default(), Embedded::default(), Curves::default());
-        Ok(Self { cx, settings, holdings, disk, leaf, view, changed, peers, numbers, embedded, curves })
+        let (peers, embedded) = (Peers::default(), Embedded::default());
+        let (curves, removals) = (Curves::default(), Removals::default());
+        Ok(Self { cx, settings, holdings, disk, leaf, view, changed, peers, numbers, embedded, curves, removals })
     }
 
     fn view(&self) -> MutexGuard<'_, View> {
@@ -108,6 +112,7 @@ impl Searcher {
 pub async fn serve(cx: SearchContext) -> Result<(), TaskError> {
     let shutdown = cx.shutdown.clone();
     let searcher = Arc::new(Searcher::new(cx)?);
+    let _hears_of_removed = removals::follow(&searcher).await?;
     let placement = tokio::select! {
         placement = placement::start(&searcher) => placement?,
         () = shutdown.cancelled() => return Ok(()),

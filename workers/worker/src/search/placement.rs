@@ -18,8 +18,9 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use super::holdings::Kit;
 use super::keeper::{Inventory, Keeper, Step};
-use super::loader::Loader;
+use super::loader::{Loaded, Loader};
 use super::{Searcher, loader, memory};
 use crate::error::TaskError;
 
@@ -210,7 +211,7 @@ impl Keep {
 
     async fn load_kit(&self, keeper: &mut Keeper, served: Served) {
         let started = Instant::now();
-        match loader::load_kit(&self.searcher.cx, &served).await {
+        match self.kit_and_removals(&served).await {
             Ok(kit) => {
                 let (shards, rows) = (kit.generation.shards.len(), kit.generation.total_rows());
                 tracing::info!(
@@ -227,6 +228,13 @@ impl Keep {
                 self.searcher.tell_change();
             }
         }
+    }
+
+    /// A generation whose removals are not known is not answered for.
+    async fn kit_and_removals(&self, served: &Served) -> Result<Kit, TaskError> {
+        let kit = loader::load_kit(&self.searcher.cx, served).await?;
+        self.searcher.removals.refresh(&self.searcher.cx.store, &kit.generation.dataset.dataset).await?;
+        Ok(kit)
     }
 
     async fn load_shards(&self, keeper: &mut Keeper, generation: GenerationRef, shards: Vec<u32>) {
@@ -251,12 +259,21 @@ impl Keep {
                         tracing::warn!(generation = %generation.generation, shard = number, trouble, "no approximate index");
                     }
                     keeper.on_loaded(&generation, Some(number));
-                    self.searcher.holdings.add_shard(&generation, loaded);
+                    self.add_shard(&generation, &kit.generation.dataset.dataset, loaded);
                 }
                 Err(error) => failed(keeper, &generation, Some(number), &error),
             }
         }
         self.searcher.tell_change();
+    }
+
+    /// Adds a shard without its removed rows; looks again afterwards, for those who heard of more meanwhile did not see it.
+    fn add_shard(&self, generation: &GenerationRef, dataset: &Name, loaded: Loaded) {
+        let (number, removals) = (loaded.shard.number(), &self.searcher.removals);
+        loaded.shard.take_out(&removals.of(dataset));
+        self.searcher.holdings.add_shard(generation, loaded);
+        let held = self.searcher.holdings.shards(generation).and_then(|shards| shards.get(&number).cloned());
+        held.into_iter().for_each(|shard| shard.take_out(&removals.of(dataset)));
     }
 
     fn inventory(&self) -> BTreeMap<GenerationRef, Inventory> {

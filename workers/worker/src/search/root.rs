@@ -233,6 +233,9 @@ impl Query<'_> {
 
     /// From memory, if it was embedded before.
     async fn embed_term(&self, kit: &Arc<Kit>, input: &Input) -> Result<Arc<[f32]>, SearchError> {
+        if let Input::Item(item) = input {
+            self.is_shown(kit, item)?;
+        }
         let Some(key) = Key::of(kit, input) else { return self.embed_anew(kit, input).await.map(Arc::from) };
         let remembered = &self.searcher.embedded;
         if let Some(vector) = remembered.get(&key) {
@@ -241,6 +244,13 @@ impl Query<'_> {
         let vector: Arc<[f32]> = self.embed_anew(kit, input).await?.into();
         remembered.put(key, Arc::clone(&vector));
         Ok(vector)
+    }
+
+    /// An item that was removed is none, also where its embedding is still known.
+    fn is_shown(&self, kit: &Kit, item: &str) -> Result<(), SearchError> {
+        let dataset = &kit.generation.dataset.dataset;
+        let gone = |reason| error(SearchErrorKind::NotFound, format!("item `{item}` {reason}"));
+        self.searcher.removals.of(dataset).reason(item).map_or(Ok(()), |reason| Err(gone(reason)))
     }
 
     async fn embed_anew(&self, kit: &Arc<Kit>, input: &Input) -> Result<Vec<f32>, SearchError> {

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use likeness_contract::jobs::GenerationRef;
 use likeness_contract::ranking::{Candidate, merge_top_k};
 use likeness_contract::search::{How, Searched};
-use likeness_index::{Approximate, Cancel, Filter, Query, RowSet, Shard, top_k_approximate};
+use likeness_index::{Approximate, Cancel, Filter, Query, RowSet, top_k_approximate};
 use rayon::ThreadPool;
 use rayon::prelude::*;
 use tokio::runtime::Handle;
@@ -47,29 +47,34 @@ pub struct Scan {
 
 impl Scan {
     /// Whether a shard is asked by its approximate index: then no other query shares the reading of its rows.
-    fn probes(&self, shard: &Shard) -> bool {
+    fn probes(&self, shard: &HeldShard) -> bool {
         self.recall.is_some() && self.why_exact(shard).is_none()
     }
 
     /// Why a shard is searched exactly although an approximate answer would do.
-    fn why_exact(&self, shard: &Shard) -> Option<String> {
+    fn why_exact(&self, shard: &HeldShard) -> Option<String> {
         if self.filter.is_some() {
             Some("an answer with a filter is exact".into())
         } else if self.k > Approximate::LARGEST_K {
             Some(format!("an answer of more than {} results is exact", Approximate::LARGEST_K))
+        } else if self.k + shard.rows_taken_out() > Approximate::LARGEST_K {
+            Some("many of its items were removed".into())
         } else {
             shard.approximate().is_none().then(|| "it has no approximate index".into())
         }
     }
 
-    /// The rows of some shards that the filter lets through.
+    /// The rows of some shards that are searched; none where these are all.
     fn row_sets(&self, shards: &[&HeldShard]) -> likeness_index::Result<Option<Vec<RowSet>>> {
-        let Some(filter) = &self.filter else { return Ok(None) };
-        shards.iter().map(|shard| shard.matching(filter)).collect::<likeness_index::Result<_>>().map(Some)
+        let filter = self.filter.as_ref();
+        if filter.is_none() && shards.iter().all(|shard| shard.taken_out().is_none()) {
+            return Ok(None);
+        }
+        shards.iter().map(|shard| shard.searched(filter)).collect::<likeness_index::Result<_>>().map(Some)
     }
 
     /// What is told of a shard that was searched exactly.
-    fn exactly(&self, shard: &Shard, within: Option<&RowSet>) -> Searched {
+    fn exactly(&self, shard: &HeldShard, within: Option<&RowSet>) -> Searched {
         let whole = Searched::whole(shard.number(), shard.rows() as u64);
         let because = self.recall.and_then(|_| self.why_exact(shard));
         let matching = within.map_or(whole.rows, |rows| rows.count() as u64);
@@ -280,12 +285,20 @@ fn probed(scans: &[Scan], cancel: &Cancel) -> likeness_index::Result<Vec<Probed>
     };
     let pairs: Vec<(usize, usize)> = scans.iter().enumerate().flat_map(shards).collect();
     let probe = |&(at, shard): &(usize, usize)| {
-        let (scan, shard): (&Scan, &Shard) = (&scans[at], &scans[at].shards[shard]);
-        let query = Query { vector: &scan.query, k: scan.k, within: None };
+        let (scan, shard): (&Scan, &HeldShard) = (&scans[at], &scans[at].shards[shard]);
+        // As many more as there are rows that are not to be found, so that K are left.
+        let removed = shard.taken_out();
+        let gone = removed.as_ref().map_or(0, |rows| rows.count());
+        let query = Query { vector: &scan.query, k: scan.k + gone, within: None };
         let recall = scan.recall.unwrap_or(1.0);
-        let found = top_k_approximate(&[shard], &query, recall, cancel)?;
+        let mut found = top_k_approximate(&[&**shard], &query, recall, cancel)?;
+        if let Some(removed) = removed {
+            found.candidates.retain(|candidate| !removed.contains(candidate.row));
+            found.candidates.truncate(scan.k);
+        }
         let how = Some(How::Approximately { recall: found.recall });
-        Ok((at, found.candidates, Searched { how, ..Searched::whole(shard.number(), shard.rows() as u64) }))
+        let whole = Searched::whole(shard.number(), shard.rows() as u64);
+        Ok((at, found.candidates, Searched { how, matching: whole.rows - gone as u64, ..whole }))
     };
     pairs.par_iter().map(probe).collect()
 }
@@ -310,8 +323,9 @@ mod tests {
     use std::sync::mpsc;
     use std::time::Duration;
 
+    use likeness_contract::datasets::{Removal, RemovalChange, Removed};
     use likeness_contract::ids::{JobId, Name};
-    use likeness_index::{ShardRows, top_k};
+    use likeness_index::{Shard, ShardRows, top_k};
 
     use super::*;
 
@@ -384,6 +398,80 @@ mod tests {
             let expected = top_k(&plain, &alone.query, k, &Cancel::new()).unwrap();
             assert_eq!(task.await.unwrap().unwrap().candidates, expected);
         }
+    }
+
+    #[test]
+    fn rows_that_were_taken_out_are_not_found_and_k_others_are() {
+        let shards: Vec<_> = (0..3).map(|number| shard(number, 50)).collect();
+        let all = |k| together(&[scan(&shards, 0.3, k)], &Cancel::new()).unwrap().remove(0);
+        let before = all(150).candidates;
+        let mut removed = Removed::default();
+        let items: Vec<String> = before[..20].iter().map(|candidate| candidate.item.clone()).collect();
+        let change = |number, change, items: &[String]| Removal {
+            dataset: Name::new("d").unwrap(),
+            number,
+            change,
+            items: items.to_vec(),
+            created_ms: 0,
+        };
+        removed.apply(&change(1, RemovalChange::Remove, &items));
+        shards.iter().for_each(|shard| shard.take_out(&removed));
+        let after = all(30);
+        assert_eq!(after.candidates, before[20..50]);
+        let (rows, matching) = after.searched.iter().fold((0, 0), |(r, m), s| (r + s.rows, m + s.matching));
+        assert_eq!((rows, matching), (150, 130));
+
+        let mut restored = removed.clone();
+        restored.apply(&change(2, RemovalChange::Restore, &items[..5]));
+        shards.iter().for_each(|shard| shard.take_out(&restored));
+        shards.iter().for_each(|shard| shard.take_out(&removed));
+        assert_eq!(all(5).candidates, before[..5], "an older list changes nothing");
+        let filter = Some(Filter::new().and(0, likeness_index::Label::Has));
+        let none = together(&[Scan { filter, ..scan(&shards, 0.3, 5) }], &Cancel::new()).unwrap().remove(0);
+        assert!(none.candidates.is_empty());
+    }
+
+    #[test]
+    fn an_approximate_answer_leaves_them_out_too_and_has_k_others() {
+        let count = 5_000;
+        let angle = |row: usize| row as f32 * 0.001;
+        let rows = ShardRows {
+            item_ids: (0..count).map(|row| format!("{row}")).collect(),
+            embeddings: (0..count).flat_map(|row| [angle(row).sin(), angle(row).cos(), 0.0, 0.0]).collect(),
+            labels: vec![0; count],
+            split: vec![0; count],
+            source_part: vec![0; count],
+            source_row: vec![0; count],
+            image_digest: vec![[0; 32]; count],
+        };
+        let shard = Shard::new(0, rows, DIM, 1).unwrap().with_codes().unwrap();
+        let index = Approximate::build(&shard).unwrap().expect("it is large");
+        let shard = [Arc::new(HeldShard::new(shard.with_approximate(index), None))];
+        let ask = |k| {
+            let scan = Scan { recall: Some(0.99), ..scan(&shard, 1.0, k) };
+            together(&[scan], &Cancel::new()).unwrap().remove(0)
+        };
+        let approximately = |found: &Found| matches!(found.searched[0].how, Some(How::Approximately { .. }));
+        let take_out = |number, items: Vec<String>| {
+            let (dataset, change, created_ms) = (Name::new("d").unwrap(), RemovalChange::Remove, 0);
+            let mut removed = Removed::default();
+            (1..=number).for_each(|number| {
+                let (dataset, items) = (dataset.clone(), items.clone());
+                removed.apply(&Removal { dataset, number, change, items, created_ms });
+            });
+            shard[0].take_out(&removed);
+        };
+        let before = ask(10);
+        let gone: Vec<String> = before.candidates.iter().map(|candidate| candidate.item.clone()).collect();
+        take_out(1, gone.clone());
+        let after = ask(10);
+        assert!(approximately(&before) && approximately(&after));
+        assert_eq!((after.candidates.len(), after.searched[0].matching), (10, 4_990));
+        assert!(after.candidates.iter().all(|candidate| !gone.contains(&candidate.item)));
+        take_out(2, (500..1500).map(|row| row.to_string()).collect());
+        let exact = ask(10);
+        let why = Some(How::Exactly { because: "many of its items were removed".into() });
+        assert_eq!((exact.candidates.len(), &exact.searched[0].how), (10, &why));
     }
 
     #[tokio::test]

@@ -2,7 +2,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Mutex;
 
-use likeness_contract::jobs::IngestSource;
+use likeness_contract::jobs::{CelebaSplit, IngestSource, ReadFrom, ReadSource};
 use tempfile::TempDir;
 
 use crate::error::ErrorKind;
@@ -26,7 +26,10 @@ fn source(dir: &Path) -> IngestSource {
 fn scan_texts(attributes: &str, partition: &str) -> Scan {
     let dir = TempDir::new().unwrap();
     write(&dir, attributes, partition);
-    scan(&source(dir.path())).unwrap()
+    let mut scan = scan(&source(dir.path())).unwrap();
+    assert_eq!(scan.places.dir, dir.path().to_str().unwrap());
+    scan.places.dir.clear();
+    scan
 }
 
 /// The message with the folder's own name taken out.
@@ -178,8 +181,9 @@ fn bad_images_cost_their_row_and_say_why() {
 
     let source = source(dir.path());
     let heard = Mutex::new(Vec::new());
-    let rows = scan(&source).unwrap().rows;
-    let PartContent { rows, skipped } = read_rows(&source, &rows, &|done| heard.lock().unwrap().push(done)).unwrap();
+    let scan = scan(&source).unwrap();
+    let PartContent { rows, skipped } =
+        read_rows(&scan.places, &scan.rows, &|done| heard.lock().unwrap().push(done)).unwrap();
 
     assert_eq!(rows.iter().map(|row| row.item.as_str()).collect::<Vec<_>>(), ["good.jpg", "good.png"]);
     assert_eq!((rows[0].width, rows[0].height, &rows[0].image), (45, 32, &jpeg));
@@ -193,4 +197,35 @@ fn bad_images_cost_their_row_and_say_why() {
     let mut heard = heard.into_inner().unwrap();
     heard.sort_unstable();
     assert_eq!(heard, (1..=8).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_hash_of_the_person_or_the_item_can_tell_the_split() {
+    let dir = TempDir::new().unwrap();
+    let mut attributes = String::from("60\nSmiling\n");
+    let mut persons = String::new();
+    for row in 0..60 {
+        attributes.push_str(&format!("{row}.jpg {}\n", if row % 2 == 0 { 1 } else { -1 }));
+        persons.push_str(&format!("{row}.jpg {}\n", row / 4));
+    }
+    write(&dir, &attributes, "");
+    fs::remove_file(dir.path().join("list_eval_partition.txt")).unwrap();
+    fs::create_dir(dir.path().join("Anno")).unwrap();
+    fs::write(dir.path().join("Anno/identity_CelebA.txt"), &persons).unwrap();
+    let with = |split| {
+        let from = ReadFrom::Celeba { dir: dir.path().to_str().unwrap().into(), split };
+        let (columns, labels) = Default::default();
+        scan(&IngestSource::Read(Box::new(ReadSource { from, columns, labels })))
+    };
+    let by_person = with(CelebaSplit::Identity).unwrap().rows;
+    assert!(by_person.chunks(4).all(|person| person.iter().all(|row| row.split == person[0].split)));
+    let by_item = with(CelebaSplit::Item).unwrap().rows;
+    for rows in [&by_person, &by_item] {
+        assert!(rows.iter().all(|row| row.problem.is_none()) && rows.iter().any(|row| row.split != 0));
+    }
+    assert!(by_item.chunks(4).any(|person| person.iter().any(|row| row.split != person[0].split)));
+    fs::write(dir.path().join("Anno/identity_CelebA.txt"), "1.jpg 2 3\n").unwrap();
+    let error = with(CelebaSplit::Identity).unwrap_err().to_string();
+    assert!(error.ends_with("line 1: expected `FILE PERSON`, found `1.jpg 2 3`"), "{error}");
+    assert!(with(CelebaSplit::Partition).is_err());
 }

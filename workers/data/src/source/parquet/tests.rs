@@ -9,7 +9,7 @@ use arrow_array::{
 };
 use arrow_schema::{DataType, Field};
 use bytes::Bytes;
-use likeness_contract::jobs::IngestSource;
+use likeness_contract::jobs::{CsvColumns, IngestSource, LabelWords, ReadFrom, ReadSource, ZeroLabel};
 use parquet::arrow::ArrowWriter;
 use parquet::file::properties::WriterProperties;
 use tempfile::TempDir;
@@ -93,7 +93,7 @@ fn a_file_as_on_the_hub_is_read_whole() {
     assert_eq!(scan.rows[2].place, Place::Parquet { file: 0, row: 2 });
     assert_eq!(scan.warnings, ["columns that are no attributes were left out: `celeb_id`, `caption`"]);
 
-    let PartContent { rows, skipped } = read_rows(&source, &scan.rows[1..], &|_| ()).unwrap();
+    let PartContent { rows, skipped } = read_rows(&scan.places, &scan.rows[1..], &|_| ()).unwrap();
     assert!(skipped.is_empty());
     assert_eq!(rows.iter().map(|row| row.item.as_str()).collect::<Vec<_>>(), ["000002.jpg", "000003.jpg"]);
     assert_eq!((rows[0].image.clone(), rows[0].width, rows[0].split), (fixture("rgb.jpg"), 45, 1));
@@ -113,7 +113,7 @@ fn plain_binary_images_and_id_columns_are_read() {
     let scan = scan(&source).unwrap();
     assert_eq!((items(&scan), splits(&scan)), (vec!["a", "b"], vec![1, 1]));
     assert!(scan.warnings.is_empty(), "{:?}", scan.warnings);
-    let PartContent { rows, skipped } = read_rows(&source, &scan.rows, &|_| ()).unwrap();
+    let PartContent { rows, skipped } = read_rows(&scan.places, &scan.rows, &|_| ()).unwrap();
     assert_eq!((rows.len(), skipped[0].item.as_str(), skipped[0].reason.as_str()), (1, "b", "no image"));
 }
 
@@ -142,7 +142,7 @@ fn several_files_share_one_vocabulary_in_any_order_of_columns() {
     let scan = scan(&source(&[&first, &second])).unwrap();
     assert_eq!(scan.rows.iter().map(|row| row.attributes.clone()).collect::<Vec<_>>(), [[1, -1], [-1, 1]]);
     assert_eq!(splits(&scan), [0, 2]);
-    let content = read_rows(&source(&[&first, &second]), &scan.rows, &|_| ()).unwrap();
+    let content = read_rows(&scan.places, &scan.rows, &|_| ()).unwrap();
     assert_eq!(content.rows.len(), 2);
 }
 
@@ -178,10 +178,14 @@ fn columns_that_are_wrong_are_named() {
             "`x.parquet`: column `image` is Utf8: expected binary, or a struct of `bytes` and `path`",
         ),
         (vec![image()], "`x.parquet`: no attribute"),
-        (vec![image(), ("Age", numbers([1, 0, 31]))], "`x.parquet` row 2, column `Age`: 31 is no label: -1, 0 or 1"),
         (
-            vec![image(), ("Smiling", Arc::new(Float64Array::from(vec![1.0, -1.0, 1.0])))],
-            "`x.parquet`: column `Smiling` is Float64: a label is boolean, or an integer -1, 0 or 1",
+            vec![image(), ("Old", numbers([1, 0, 31]))],
+            "`x.parquet` row 2: `31` of `Old` is no label: 1, -1, 0, true, false, yes, no or empty",
+        ),
+        (vec![image(), ("Age", numbers([40, 1, 31]))], "`x.parquet`: no attribute"),
+        (
+            vec![image(), ("Smiling", Arc::new(Float64Array::from(vec![1.0, -1.0, 0.5])))],
+            "`x.parquet` row 2: `0.5` of `Smiling` is no label: 1, -1, 0, true, false, yes, no or empty",
         ),
         (
             vec![image(), smiling(), ("split", texts(&["train", "holdout", "test"]))],
@@ -193,14 +197,98 @@ fn columns_that_are_wrong_are_named() {
     }
 }
 
+fn read(dir: &TempDir, name: &str, columns: CsvColumns, labels: LabelWords) -> Result<Scan> {
+    let from = ReadFrom::Parquet { files: vec![dir.path().join(name).to_str().unwrap().into()] };
+    scan(&IngestSource::Read(Box::new(ReadSource { from, columns, labels })))
+}
+
 #[test]
-fn integers_that_never_say_minus_are_warned_of() {
+fn zero_is_not_known_only_beside_minus_one() {
     let dir = TempDir::new().unwrap();
-    let numbers: ArrayRef = Arc::new(Int8Array::from(vec![0, 1]));
-    let file = write(&dir, "train.parquet", vec![("image", good(&["a", "b"])), ("Smiling", numbers)]);
+    let numbers = |values: &[i8]| -> ArrayRef { Arc::new(Int8Array::from(values.to_vec())) };
+    let floats: ArrayRef = Arc::new(Float64Array::from(vec![1.0, -0.0, f64::NAN]));
+    let columns =
+        vec![("image", good(&["a", "b", "c"])), ("x", numbers(&[0, 1, 0])), ("y", numbers(&[0, 1, -1])), ("z", floats)];
+    let file = write(&dir, "train.parquet", columns);
     let scan = scan(&source(&[&file])).unwrap();
-    assert_eq!(scan.warnings[0], "`Smiling` hold 0 and 1 and never -1: 0 was read as not known, not as has not");
-    assert_eq!(scan.warnings[1], "`Smiling` never differ between rows: nothing can be learned about them");
+    assert_eq!(
+        scan.rows.iter().map(|row| row.attributes.clone()).collect::<Vec<_>>(),
+        [[-1, 0, 1], [1, 1, -1], [-1, -1, 0]]
+    );
+    assert_eq!(scan.zeros, [Some(ZeroLabel::No), Some(ZeroLabel::Unknown), Some(ZeroLabel::No)]);
+    let counts: Vec<[u64; 3]> = scan.labels().iter().map(|c| [c.has, c.has_not, c.unknown]).collect();
+    assert_eq!(counts, [[1, 2, 0], [1, 1, 1], [1, 1, 1]]);
+}
+
+#[test]
+fn columns_and_words_are_taken_as_told() {
+    let dir = TempDir::new().unwrap();
+    let people: ArrayRef = Arc::new(Int64Array::from((0..40).map(|i| i / 4).collect::<Vec<_>>()));
+    let ids: Vec<String> = (0..40).map(|i| format!("id-{i}")).collect();
+    let words: Vec<&str> = (0..40).map(|i| ["ja", "nein", "?"][i % 3]).collect();
+    let columns = vec![
+        ("photo", images(&vec![(Some(fixture("rgb.jpg")), Some("same.jpg")); 40])),
+        ("key", texts(&ids.iter().map(String::as_str).collect::<Vec<_>>())),
+        ("person", people),
+        ("glasses", texts(&words)),
+        ("note", texts(&vec!["x"; 40])),
+    ];
+    write(&dir, "train-0.parquet", columns);
+    let some = |name: &str| Some(name.to_string());
+    let told = CsvColumns {
+        path: some("photo"),
+        item: some("key"),
+        split: None,
+        group: some("person"),
+        attributes: vec!["glasses".into()],
+    };
+    let labels = LabelWords { has: vec!["JA".into()], has_not: vec!["nein".into()], ..LabelWords::default() };
+    let scan = read(&dir, "train-0.parquet", told.clone(), labels.clone()).unwrap();
+    assert_eq!((items(&scan)[7], &scan.vocabulary.names), ("id-7", &vec!["glasses".to_string()]));
+    assert_eq!(scan.rows[..3].iter().map(|row| row.attributes[0]).collect::<Vec<_>>(), [1, -1, 0]);
+    assert!(scan.rows.chunks(4).all(|person| person.iter().all(|row| row.split == person[0].split)));
+    assert!(scan.rows.iter().any(|row| row.split != 0), "the file's name does not tell the split beside a group");
+    let content = read_rows(&scan.places, &scan.rows[3..5], &|_| ()).unwrap();
+    assert_eq!(content.rows.iter().map(|row| row.item.as_str()).collect::<Vec<_>>(), ["id-3", "id-4"]);
+
+    let refused = |columns: CsvColumns, labels: LabelWords| {
+        let message = read(&dir, "train-0.parquet", columns, labels).unwrap_err().to_string();
+        message.replace(&format!("{}/", dir.path().display()), "")
+    };
+    let missing = refused(CsvColumns { group: some("persons"), ..told.clone() }, labels.clone());
+    assert_eq!(missing, "`train-0.parquet`: column `persons` is missing; did you mean `person`?");
+    let unlike = refused(CsvColumns { attributes: vec!["photo".into()], ..told.clone() }, labels);
+    assert!(unlike.contains("no label can be in it"), "{unlike}");
+    let plain = refused(told, LabelWords::default());
+    assert!(plain.starts_with("`train-0.parquet` row 0: `ja` of `glasses` is no label"), "{plain}");
+}
+
+#[test]
+fn folders_and_patterns_stand_for_their_files() {
+    let dir = TempDir::new().unwrap();
+    fs::create_dir_all(dir.path().join("more/.hidden")).unwrap();
+    for (name, item) in
+        [("train-1.parquet", "b"), ("train-0.parquet", "a"), ("test-0.parquet", "c"), ("more/val.parquet", "d")]
+    {
+        write(&dir, name, vec![("image", good(&[item])), ("Smiling", flags(&[true]))]);
+    }
+    fs::write(dir.path().join("more/.hidden/x.parquet"), b"no parquet").unwrap();
+    fs::write(dir.path().join("notes.txt"), b"no parquet").unwrap();
+    let of = |patterns: &[&str]| {
+        let files = patterns.iter().map(|pattern| dir.path().join(pattern).to_str().unwrap().into()).collect();
+        scan(&IngestSource::Parquet { files })
+    };
+    let listed = |patterns: &[&str]| {
+        let scan = of(patterns).unwrap();
+        let content = read_rows(&scan.places, &scan.rows, &|_| ()).unwrap();
+        assert!(content.skipped.is_empty());
+        content.rows.iter().map(|row| row.item.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(listed(&["train-*.parquet"]), ["a", "b"]);
+    assert_eq!(listed(&["test-?.parquet", "**/*.parquet"]), ["c", "d", "a", "b"]);
+    assert_eq!(listed(&[""]), ["d", "c", "a", "b"]);
+    let none = of(&["valid-*.parquet"]).unwrap_err().to_string();
+    assert!(none.ends_with("valid-*.parquet`: there is no such Parquet file"), "{none}");
 }
 
 #[test]
@@ -230,7 +318,7 @@ fn a_file_with_flipped_bits_ends_in_rows_or_an_error() {
         flipped[at] ^= 0x15;
         fs::write(&path, &flipped).unwrap();
         let source = source(&[&path]);
-        let _ = scan(&source).and_then(|scan| read_rows(&source, &scan.rows, &|_| ()));
+        let _ = scan(&source).and_then(|scan| read_rows(&scan.places, &scan.rows, &|_| ()));
     }
 }
 
@@ -252,13 +340,17 @@ impl Files for Flaky {
     fn is_folder(&self, path: &str) -> io::Result<bool> {
         Disk.is_folder(path)
     }
+
+    fn list(&self, folder: &str) -> io::Result<Vec<String>> {
+        Disk.list(folder)
+    }
 }
 
 #[test]
 fn failing_input_is_told_from_a_damaged_file() {
     let dir = TempDir::new().unwrap();
     let file = write(&dir, "train.parquet", vec![("Smiling", flags(&[true, false])), ("image", good(&["a", "b"]))]);
-    let error = scan_from(&source(&[&file]), Arc::new(Flaky { kind: io::ErrorKind::TimedOut })).unwrap_err();
+    let error = scan_from(&source(&[&file]), Arc::new(Flaky { kind: io::ErrorKind::TimedOut }), None).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Io, "{}", chain(&error));
     assert!(chain(&error).ends_with("can't be read: stale handle"), "{}", chain(&error));
 }
@@ -270,7 +362,7 @@ fn a_file_that_shrank_since_the_scan_is_noticed() {
     let source = source(&[&file]);
     let scan = scan(&source).unwrap();
     write(&dir, "train.parquet", vec![("image", good(&["a"])), ("Smiling", flags(&[true]))]);
-    let read: Result<PartContent> = read_rows_from(&source, &scan.rows, Arc::new(Disk), &|_| ());
+    let read: Result<PartContent> = read_rows_from(&scan.places, &scan.rows, Arc::new(Disk), &|_| ());
     let error = read.unwrap_err().to_string();
     assert!(error.ends_with("train.parquet` is not what it was when it was scanned"), "{error}");
 }
@@ -285,7 +377,7 @@ fn the_demo_is_read_whole() {
     let of_split = |split: u8| splits(&scan).iter().filter(|s| **s == split).count();
     assert_eq!([0, 1, 2].map(of_split), [2000, 200, 800]);
     let rows = [&scan.rows[100..103], &scan.rows[700..702], &scan.rows[2999..]].concat();
-    let content = read_rows(&source, &rows, &|_| ()).unwrap();
+    let content = read_rows(&scan.places, &rows, &|_| ()).unwrap();
     let items: Vec<&str> = content.rows.iter().map(|row| row.item.as_str()).collect();
     assert_eq!(items, ["000101.jpg", "000102.jpg", "000103.jpg", "000701.jpg", "000702.jpg", "003000.jpg"]);
     assert!(content.rows.iter().all(|row| (row.width, row.height) == (96, 96)));
