@@ -3,8 +3,8 @@
 //! `cargo bench -p likeness-index --bench search -- DATA [--threads 1,2] [--only PART] [--repetitions N] [--write FOLDER]`
 //! prints one line of JSON for every work. DATA is `clustered` (1,000,000 × 300, made here, the same each time),
 //! `clustered-300k`, `clustered-small`, `hostile` (rows that no code of few bits can tell apart), or a folder with `base.npy` and `query.npy` (f32, unit rows), where other engines find the same vectors
-//! after `--write`. PART is a part of a work's name: `exact`, `filtered`, `load`, `approximate`, `survivors` (rows that each
-//! level lets through), or `crossover` (batches of all sizes). `read-bytes` is the file read into memory that is allocated
+//! after `--write`. PART is a part of a work's name: `exact`, `filtered`, `load`, `approximate`, `together` (approximate queries
+//! alone and in batches), `survivors` (rows that each level lets through), or `crossover` (batches of all sizes). `read-bytes` is the file read into memory that is allocated
 //! then, as a shard's is, by as many threads. Answers are compared with those of the plain scan before anything is timed.
 
 #![allow(clippy::print_stdout, reason = "a bench prints its figures")]
@@ -19,7 +19,7 @@ use bytes::Bytes;
 use likeness_contract::ranking::Candidate;
 use likeness_index::{
     Approximate, Approximation, Cache, Cancel, Query, RowSet, Shard, ShardRows, Survivors, encode_shard, survivors,
-    top_k_approximate, top_k_batch,
+    top_k_approximate, top_k_approximate_batch, top_k_batch,
 };
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -37,6 +37,9 @@ const SHARES: [u32; 5] = [900, 500, 200, 50, 5];
 /// Recalls that are asked of the approximate index.
 const TARGETS: [f64; 16] =
     [0.88, 0.9, 0.92, 0.93, 0.94, 0.95, 0.96, 0.965, 0.97, 0.975, 0.98, 0.983, 0.986, 0.99, 0.993, 0.996];
+/// Batches and recalls of approximate queries that arrive together.
+const TOGETHER: [usize; 4] = [1, 4, 16, 64];
+const TOGETHER_TARGETS: [f64; 3] = [0.9, 0.95, 0.98];
 const QUERIES: usize = 256;
 const CHECKED: usize = 6;
 
@@ -126,7 +129,7 @@ fn search(settings: &Settings, base: Matrix, queries: &[&[f32]], shape: &str) {
     if "survivors".contains(&settings.only) {
         count_survivors(&shard, queries, shape);
     }
-    if settings.only.is_empty() || "approximate".contains(&settings.only) || settings.only.contains("approximate") {
+    if "approximate".contains(&settings.only) || ["approximate", "together"].contains(&settings.only.as_str()) {
         approximate(settings, shard, queries, shape);
     }
 }
@@ -192,6 +195,10 @@ fn approximate(settings: &Settings, shard: Shard, queries: &[&[f32]], shape: &st
         );
     }
     let shard = shard.with_approximate(index.expect("many rows"));
+    together(settings, &shard, queries, shape);
+    if !"approximate".contains(&settings.only) {
+        return;
+    }
     for &threads in &settings.threads {
         for target in TARGETS {
             let ask = |vector: &&[f32]| {
@@ -222,6 +229,45 @@ fn approximate(settings: &Settings, shard: Shard, queries: &[&[f32]], shape: &st
                 1e3 * best / queries.len() as f64,
                 times.len(),
             );
+        }
+    }
+}
+
+/// Approximate queries that arrive together, beside the same ones that the threads take one by one.
+fn together(settings: &Settings, shard: &Shard, queries: &[&[f32]], shape: &str) {
+    for &threads in &settings.threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+        for (target, batch) in TOGETHER_TARGETS.iter().flat_map(|target| TOGETHER.map(|batch| (*target, batch))) {
+            let asked: Vec<(Query, f64)> =
+                queries.iter().map(|vector| (Query { vector, k: 10, within: None }, target)).collect();
+            let one = |(query, recall): &(Query, f64)| top_k_approximate(&[shard], query, *recall, &Cancel::new());
+            let alone = |asked: &[(Query, f64)]| {
+                pool.install(|| asked.par_iter().map(one).collect::<Result<Vec<_>, _>>()).expect("an answer")
+            };
+            let shared = |asked: &[(Query, f64)]| {
+                pool.install(|| top_k_approximate_batch(&[shard], asked, &Cancel::new())).expect("an answer")
+            };
+            assert_eq!(alone(&asked[..batch]), shared(&asked[..batch]), "the answers of queries alone");
+            // In turn, so that both meet the same noise; with other queries, whose rows are not in the caches.
+            let mut times = [Vec::new(), Vec::new()];
+            let batches: Vec<&[(Query, f64)]> = asked.chunks_exact(batch).collect();
+            for turn in 0..(512 / batch).max(16) {
+                for (way, times) in times.iter_mut().enumerate() {
+                    let asked = batches[(turn + way * batches.len() / 2) % batches.len()];
+                    let started = Instant::now();
+                    assert_eq!(if way == 0 { alone(asked) } else { shared(asked) }.len(), batch);
+                    times.push(1e3 * started.elapsed().as_secs_f64() / batch as f64);
+                }
+            }
+            for (work, times) in ["alone", "together"].iter().zip(&mut times) {
+                times.sort_by(f64::total_cmp);
+                let (median, best) = (times[times.len() / 2], times[0]);
+                println!(
+                    r#"{{"engine": "Likeness", "work": "{work}-b{batch}-{shape}", "target": {target}, "median_ms": {median:.4}, "best_ms": {best:.4}, "qps": {:.0}, "threads": {threads}, "repetitions": {}}}"#,
+                    1e3 / median,
+                    times.len(),
+                );
+            }
         }
     }
 }
