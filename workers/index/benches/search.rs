@@ -326,30 +326,27 @@ fn measure(
     );
 }
 
-/// Reading a shard's file beside reading and decoding it; the file is in the page cache.
+/// Reading a shard's file beside reading and decoding it, in turn; the file is in the page cache, and on the disk, which is
+/// not written to meanwhile.
 fn load(base: &Matrix, shape: &str, repetitions: usize) {
     let (dim, file) = (base.dim, std::env::temp_dir().join(format!("likeness-{shape}.parquet")));
     let encoded = encode_shard(&base.clone().into_rows(), dim, 1).expect("unit rows");
     std::fs::write(&file, &encoded).expect("a writable folder");
     drop(encoded);
-    let time = |run: &dyn Fn() -> usize| {
-        let once = |_| {
-            let started = Instant::now();
-            assert!(run() > 0);
-            1e3 * started.elapsed().as_secs_f64()
-        };
-        let mut times: Vec<f64> = (0..repetitions).map(once).collect();
-        times.sort_by(f64::total_cmp);
-        times[times.len() / 2]
-    };
-    let read = time(&|| read_fresh(&file, rayon::current_num_threads()));
-    let decoded = time(&|| {
-        let bytes = Bytes::from(std::fs::read(&file).expect("a readable file"));
-        Shard::decode(0, bytes, dim, 1).expect("a sound file").rows()
-    });
-    let opened = time(&|| Shard::open(0, &file, dim, 1).expect("a sound file").rows());
-    let quantised = time(&|| Shard::open(0, &file, dim, 1).and_then(Shard::with_codes).expect("a sound file").rows());
-    let local = load_local(&file, dim, &time);
+    settle(&file);
+    let [read, decoded, opened, quantised] = in_turn(
+        repetitions,
+        [
+            &|| read_fresh(&file, rayon::current_num_threads()),
+            &|| {
+                let bytes = Bytes::from(std::fs::read(&file).expect("a readable file"));
+                Shard::decode(0, bytes, dim, 1).expect("a sound file").rows()
+            },
+            &|| Shard::open(0, &file, dim, 1).expect("a sound file").rows(),
+            &|| Shard::open(0, &file, dim, 1).and_then(Shard::with_codes).expect("a sound file").rows(),
+        ],
+    );
+    let local = load_local(&file, dim, repetitions);
     let parts = [
         ("read-bytes", read),
         ("load-from-bytes", decoded),
@@ -366,8 +363,29 @@ fn load(base: &Matrix, shape: &str, repetitions: usize) {
     std::fs::remove_file(&file).expect("a writable folder");
 }
 
+/// Waits until a file is on the disk.
+fn settle(file: &Path) {
+    File::open(file).and_then(|file| file.sync_all()).expect("a file that can be synced");
+}
+
+/// Medians in ms of works that take turns, so that all meet the same noise.
+fn in_turn<const N: usize>(repetitions: usize, works: [&dyn Fn() -> usize; N]) -> [f64; N] {
+    let mut times = [const { Vec::new() }; N];
+    for _ in 0..repetitions {
+        for (work, times) in works.iter().zip(&mut times) {
+            let started = Instant::now();
+            assert!(work() > 0);
+            times.push(1e3 * started.elapsed().as_secs_f64());
+        }
+    }
+    times.map(|mut times: Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    })
+}
+
 /// From the local cache, with codes and with all checks; the rows stay in the file.
-fn load_local(file: &Path, dim: usize, time: &dyn Fn(&dyn Fn() -> usize) -> f64) -> f64 {
+fn load_local(file: &Path, dim: usize, repetitions: usize) -> f64 {
     let folder = file.with_extension("cache");
     let cache = Cache::open(&folder, u64::MAX).expect("a writable folder");
     let held = Shard::open(0, file, dim, 1).and_then(Shard::with_codes).expect("a sound file");
@@ -376,7 +394,8 @@ fn load_local(file: &Path, dim: usize, time: &dyn Fn(&dyn Fn() -> usize) -> f64)
     eprintln!("written to the local cache in {:.0} ms", 1e3 * started.elapsed().as_secs_f64());
     drop(held);
     let get = || cache.get(0, &[0; 32]).expect("a sound file").expect("what was put");
-    let took = time(&|| get().rows());
+    settle(&folder.join("00".repeat(32) + ".shard"));
+    let [took] = in_turn(repetitions, [&|| get().rows()]);
     let shard = get();
     let (memory, rows) = (shard.memory(), shard.rows() as f64);
     eprintln!("memory a vector beside the file: {:.1} bytes", memory.total() as f64 / rows);

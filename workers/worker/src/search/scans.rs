@@ -408,7 +408,7 @@ mod tests {
             let how = found.searched.iter().filter(|searched| matches!(searched.how, Some(How::Approximately { .. })));
             approximate += how.count();
         }
-        assert_eq!(approximate, 9 + 5 + 4, "indexes were asked");
+        assert_eq!(approximate, 9 * 2 + 5, "indexes were asked");
     }
 
     #[tokio::test]
