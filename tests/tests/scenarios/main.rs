@@ -6,6 +6,7 @@
     reason = "a test that fails says where, one that is skipped says so"
 )]
 
+mod approximate;
 mod coordinators;
 mod pipeline;
 mod real_data;
@@ -16,4 +17,5 @@ mod secured;
 mod sources;
 mod start;
 mod training;
+mod upgrade;
 mod workers;
