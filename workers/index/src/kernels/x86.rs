@@ -232,21 +232,26 @@ pub(super) mod avx2 {
         for first in (0..steps).step_by(TWO_SEGMENT) {
             let mut lanes = [[_mm256_setzero_si256(); HALVES]; Q];
             for step in first..steps.min(first + TWO_SEGMENT) {
-                let mut parts = [[_mm256_setzero_si256(); HALVES]; 4];
-                for half in 0..HALVES {
+                let mut halves = [[_mm256_setzero_si256(); 4]; HALVES];
+                for (half, parts) in halves.iter_mut().enumerate() {
                     // SAFETY: the block has `steps` steps of this many bytes.
                     let codes = unsafe { load(block, (step * HALVES + half) * BYTES) };
-                    parts[0][half] = _mm256_and_si256(codes, mask);
-                    parts[1][half] = _mm256_and_si256(_mm256_srli_epi16::<2>(codes), mask);
-                    parts[2][half] = _mm256_and_si256(_mm256_srli_epi16::<4>(codes), mask);
-                    parts[3][half] = _mm256_and_si256(_mm256_srli_epi16::<6>(codes), mask);
+                    *parts = [
+                        _mm256_and_si256(codes, mask),
+                        _mm256_and_si256(_mm256_srli_epi16::<2>(codes), mask),
+                        _mm256_and_si256(_mm256_srli_epi16::<4>(codes), mask),
+                        _mm256_and_si256(_mm256_srli_epi16::<6>(codes), mask),
+                    ];
                 }
                 for (lanes, query) in lanes.iter_mut().zip(queries) {
-                    for (i, parts) in parts.iter().enumerate() {
+                    let mut query_codes = [_mm256_setzero_si256(); 4];
+                    for (part, codes) in query_codes.iter_mut().enumerate() {
                         // SAFETY: the query has at least as many codes as `steps` steps take.
-                        let p = unsafe { broadcast(&query.codes, step * TWO_STEP + 4 * i) };
-                        for half in 0..HALVES {
-                            lanes[half] = _mm256_add_epi16(lanes[half], _mm256_maddubs_epi16(parts[half], p));
+                        *codes = unsafe { broadcast(&query.codes, step * TWO_STEP + 4 * part) };
+                    }
+                    for (lane, parts) in lanes.iter_mut().zip(&halves) {
+                        for (part, p) in parts.iter().zip(query_codes) {
+                            *lane = _mm256_add_epi16(*lane, _mm256_maddubs_epi16(*part, p));
                         }
                     }
                 }
