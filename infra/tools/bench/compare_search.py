@@ -22,6 +22,7 @@ APPROXIMATE = ("FAISS HNSW", "FAISS IVF-PQ", "FAISS IVF-RaBitQ", "ScaNN", "hnswl
 EMBEDDED = ("LanceDB", "Qdrant local")
 # Recalls at 10 that are compared.
 LEVELS = (0.95, 0.98, 0.99)
+PEERS = tuple(dict.fromkeys((*EXACT, *APPROXIMATE, *EMBEDDED)))
 PACKAGES = ["faiss-cpu", "scann", "hnswlib", "lancedb", "qdrant-client", "numpy"]
 
 
@@ -65,6 +66,11 @@ class Settings:
     parts: list[str]
     threads: int
     repetitions: int
+    peers: tuple[str, ...] = PEERS
+
+
+def asked(engines: tuple[str, ...], settings: Settings) -> list[str]:
+    return [engine for engine in engines if engine in settings.peers]
 
 
 def commands(settings: Settings) -> Iterator[list[str]]:
@@ -76,14 +82,14 @@ def commands(settings: Settings) -> Iterator[list[str]]:
         if part != "embedded":
             yield [program("search"), folder, "--threads", counts, "--only", part, *counted]
         if part == "exact":
-            for engine in EXACT:
+            for engine in asked(EXACT, settings):
                 script = str(HERE / "search_exact.py")
                 yield [python, script, engine, folder, "--threads", counts, "--only", part, *counted]
         if part == "approximate":
-            for engine in APPROXIMATE:
+            for engine in asked(APPROXIMATE, settings):
                 yield [python, str(HERE / "search_approximate.py"), engine, folder, *counted]
         if part == "embedded":
-            for engine in EMBEDDED:
+            for engine in asked(EMBEDDED, settings):
                 yield [python, str(HERE / "search_embedded.py"), engine, folder, *counted]
 
 
@@ -149,6 +155,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", action="append", choices=PARTS, help="only this part; may be repeated")
     parser.add_argument("--data", action="append", choices=["clustered", "clustered-300k", "words"], help="may be repeated")
+    known = f"only beside this one: {', '.join(PEERS)}; may be repeated"
+    parser.add_argument("--peer", action="append", choices=PEERS, metavar="NAME", help=known)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repetitions", type=int, default=5, help="within a round")
     parser.add_argument("--threads", type=int, default=2)
@@ -164,7 +172,8 @@ def main() -> None:
     for data in args.data or ["clustered", "words"]:
         folder = args.vectors / data
         vectors(data, folder)
-        found = measure(Settings(data, folder, parts, args.threads, args.repetitions), args.rounds)
+        settings = Settings(data, folder, parts, args.threads, args.repetitions, tuple(args.peer or PEERS))
+        found = measure(settings, args.rounds)
         lines += found
         # The name of the set with its size, as the programs tell it.
         shapes = {line["work"].removeprefix("exact-").removesuffix("-b1-k10") for line in found if line["work"].endswith("-b1-k10")}

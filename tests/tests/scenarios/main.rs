@@ -6,6 +6,7 @@
     reason = "a test that fails says where, one that is skipped says so"
 )]
 
+mod approximate;
 mod coordinators;
 mod datasets;
 mod pipeline;
@@ -17,4 +18,5 @@ mod secured;
 mod sources;
 mod start;
 mod training;
+mod upgrade;
 mod workers;

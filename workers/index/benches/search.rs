@@ -3,8 +3,8 @@
 //! `cargo bench -p likeness-index --bench search -- DATA [--threads 1,2] [--only PART] [--repetitions N] [--write FOLDER]`
 //! prints one line of JSON for every work. DATA is `clustered` (1,000,000 × 300, made here, the same each time),
 //! `clustered-300k`, `clustered-small`, `hostile` (rows that no code of few bits can tell apart), or a folder with `base.npy` and `query.npy` (f32, unit rows), where other engines find the same vectors
-//! after `--write`. PART is a part of a work's name: `exact`, `filtered`, `load`, `approximate`, `survivors` (rows that each
-//! level lets through), or `crossover` (batches of all sizes). `read-bytes` is the file read into memory that is allocated
+//! after `--write`. PART is a part of a work's name: `exact`, `filtered`, `load`, `approximate`, `together` (approximate queries
+//! alone and in batches), `survivors` (rows that each level lets through), or `crossover` (batches of all sizes). `read-bytes` is the file read into memory that is allocated
 //! then, as a shard's is, by as many threads. Answers are compared with those of the plain scan before anything is timed.
 
 #![allow(clippy::print_stdout, reason = "a bench prints its figures")]
@@ -19,7 +19,7 @@ use bytes::Bytes;
 use likeness_contract::ranking::Candidate;
 use likeness_index::{
     Approximate, Approximation, Cache, Cancel, Query, RowSet, Shard, ShardRows, Survivors, encode_shard, survivors,
-    top_k_approximate, top_k_batch,
+    top_k_approximate, top_k_approximate_batch, top_k_batch,
 };
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -37,6 +37,9 @@ const SHARES: [u32; 5] = [900, 500, 200, 50, 5];
 /// Recalls that are asked of the approximate index.
 const TARGETS: [f64; 16] =
     [0.88, 0.9, 0.92, 0.93, 0.94, 0.95, 0.96, 0.965, 0.97, 0.975, 0.98, 0.983, 0.986, 0.99, 0.993, 0.996];
+/// Batches and recalls of approximate queries that arrive together.
+const TOGETHER: [usize; 4] = [1, 4, 16, 64];
+const TOGETHER_TARGETS: [f64; 3] = [0.9, 0.95, 0.98];
 const QUERIES: usize = 256;
 const CHECKED: usize = 6;
 
@@ -126,7 +129,7 @@ fn search(settings: &Settings, base: Matrix, queries: &[&[f32]], shape: &str) {
     if "survivors".contains(&settings.only) {
         count_survivors(&shard, queries, shape);
     }
-    if settings.only.is_empty() || "approximate".contains(&settings.only) || settings.only.contains("approximate") {
+    if "approximate".contains(&settings.only) || ["approximate", "together"].contains(&settings.only.as_str()) {
         approximate(settings, shard, queries, shape);
     }
 }
@@ -192,6 +195,10 @@ fn approximate(settings: &Settings, shard: Shard, queries: &[&[f32]], shape: &st
         );
     }
     let shard = shard.with_approximate(index.expect("many rows"));
+    together(settings, &shard, queries, shape);
+    if !"approximate".contains(&settings.only) {
+        return;
+    }
     for &threads in &settings.threads {
         for target in TARGETS {
             let ask = |vector: &&[f32]| {
@@ -222,6 +229,45 @@ fn approximate(settings: &Settings, shard: Shard, queries: &[&[f32]], shape: &st
                 1e3 * best / queries.len() as f64,
                 times.len(),
             );
+        }
+    }
+}
+
+/// Approximate queries that arrive together, beside the same ones that the threads take one by one.
+fn together(settings: &Settings, shard: &Shard, queries: &[&[f32]], shape: &str) {
+    for &threads in &settings.threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+        for (target, batch) in TOGETHER_TARGETS.iter().flat_map(|target| TOGETHER.map(|batch| (*target, batch))) {
+            let asked: Vec<(Query, f64)> =
+                queries.iter().map(|vector| (Query { vector, k: 10, within: None }, target)).collect();
+            let one = |(query, recall): &(Query, f64)| top_k_approximate(&[shard], query, *recall, &Cancel::new());
+            let alone = |asked: &[(Query, f64)]| {
+                pool.install(|| asked.par_iter().map(one).collect::<Result<Vec<_>, _>>()).expect("an answer")
+            };
+            let shared = |asked: &[(Query, f64)]| {
+                pool.install(|| top_k_approximate_batch(&[shard], asked, &Cancel::new())).expect("an answer")
+            };
+            assert_eq!(alone(&asked[..batch]), shared(&asked[..batch]), "the answers of queries alone");
+            // In turn, so that both meet the same noise; with other queries, whose rows are not in the caches.
+            let mut times = [Vec::new(), Vec::new()];
+            let batches: Vec<&[(Query, f64)]> = asked.chunks_exact(batch).collect();
+            for turn in 0..(512 / batch).max(16) {
+                for (way, times) in times.iter_mut().enumerate() {
+                    let asked = batches[(turn + way * batches.len() / 2) % batches.len()];
+                    let started = Instant::now();
+                    assert_eq!(if way == 0 { alone(asked) } else { shared(asked) }.len(), batch);
+                    times.push(1e3 * started.elapsed().as_secs_f64() / batch as f64);
+                }
+            }
+            for (work, times) in ["alone", "together"].iter().zip(&mut times) {
+                times.sort_by(f64::total_cmp);
+                let (median, best) = (times[times.len() / 2], times[0]);
+                println!(
+                    r#"{{"engine": "Likeness", "work": "{work}-b{batch}-{shape}", "target": {target}, "median_ms": {median:.4}, "best_ms": {best:.4}, "qps": {:.0}, "threads": {threads}, "repetitions": {}}}"#,
+                    1e3 / median,
+                    times.len(),
+                );
+            }
         }
     }
 }
@@ -280,30 +326,27 @@ fn measure(
     );
 }
 
-/// Reading a shard's file beside reading and decoding it; the file is in the page cache.
+/// Reading a shard's file beside reading and decoding it, in turn; the file is in the page cache, and on the disk, which is
+/// not written to meanwhile.
 fn load(base: &Matrix, shape: &str, repetitions: usize) {
     let (dim, file) = (base.dim, std::env::temp_dir().join(format!("likeness-{shape}.parquet")));
     let encoded = encode_shard(&base.clone().into_rows(), dim, 1).expect("unit rows");
     std::fs::write(&file, &encoded).expect("a writable folder");
     drop(encoded);
-    let time = |run: &dyn Fn() -> usize| {
-        let once = |_| {
-            let started = Instant::now();
-            assert!(run() > 0);
-            1e3 * started.elapsed().as_secs_f64()
-        };
-        let mut times: Vec<f64> = (0..repetitions).map(once).collect();
-        times.sort_by(f64::total_cmp);
-        times[times.len() / 2]
-    };
-    let read = time(&|| read_fresh(&file, rayon::current_num_threads()));
-    let decoded = time(&|| {
-        let bytes = Bytes::from(std::fs::read(&file).expect("a readable file"));
-        Shard::decode(0, bytes, dim, 1).expect("a sound file").rows()
-    });
-    let opened = time(&|| Shard::open(0, &file, dim, 1).expect("a sound file").rows());
-    let quantised = time(&|| Shard::open(0, &file, dim, 1).and_then(Shard::with_codes).expect("a sound file").rows());
-    let local = load_local(&file, dim, &time);
+    settle(&file);
+    let [read, decoded, opened, quantised] = in_turn(
+        repetitions,
+        [
+            &|| read_fresh(&file, rayon::current_num_threads()),
+            &|| {
+                let bytes = Bytes::from(std::fs::read(&file).expect("a readable file"));
+                Shard::decode(0, bytes, dim, 1).expect("a sound file").rows()
+            },
+            &|| Shard::open(0, &file, dim, 1).expect("a sound file").rows(),
+            &|| Shard::open(0, &file, dim, 1).and_then(Shard::with_codes).expect("a sound file").rows(),
+        ],
+    );
+    let local = load_local(&file, dim, repetitions);
     let parts = [
         ("read-bytes", read),
         ("load-from-bytes", decoded),
@@ -320,8 +363,29 @@ fn load(base: &Matrix, shape: &str, repetitions: usize) {
     std::fs::remove_file(&file).expect("a writable folder");
 }
 
+/// Waits until a file is on the disk.
+fn settle(file: &Path) {
+    File::open(file).and_then(|file| file.sync_all()).expect("a file that can be synced");
+}
+
+/// Medians in ms of works that take turns, so that all meet the same noise.
+fn in_turn<const N: usize>(repetitions: usize, works: [&dyn Fn() -> usize; N]) -> [f64; N] {
+    let mut times = [const { Vec::new() }; N];
+    for _ in 0..repetitions {
+        for (work, times) in works.iter().zip(&mut times) {
+            let started = Instant::now();
+            assert!(work() > 0);
+            times.push(1e3 * started.elapsed().as_secs_f64());
+        }
+    }
+    times.map(|mut times: Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    })
+}
+
 /// From the local cache, with codes and with all checks; the rows stay in the file.
-fn load_local(file: &Path, dim: usize, time: &dyn Fn(&dyn Fn() -> usize) -> f64) -> f64 {
+fn load_local(file: &Path, dim: usize, repetitions: usize) -> f64 {
     let folder = file.with_extension("cache");
     let cache = Cache::open(&folder, u64::MAX).expect("a writable folder");
     let held = Shard::open(0, file, dim, 1).and_then(Shard::with_codes).expect("a sound file");
@@ -330,7 +394,8 @@ fn load_local(file: &Path, dim: usize, time: &dyn Fn(&dyn Fn() -> usize) -> f64)
     eprintln!("written to the local cache in {:.0} ms", 1e3 * started.elapsed().as_secs_f64());
     drop(held);
     let get = || cache.get(0, &[0; 32]).expect("a sound file").expect("what was put");
-    let took = time(&|| get().rows());
+    settle(&folder.join("00".repeat(32) + ".shard"));
+    let [took] = in_turn(repetitions, [&|| get().rows()]);
     let shard = get();
     let (memory, rows) = (shard.memory(), shard.rows() as f64);
     eprintln!("memory a vector beside the file: {:.1} bytes", memory.total() as f64 / rows);

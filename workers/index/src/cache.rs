@@ -1,9 +1,10 @@
-//! A folder of shards in their local form, with a limit of bytes: a searcher that starts again is ready at once.
+//! A folder of shards and their approximate indexes in their local form, with a limit of bytes: a searcher that starts again is
+//! ready at once.
 //!
-//! Files are named by the SHA-256 of the shard's Parquet file, so an old one is never taken for a new one. A file is
+//! Files are named by the SHA-256 of the file that they were made from, so an old one is never taken for a new one. A file is
 //! written under another name and renamed when it is complete; what a crash leaves of others is removed at the next start.
-//! When there are more bytes than the limit, the file that was used the longest time ago goes, but never one whose shard is
-//! still alive. One process has a folder at a time.
+//! When there are more bytes than the limit, the file that was used the longest time ago goes, but never one whose shard or
+//! index is still alive. One process has a folder at a time.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -12,13 +13,33 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::SystemTime;
 
+use crate::approximate::Approximate;
+use crate::approximate::local::{self as local_index, Digests};
 use crate::error::{ErrorKind, Result};
-use crate::local;
+use crate::local::shard as local_shard;
 use crate::shard::Shard;
 
-const SUFFIX: &str = ".shard";
 const PARTIAL: &str = ".partial";
 const LOCK: &str = "lock";
+
+/// What a file is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Kind {
+    Shard,
+    Index,
+}
+
+impl Kind {
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Shard => ".shard",
+            Self::Index => ".index",
+        }
+    }
+}
+
+/// A file: its kind, and the digest of what it was made from.
+type Name = (Kind, [u8; 32]);
 
 /// See the module. Shared by threads; no call waits for the reading or writing of another shard.
 #[derive(Debug)]
@@ -32,7 +53,7 @@ pub struct Cache {
 
 #[derive(Debug, Default)]
 struct State {
-    files: HashMap<[u8; 32], Entry>,
+    files: HashMap<Name, Entry>,
     /// Rises with every use.
     clock: u64,
     /// Rises with every file that is begun.
@@ -43,7 +64,7 @@ struct State {
 struct Entry {
     bytes: u64,
     used: u64,
-    /// Alive as long as a shard that was opened from the file.
+    /// Alive as long as what was opened from the file.
     lease: Weak<()>,
 }
 
@@ -74,10 +95,49 @@ impl Cache {
     /// A file with anything wrong is removed, and the error says what it was (`Corrupt`): load the shard from its Parquet
     /// file and [`Self::put`] it again. Runs on the current rayon pool.
     pub fn get(&self, number: u32, digest: &[u8; 32]) -> Result<Option<Shard>> {
+        let found = self.open_file((Kind::Shard, *digest), |path| local_shard::open(number, path, digest))?;
+        Ok(found.map(|(mut shard, lease)| {
+            shard.set_lease(lease);
+            shard
+        }))
+    }
+
+    /// Writes a shard, and throws away what was not used for the longest time as far as the limit asks for it.
+    ///
+    /// `false` where it has no room beside what is in use. The shard at hand stays as it is: [`Self::get`] gives one whose
+    /// rows lie in the file. A shard that is there already is not written again.
+    pub fn put(&self, digest: &[u8; 32], shard: &Shard) -> io::Result<bool> {
+        self.write_file((Kind::Shard, *digest), |path| local_shard::write(shard, digest, path))
+    }
+
+    /// The approximate index whose file has `index` as its digest, for the shard whose file has `digest`; as [`Self::get`].
+    pub fn get_index(&self, shard: &Shard, digest: &[u8; 32], index: &[u8; 32]) -> Result<Option<Approximate>> {
+        let digests = Digests { index, shard: digest };
+        let found = self.open_file((Kind::Index, *index), |path| local_index::open(shard, digests, path))?;
+        Ok(found.map(|(mut index, lease)| {
+            index.set_lease(lease);
+            index
+        }))
+    }
+
+    /// Writes a shard's approximate index; as [`Self::put`].
+    pub fn put_index(
+        &self,
+        shard: &Shard,
+        digest: &[u8; 32],
+        index: &[u8; 32],
+        approximate: &Approximate,
+    ) -> io::Result<bool> {
+        let digests = Digests { index, shard: digest };
+        self.write_file((Kind::Index, *index), |path| local_index::write(approximate, shard, digests, path))
+    }
+
+    /// What is opened from a file, with what keeps it from being thrown away.
+    fn open_file<T>(&self, name: Name, open: impl FnOnce(&Path) -> Result<T>) -> Result<Option<(T, Arc<()>)>> {
         let lease = {
             let mut state = self.state();
             let used = state.tick();
-            let Some(entry) = state.files.get_mut(digest) else { return Ok(None) };
+            let Some(entry) = state.files.get_mut(&name) else { return Ok(None) };
             entry.used = used;
             // Before the file is read, so that nobody throws it away meanwhile.
             entry.lease.upgrade().unwrap_or_else(|| {
@@ -86,17 +146,16 @@ impl Cache {
                 lease
             })
         };
-        let path = self.path(digest);
-        match local::open(number, &path, digest) {
-            Ok(mut shard) => {
+        let path = self.path(&name);
+        match open(&path) {
+            Ok(opened) => {
                 // Tells the order of use to the next process; only a hint.
                 let _ = File::options().append(true).open(&path).and_then(|file| file.set_modified(SystemTime::now()));
-                shard.set_lease(lease);
-                Ok(Some(shard))
+                Ok(Some((opened, lease)))
             }
             Err(error) => {
                 if error.kind == ErrorKind::Corrupt {
-                    self.state().files.remove(digest);
+                    self.state().files.remove(&name);
                     let _ = fs::remove_file(&path);
                 }
                 Err(error)
@@ -104,39 +163,34 @@ impl Cache {
         }
     }
 
-    /// Writes a shard, and throws away what was not used for the longest time as far as the limit asks for it.
-    ///
-    /// `false` where it has no room beside what is in use. The shard at hand stays as it is: [`Self::get`] gives one whose
-    /// rows lie in the file. A shard that is there already is not written again.
-    pub fn put(&self, digest: &[u8; 32], shard: &Shard) -> io::Result<bool> {
+    fn write_file(&self, name: Name, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<bool> {
         let partial = {
             let mut state = self.state();
-            if state.files.contains_key(digest) {
+            if state.files.contains_key(&name) {
                 return Ok(true);
             }
             state.begun += 1;
-            self.folder.join(format!("{}-{}{PARTIAL}", hex(digest), state.begun))
+            self.folder.join(format!("{}-{}{PARTIAL}", hex(&name.1), state.begun))
         };
-        let written = local::write(shard, digest, &partial).and_then(|()| Ok(fs::metadata(&partial)?.len()));
-        let kept =
-            written.and_then(|bytes| self.keep(digest, &partial, bytes)).map_err(|error| about(&partial, &error));
+        let written = write(&partial).and_then(|()| Ok(fs::metadata(&partial)?.len()));
+        let kept = written.and_then(|bytes| self.keep(name, &partial, bytes)).map_err(|error| about(&partial, &error));
         // Gone already where it was renamed.
         let _ = fs::remove_file(&partial);
         kept
     }
 
     /// Gives a file that was written its name, if there is room.
-    fn keep(&self, digest: &[u8; 32], partial: &Path, bytes: u64) -> io::Result<bool> {
+    fn keep(&self, name: Name, partial: &Path, bytes: u64) -> io::Result<bool> {
         let mut state = self.state();
-        if state.files.contains_key(digest) {
+        if state.files.contains_key(&name) {
             return Ok(true);
         }
         if !self.make_room(&mut state, bytes) {
             return Ok(false);
         }
-        fs::rename(partial, self.path(digest))?;
+        fs::rename(partial, self.path(&name))?;
         let used = state.tick();
-        state.files.insert(*digest, Entry { bytes, used, lease: Weak::new() });
+        state.files.insert(name, Entry { bytes, used, lease: Weak::new() });
         Ok(true)
     }
 
@@ -149,8 +203,8 @@ impl Cache {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn path(&self, digest: &[u8; 32]) -> PathBuf {
-        self.folder.join(hex(digest) + SUFFIX)
+    fn path(&self, (kind, digest): &Name) -> PathBuf {
+        self.folder.join(hex(digest) + kind.suffix())
     }
 
     /// Removes files, the longest unused first, until `more` bytes have room; `false` where that can't be.
@@ -161,11 +215,11 @@ impl Cache {
         }
         while state.bytes().saturating_add(more) > self.limit_bytes {
             let unused = state.files.iter().filter(|(_, entry)| !entry.is_in_use());
-            let Some(digest) = unused.min_by_key(|(_, entry)| entry.used).map(|(digest, _)| *digest) else {
+            let Some(name) = unused.min_by_key(|(_, entry)| entry.used).map(|(name, _)| *name) else {
                 return false;
             };
-            state.files.remove(&digest);
-            let _ = fs::remove_file(self.path(&digest));
+            state.files.remove(&name);
+            let _ = fs::remove_file(self.path(&name));
         }
         true
     }
@@ -173,11 +227,11 @@ impl Cache {
 
 impl State {
     /// Of files, the longest unused first.
-    fn of(files: Vec<([u8; 32], u64)>) -> Self {
+    fn of(files: Vec<(Name, u64)>) -> Self {
         let mut state = Self::default();
-        for (digest, bytes) in files {
+        for (name, bytes) in files {
             let used = state.tick();
-            state.files.insert(digest, Entry { bytes, used, lease: Weak::new() });
+            state.files.insert(name, Entry { bytes, used, lease: Weak::new() });
         }
         state
     }
@@ -199,20 +253,24 @@ impl Entry {
 }
 
 /// The complete files of a folder, the longest unused first; removes those that were never finished.
-fn found(folder: &Path) -> io::Result<Vec<([u8; 32], u64)>> {
+fn found(folder: &Path) -> io::Result<Vec<(Name, u64)>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.ends_with(PARTIAL) {
             fs::remove_file(entry.path())?;
-        } else if let Some(digest) = name.strip_suffix(SUFFIX).and_then(digest_of) {
+        } else if let Some(name) = name_of(&name) {
             let about = entry.metadata()?;
-            files.push((about.modified().unwrap_or(SystemTime::UNIX_EPOCH), digest, about.len()));
+            files.push((about.modified().unwrap_or(SystemTime::UNIX_EPOCH), name, about.len()));
         }
     }
     files.sort_unstable();
-    Ok(files.into_iter().map(|(_, digest, bytes)| (digest, bytes)).collect())
+    Ok(files.into_iter().map(|(_, name, bytes)| (name, bytes)).collect())
+}
+
+fn name_of(file: &str) -> Option<Name> {
+    [Kind::Shard, Kind::Index].into_iter().find_map(|kind| Some((kind, digest_of(file.strip_suffix(kind.suffix())?)?)))
 }
 
 fn hex(digest: &[u8; 32]) -> String {

@@ -106,19 +106,37 @@ impl Shard {
         R: ChunkReader + Clone + 'static,
     {
         let file = ShardFile::open(file, dim, attributes)?;
-        let (columns, embeddings) = rayon::join(|| file.columns(), || read_embeddings(&file, dim));
-        let (columns, (embeddings, doubtful)) = (columns?, embeddings?);
+        // All that is done with the columns is done beside the reading of the embeddings, so that no thread waits.
+        let columns = || {
+            let columns = file.columns()?;
+            let Columns { ids, labels, split, .. } = &columns;
+            check_codes(labels, split, attributes, |row| ids.get(row)).map_err(Error::in_file)?;
+            let by_id = ids.order().map_err(Error::in_file)?;
+            let label_columns = LabelColumns::new(labels, attributes);
+            Ok::<_, Error>((columns, by_id, label_columns))
+        };
+        let (columns, embeddings) = rayon::join(columns, || read_embeddings(&file, dim));
+        let (embeddings, doubtful) = embeddings?;
+        let (columns, by_id, label_columns) = columns?;
         for row in doubtful.map_or(0..0, |first| first..columns.ids.len()) {
             check_embedding(columns.ids.get(row), row, embeddings.row(row)).map_err(Error::in_file)?;
         }
-        let Columns { ids, labels, split, .. } = &columns;
-        check_codes(labels, split, attributes, |row| ids.get(row)).map_err(Error::in_file)?;
-        let by_id = ids.order().map_err(Error::in_file)?;
-        Ok(Self::of(number, embeddings, columns, attributes, by_id))
+        Ok(Self::with(number, embeddings, columns, attributes, by_id, label_columns))
     }
 
     pub(crate) fn of(number: u32, embeddings: Embeddings, columns: Columns, attributes: usize, by_id: Order) -> Self {
         let label_columns = LabelColumns::new(&columns.labels, attributes);
+        Self::with(number, embeddings, columns, attributes, by_id, label_columns)
+    }
+
+    fn with(
+        number: u32,
+        embeddings: Embeddings,
+        columns: Columns,
+        attributes: usize,
+        by_id: Order,
+        label_columns: LabelColumns,
+    ) -> Self {
         Self {
             number,
             embeddings,

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use likeness_index::{Cache, Cancel, Filter, Label, Shard, ShardRows, top_k};
+use likeness_index::{Approximate, Cache, Cancel, Filter, Label, Query, Shard, ShardRows, top_k, top_k_approximate};
 
 const DIM: usize = 20;
 const ROWS: usize = 700;
@@ -179,6 +179,98 @@ fn anything_wrong_with_a_file_is_an_error_and_the_file_goes() {
     assert!(refusal(&other).ends_with("is of another shard"));
     let read = cache.get(9, &digest(1)).unwrap().expect("a sound file");
     assert_same(&read, &held);
+}
+
+/// A shard that is large enough, with its index and the digests of both files.
+fn indexed() -> (Shard, [u8; 32], [u8; 32]) {
+    let rows = 4_200;
+    let angle = |row: usize, i: usize| ((row * 31 + i * 17) % 997) as f32 * 0.37 + (row % 29 * i) as f32;
+    let mut embeddings: Vec<f32> = (0..rows * DIM).map(|at| angle(at / DIM, at % DIM).sin()).collect();
+    for row in embeddings.chunks_exact_mut(DIM) {
+        let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt();
+        row.iter_mut().for_each(|v| *v /= norm);
+    }
+    let rows = ShardRows {
+        item_ids: (0..rows).map(|row| format!("{row:05}")).collect(),
+        embeddings,
+        labels: vec![1; rows * ATTRIBUTES],
+        split: vec![0; rows],
+        source_part: vec![0; rows],
+        source_row: vec![0; rows],
+        image_digest: vec![[0; 32]; rows],
+    };
+    let shard = Shard::new(3, rows, DIM, ATTRIBUTES).unwrap().with_codes().unwrap();
+    let index = Approximate::build(&shard).unwrap().expect("an index");
+    (shard.with_approximate(index), digest(1), digest(2))
+}
+
+#[test]
+fn an_index_comes_back_as_it_was_and_counts_for_the_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    let (held, own, of_index) = indexed();
+    let index = held.approximate().expect("an index");
+    let cache = Cache::open(folder.path(), u64::MAX).unwrap();
+    assert!(cache.get_index(&held, &own, &of_index).unwrap().is_none());
+    assert!(cache.put(&own, &held).unwrap());
+    let shard_bytes = cache.bytes();
+    assert!(cache.put_index(&held, &own, &of_index, index).unwrap());
+    let all = cache.bytes();
+    assert!(all > shard_bytes);
+    drop(cache);
+
+    let cache = Cache::open(folder.path(), all).unwrap();
+    let read = cache.get(3, &own).unwrap().expect("the shard");
+    let kept = cache.get_index(&read, &own, &of_index).unwrap().expect("the index");
+    assert!(kept.bytes() < index.bytes(), "the centroids lie in the file");
+    assert!(kept.encode(&read, &own) == index.encode(&held, &own), "the same file form");
+    let read = read.with_approximate(kept);
+    for row in [0, 77, 4_100] {
+        let ask = |shard: &Shard| {
+            let query = Query { vector: held.embedding(row), k: 10, within: None };
+            top_k_approximate(&[shard], &query, 0.9, &Cancel::new()).unwrap()
+        };
+        assert_eq!(ask(&read), ask(&held));
+    }
+    // Both are in use, so nothing else has room; after that both may go.
+    assert!(!cache.put(&digest(7), &held).unwrap());
+    drop(read);
+    assert!(cache.put(&digest(7), &held).unwrap());
+    assert!(cache.bytes() <= all);
+}
+
+#[test]
+fn anything_wrong_with_the_file_of_an_index_is_an_error_and_the_file_goes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (held, own, of_index) = indexed();
+    let index = held.approximate().expect("an index");
+    let cache = Cache::open(folder.path(), u64::MAX).unwrap();
+    assert!(cache.put_index(&held, &own, &of_index, index).unwrap());
+    let path = folder.path().join("02".repeat(32) + ".index");
+    let sound = fs::read(&path).unwrap();
+    let refusal = |bytes: &[u8], shard: &[u8; 32]| {
+        fs::write(&path, bytes).unwrap();
+        let error = cache.get_index(&held, shard, &of_index).unwrap_err();
+        assert_eq!(error.kind, likeness_index::ErrorKind::Corrupt, "{error}");
+        assert!(!path.exists());
+        assert!(cache.put_index(&held, &own, &of_index, index).unwrap());
+        error.to_string()
+    };
+    for section in 0..8 {
+        let long = |at: usize| u64::from_le_bytes(sound[at..at + 8].try_into().unwrap()) as usize;
+        let (at, len) = (long(64 + section * 20), long(72 + section * 20));
+        for place in [at, at + len - 1] {
+            let mut bytes = sound.clone();
+            bytes[place] ^= 4;
+            let said = refusal(&bytes, &own);
+            assert!(said.starts_with("the local file of the approximate index has a damaged section"), "{said}");
+        }
+    }
+    assert!(refusal(&sound[..sound.len() - 1], &own).ends_with("is cut off"));
+    assert!(refusal(&sound, &digest(9)).ends_with("is of another shard"));
+    let mut other = sound.clone();
+    other[40] ^= 1;
+    assert!(refusal(&other, &own).ends_with("has a damaged header"));
+    assert!(cache.get_index(&held, &own, &of_index).unwrap().is_some());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::Point;
 use super::lists::Lists;
-use super::probe::{Coarse, Coded, Effort, cost, key, list_of, scan};
+use super::probe::{Coarse, Coded, Effort, Visit, cost, key, list_of, scan};
 use crate::cancel::Cancel;
 use crate::error::Result;
 use crate::kernels::{BLOCK, Dots, Isa, Work};
@@ -144,7 +144,7 @@ impl Work for Follow<'_> {
     fn call<D: Dots>(self, dots: D) -> Self::Output {
         let Self { lists, map, query, own, exact, weight } = self;
         let coded = Coded::new(lists, query);
-        let coarse = Coarse::new(dots, lists, &coded, weight);
+        let [coarse] = Coarse::new(dots, lists, [(&coded, weight)]);
         let scores = coarse.scores.as_flattened();
         let mut keys: Vec<u64> = (0..lists.len() as u32).map(|list| key(scores[list as usize], list)).collect();
         keys.sort_unstable_by(|a, b| b.cmp(a));
@@ -156,7 +156,8 @@ impl Work for Follow<'_> {
             exact.iter().map(|row| coded.score(dots, lists, list_of_row(*row), map.places[*row as usize])).collect();
         let lowest = own_scores.iter().fold(f32::INFINITY, |a, v| if *v < a { *v } else { a });
         let (own_place, mut better) = (map.places[own as usize], Vec::new());
-        scan(dots, lists, &tried, &coded, |block, scores| {
+        let visits: Vec<Visit> = tried.iter().map(|list| Visit { list: *list, query: 0 }).collect();
+        scan(dots, lists, &visits, std::slice::from_ref(&coded), |_, block, scores| {
             let mut above = dots.above(scores, lowest);
             while above != 0 {
                 let at = above.trailing_zeros();

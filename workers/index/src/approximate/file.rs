@@ -53,19 +53,7 @@ impl Approximate {
             bytes.extend(centroids.row(list).iter().flat_map(|v| v.to_le_bytes()));
         }
         bytes.extend(self.lists.assigned(shard.rows()).iter().flat_map(|list| list.to_le_bytes()));
-        for Point { k, effort: Effort { weight, cut, lists, rerank }, recall, cost } in &self.curve {
-            for value in [
-                k.to_le_bytes(),
-                weight.to_le_bytes(),
-                cut.to_le_bytes(),
-                lists.to_le_bytes(),
-                rerank.to_le_bytes(),
-                recall.to_le_bytes(),
-                cost.to_le_bytes(),
-            ] {
-                bytes.extend_from_slice(&value);
-            }
-        }
+        write_points(&self.curve, &mut bytes);
         let sum = crc32c::crc32c(&bytes);
         bytes.extend_from_slice(&sum.to_le_bytes());
         bytes
@@ -90,8 +78,8 @@ impl Approximate {
         if let Some(list) = assigned.iter().find(|list| **list as usize >= held.rows()) {
             return Err(corrupt(&format!("has a row in list {list} of {}", held.rows())));
         }
-        let curve = points.chunks_exact(POINT_BYTES).map(point).collect::<Result<_>>()?;
-        Ok(Self { lists: Lists::new(shard.padded(), held, assigned)?, curve })
+        let curve = read_points(points)?;
+        Ok(Self { lists: Lists::new(shard.padded(), held, assigned)?, curve, lease: None })
     }
 }
 
@@ -134,6 +122,28 @@ fn parts<'a>(bytes: &'a [u8], shard: &Shard, digest: &[u8; DIGEST_BYTES]) -> Res
         return Err(corrupt("has another size than its header says"));
     }
     Ok(Parts { centroids, assigned, points: points_bytes })
+}
+
+/// A curve as files have it.
+pub(super) fn write_points(curve: &[Point], bytes: &mut Vec<u8>) {
+    for Point { k, effort: Effort { weight, cut, lists, rerank }, recall, cost } in curve {
+        for value in [
+            k.to_le_bytes(),
+            weight.to_le_bytes(),
+            cut.to_le_bytes(),
+            lists.to_le_bytes(),
+            rerank.to_le_bytes(),
+            recall.to_le_bytes(),
+            cost.to_le_bytes(),
+        ] {
+            bytes.extend_from_slice(&value);
+        }
+    }
+}
+
+/// A curve of whole points, each of which must be sound.
+pub(super) fn read_points(bytes: &[u8]) -> Result<Vec<Point>> {
+    bytes.chunks_exact(POINT_BYTES).map(point).collect()
 }
 
 fn point(bytes: &[u8]) -> Result<Point> {

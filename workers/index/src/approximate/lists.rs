@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::buffer::{Embeddings, Memory};
+use crate::buffer::{Embeddings, LINE, Memory};
 use crate::codes::four::{self, Four};
 use crate::codes::frame::Frame;
 use crate::codes::query::{Shape, four_shape};
@@ -13,6 +13,16 @@ use crate::kernels::{BLOCK, Dots, Isa, Work};
 
 /// In the place of a row at the end of a list's last block.
 pub(super) const NO_ROW: u32 = u32::MAX;
+
+/// What lists are made of, owned or borrowed.
+pub(super) struct Parts<Rows, Bytes, Words> {
+    pub centroids: Rows,
+    pub coarse: (Bytes, Stats),
+    pub heads: (Bytes, Stats),
+    pub fine: Bytes,
+    pub starts: Words,
+    pub rows: Words,
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -47,6 +57,50 @@ impl Lists {
         let fine = quantise_rows(embeddings, &centroids, &frame, &members, rows.len())?;
         let shape = four_shape(dim, stats.lane_norm());
         Ok(Self { centroids, frame, coarse, heads, fine, starts, rows, shape })
+    }
+
+    /// From what [`Self::parts`] told, of a shard of `count` rows; `None` for what does not fit together.
+    pub fn of(parts: Parts<Embeddings, Memory, Vec<u32>>, count: usize) -> Option<Self> {
+        let Parts { centroids, coarse, heads, fine, starts, rows } = parts;
+        let (dim, lists, blocks) = (centroids.dim(), centroids.rows(), *starts.last()? as usize);
+        let sizes = (
+            lists.div_ceil(BLOCK) * Four::block_bytes(dim),
+            lists * Seven::row_bytes(dim),
+            blocks * Two::block_bytes(dim),
+            (lists + 1, blocks * BLOCK),
+        );
+        let found = (coarse.0.bytes().len(), heads.0.bytes().len(), fine.bytes().len(), (starts.len(), rows.len()));
+        let sound = starts[0] == 0
+            && starts.is_sorted()
+            && rows.iter().all(|row| (*row as usize) < count || *row == NO_ROW)
+            && rows.iter().filter(|row| **row != NO_ROW).count() == count;
+        let shape = four_shape(dim, coarse.1.lane_norm());
+        (found == sizes && sound).then(|| Self {
+            frame: Frame::new(dim, None, true),
+            coarse: Four::new(dim, coarse.0, coarse.1),
+            heads: Seven::new(dim, heads.0, heads.1),
+            fine: Two::new(dim, fine),
+            centroids,
+            starts,
+            rows,
+            shape,
+        })
+    }
+
+    /// What a file keeps of them.
+    pub fn parts(&self) -> Parts<&Embeddings, &[u8], &[u32]> {
+        let Self { centroids, frame: _, coarse, heads, fine, starts, rows, shape: _ } = self;
+        let (coarse, heads) = (coarse.parts_of_all(), heads.parts_of_all());
+        Parts { centroids, coarse, heads, fine: fine.all(), starts, rows }
+    }
+
+    /// Bytes of memory of `lists` lists of `rows` rows, at most: every list has a block that is nearly empty.
+    pub fn most_bytes(lists: usize, rows: usize, dim: usize) -> usize {
+        let blocks = rows.div_ceil(BLOCK) + lists;
+        let centroids = lists * dim.next_multiple_of(LINE) * 4;
+        let codes = lists.div_ceil(BLOCK) * Four::block_bytes(dim) + lists * Seven::row_bytes(dim);
+        let fine = blocks * (Two::block_bytes(dim) + BLOCK * 4);
+        centroids + codes + fine + (lists + 1) * 4 + Frame::most_bytes(dim)
     }
 
     pub fn len(&self) -> usize {

@@ -16,16 +16,20 @@
 //! rows; for other queries it is a guess.
 //!
 //! *File.* Centroids, the list of every row and the curve; codes are made again when it is loaded. See
-//! `schemas/docs/approximate.md` and [`file`].
+//! `schemas/docs/approximate.md` and [`file`]. On a searcher's own disk it has a [`local`] form with its codes.
 
 mod calibrate;
 mod file;
 mod kmeans;
 mod lists;
+pub(crate) mod local;
 mod probe;
 
 #[cfg(test)]
 mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use likeness_contract::ranking::{Candidate, merge_top_k};
 use rayon::prelude::*;
@@ -36,18 +40,22 @@ use crate::kernels::Isa;
 use crate::search::{Query, check, top_k_batch};
 use crate::shard::Shard;
 use lists::Lists;
-use probe::{Effort, Probe};
+use probe::{Ask, Effort, Probe};
 
 /// Rows from which on an index is of use: fewer are searched exactly in the same time.
 const LEAST_ROWS: usize = 4096;
 /// Rows of an answer up to which an effort was measured; larger answers are exact.
 const LARGEST_K: usize = 100;
+/// Queries that a thread answers together at most: more would make a cancelled search go on for long.
+const MOST_TOGETHER: usize = 32;
 
 /// An approximate index of one shard.
 #[derive(Debug)]
 pub struct Approximate {
     lists: Lists,
     curve: Vec<Point>,
+    /// Keeps its local file from being thrown away.
+    lease: Option<Arc<()>>,
 }
 
 /// What an effort was measured to find.
@@ -70,6 +78,8 @@ pub struct Approximation {
     /// The part of the true answer that is among them on average, by the samples of the shards: a bound that the mean of
     /// queries like the rows is below in one case of twenty; 1 is exact.
     pub recall: f64,
+    /// The same of each shard, as they were given.
+    pub recalls: Vec<f64>,
 }
 
 impl Approximate {
@@ -88,7 +98,7 @@ impl Approximate {
         let (centroids, assigned) = kmeans::cluster(shard.padded(), shard.rows(), &sample)?;
         let lists = Lists::new(shard.padded(), centroids, assigned)?;
         let curve = calibrate::curve(shard, &lists, &sample)?;
-        Ok(Some(Self { lists, curve }))
+        Ok(Some(Self { lists, curve, lease: None }))
     }
 
     /// Number of lists.
@@ -96,9 +106,20 @@ impl Approximate {
         self.lists.len()
     }
 
-    /// Bytes of memory.
+    /// Bytes of memory. Those of the centroids' f32 lie in the local file of an index that comes from a [`crate::Cache`].
     pub fn bytes(&self) -> usize {
         self.lists.bytes() + self.curve.len() * size_of::<Point>()
+    }
+
+    /// Bytes of memory, at most, of an index whose file has `file_bytes`, before it is read; its shard has `rows` rows of
+    /// dimension `dim`.
+    pub fn most_bytes(file_bytes: usize, rows: usize, dim: usize) -> usize {
+        let lists = file_bytes.saturating_sub(rows * 4) / (dim * 4).max(1);
+        Lists::most_bytes(lists, rows, dim)
+    }
+
+    pub(crate) fn set_lease(&mut self, lease: Arc<()>) {
+        self.lease = Some(lease);
     }
 
     /// The least effort that surely reaches `recall` for `k`, with what it reaches; `None` where none does.
@@ -115,38 +136,94 @@ impl Approximate {
 /// query has row sets, of which no curve speaks, or a K above 100. Fails as [`crate::top_k`] does. Runs on the current
 /// rayon pool, each shard on one thread.
 pub fn top_k_approximate(shards: &[&Shard], query: &Query, recall: f64, cancel: &Cancel) -> Result<Approximation> {
-    if !(0.0..=1.0).contains(&recall) {
+    let mut answers = top_k_approximate_batch(shards, &[(*query, recall)], cancel)?;
+    Ok(answers.pop().expect("one answer per query"))
+}
+
+/// [`top_k_approximate`] for several queries, each with its own target, which share the reading of centroids and of the
+/// lists that several of them look at. Each answer is what the query would get alone.
+pub fn top_k_approximate_batch(
+    shards: &[&Shard],
+    queries: &[(Query, f64)],
+    cancel: &Cancel,
+) -> Result<Vec<Approximation>> {
+    if let Some((_, recall)) = queries.iter().find(|(_, recall)| !(0.0..=1.0).contains(recall)) {
         return Err(Error::invalid(format!("the target recall {recall} is not within 0–1")));
     }
-    let points: Vec<Option<Point>> = shards.iter().map(|shard| point(shard, query, recall)).collect();
-    let exactly: Vec<&Shard> = shards.iter().zip(&points).filter(|(_, p)| p.is_none()).map(|(s, _)| *s).collect();
-    check(shards, std::slice::from_ref(query))?;
-    // With row sets no shard has a point, so that all are searched exactly.
-    let mut partials = top_k_batch(&exactly, std::slice::from_ref(query), cancel)?;
-    let probed: Vec<(&Shard, Point)> = shards.iter().zip(&points).filter_map(|(s, p)| Some((*s, (*p)?))).collect();
-    let isa = Isa::best();
-    let search = |(shard, point): &(&Shard, Point)| {
+    let asked: Vec<Query> = queries.iter().map(|(query, _)| *query).collect();
+    check(shards, &asked)?;
+    let points_of = |(query, recall): &(Query, f64)| shards.iter().map(|shard| point(shard, query, *recall)).collect();
+    let points: Vec<Points> = queries.iter().map(points_of).collect();
+    let mut partials = vec![Vec::new(); queries.len()];
+    for (query, found) in
+        exactly(shards, &asked, &points, cancel)?.into_iter().chain(probed(shards, &asked, &points, cancel)?)
+    {
+        partials[query].push(found);
+    }
+    let answer = |((query, points), partials): ((&Query, &Points), Vec<Vec<Candidate>>)| {
+        let recalls: Vec<f64> = points.iter().map(|point| point.map_or(1.0, |point| point.recall.into())).collect();
+        let recall = mean(shards, &recalls);
+        Approximation { candidates: merge_top_k(partials, query.k), recall, recalls }
+    };
+    Ok(asked.iter().zip(&points).zip(partials).map(answer).collect())
+}
+
+/// The effort for each shard; none where it is searched exactly.
+type Points = Vec<Option<Point>>;
+
+/// Which query, and what shards found for it.
+type Found = (usize, Vec<Candidate>);
+
+/// The mean of the shards' recalls, by their rows.
+fn mean(shards: &[&Shard], recalls: &[f64]) -> f64 {
+    let rows: f64 = shards.iter().map(|shard| shard.rows() as f64).sum();
+    let missed: f64 = shards.iter().zip(recalls).map(|(shard, recall)| shard.rows() as f64 * (1.0 - recall)).sum();
+    if rows > 0.0 { 1.0 - missed / rows } else { 1.0 }
+}
+
+/// What is found in shards that have no point for a query; queries of the same shards are answered together.
+///
+/// With row sets no shard has one, so that all are searched and the sets are theirs.
+fn exactly(shards: &[&Shard], queries: &[Query], points: &[Points], cancel: &Cancel) -> Result<Vec<Found>> {
+    let mut by_shards: BTreeMap<Vec<usize>, Vec<usize>> = BTreeMap::new();
+    for (query, points) in points.iter().enumerate() {
+        let searched = (0..shards.len()).filter(|shard| points[*shard].is_none()).collect();
+        by_shards.entry(searched).or_default().push(query);
+    }
+    let mut all = Vec::with_capacity(queries.len());
+    for (searched, asking) in by_shards.iter().filter(|(searched, _)| !searched.is_empty()) {
+        let shards: Vec<&Shard> = searched.iter().map(|shard| shards[*shard]).collect();
+        let asked: Vec<Query> = asking.iter().map(|query| queries[*query]).collect();
+        all.extend(asking.iter().copied().zip(top_k_batch(&shards, &asked, cancel)?));
+    }
+    Ok(all)
+}
+
+/// What is found by indexes. Every thread takes a part of a shard's queries.
+fn probed(shards: &[&Shard], queries: &[Query], points: &[Points], cancel: &Cancel) -> Result<Vec<Found>> {
+    let asking = |shard: usize| (0..queries.len()).filter_map(move |query| Some((shard, query, points[query][shard]?)));
+    let all: Vec<(usize, usize, Point)> = (0..shards.len()).flat_map(asking).collect();
+    let share = all.len().div_ceil(rayon::current_num_threads()).clamp(1, MOST_TOGETHER);
+    let of_one_shard = all.chunk_by(|a, b| a.0 == b.0);
+    let tasks: Vec<&[(usize, usize, Point)]> = of_one_shard.flat_map(|asking| asking.chunks(share)).collect();
+    let search = |task: &&[(usize, usize, Point)]| {
         if cancel.is_cancelled() {
             return Err(Error::cancelled());
         }
+        let shard = shards[task[0].0];
         let lists = &shard.approximate().expect("a shard with a point").lists;
-        Ok(isa.run(Probe {
-            shard,
-            lists,
-            query: query.vector,
-            k: query.k,
-            least: point.k as usize,
-            effort: point.effort,
-        }))
+        let ask = |(_, query, point): &(usize, usize, Point)| {
+            let Query { vector: query, k, .. } = queries[*query];
+            Ask { query, k, least: point.k as usize, effort: point.effort }
+        };
+        let asks: Vec<Ask> = task.iter().map(ask).collect();
+        let found = Isa::best().run(Probe { shard, lists, asks: &asks });
+        Ok(task.iter().map(|(_, query, _)| *query).zip(found).collect())
     };
-    match probed.as_slice() {
-        [one] => partials.push(search(one)?),
-        many => partials.extend(many.par_iter().map(search).collect::<Result<Vec<_>>>()?),
+    match tasks.as_slice() {
+        [one] => search(one),
+        many => many.par_iter().map(search).collect::<Result<Vec<Vec<Found>>>>().map(|found| found.concat()),
     }
-    let rows: f64 = shards.iter().map(|shard| shard.rows() as f64).sum();
-    let missed: f64 = probed.iter().map(|(shard, p)| shard.rows() as f64 * (1.0 - f64::from(p.recall))).sum();
-    let recall = if rows > 0.0 { 1.0 - missed / rows } else { 1.0 };
-    Ok(Approximation { candidates: merge_top_k(partials, query.k), recall })
 }
 
 fn point(shard: &Shard, query: &Query, recall: f64) -> Option<Point> {

@@ -1,4 +1,4 @@
-//! One query through the lists of one shard.
+//! Queries through the lists of one shard.
 
 use likeness_contract::ranking::{Candidate, canonical_d2};
 
@@ -12,8 +12,11 @@ use crate::shard::Shard;
 const ROWS_AHEAD: usize = 4;
 const LISTS_AHEAD: usize = 8;
 const BLOCKS_AHEAD: usize = 6;
-/// Lists that are looked at in order, so that what is far is soon left out.
+/// Lists that are looked at in order, so that what is far is soon left out; the same of each of several queries.
 const FIRST: usize = 8;
+const EARLY: usize = 2;
+/// Queries that take centroids or a block of a list together at most.
+const TOGETHER: usize = 4;
 /// What the rerank of a row and the start of a list cost, in rows that are looked at.
 const COSTS: (f32, f32) = (24.0, 8.0);
 
@@ -35,10 +38,9 @@ pub(super) fn cost(scanned: f32, lists: f32, rerank: u32) -> f32 {
     scanned + COSTS.0 * rerank as f32 + COSTS.1 * lists
 }
 
-/// See the module: the answer of a shard.
-pub(super) struct Probe<'a> {
-    pub shard: &'a Shard,
-    pub lists: &'a Lists,
+/// A query of a shard.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ask<'a> {
     pub query: &'a [f32],
     pub k: usize,
     /// Rows that the lists hold, even if that takes more lists than the effort says.
@@ -46,17 +48,31 @@ pub(super) struct Probe<'a> {
     pub effort: Effort,
 }
 
+/// See the module: the answers of a shard to some queries, each of which is what the query would get alone.
+pub(super) struct Probe<'a> {
+    pub shard: &'a Shard,
+    pub lists: &'a Lists,
+    pub asks: &'a [Ask<'a>],
+}
+
 impl Work for Probe<'_> {
-    type Output = Vec<Candidate>;
+    type Output = Vec<Vec<Candidate>>;
 
     #[inline(always)]
-    fn call<D: Dots>(self, dots: D) -> Vec<Candidate> {
-        let Self { shard, lists, query, k, least, effort } = self;
-        let coded = Coded::new(lists, query);
-        let order = chosen(dots, &Coarse::new(dots, lists, &coded, effort.weight), lists, effort, least);
-        let mut top = Top::new((effort.rerank as usize).max(k));
-        scan(dots, lists, &order, &coded, |block, scores| top.offer(dots, scores, block * BLOCK as u32));
-        rerank(dots, shard, query, k, top.finish().iter().map(|(_, place)| lists.row(*place)).collect())
+    fn call<D: Dots>(self, dots: D) -> Vec<Vec<Candidate>> {
+        let Self { shard, lists, asks } = self;
+        let coded: Vec<Coded> = asks.iter().map(|ask| Coded::new(lists, ask.query)).collect();
+        let visits = visits(dots, lists, asks, &coded);
+        let mut tops: Vec<Top> = asks.iter().map(|ask| Top::new((ask.effort.rerank as usize).max(ask.k))).collect();
+        scan(dots, lists, &visits, &coded, |query, block, scores| {
+            tops[query].offer(dots, scores, block * BLOCK as u32);
+        });
+        let mut answers = Vec::with_capacity(asks.len());
+        for (Ask { query, k, .. }, top) in asks.iter().zip(tops) {
+            let rows = top.finish().iter().map(|(_, place)| lists.row(*place)).collect();
+            answers.push(rerank(dots, shard, query, *k, rows));
+        }
+        answers
     }
 }
 
@@ -114,24 +130,36 @@ impl Coded {
         dots.row(codes, &self.wide).wrapping_sub(self.wide_offset) as f32 * self.wide_unit * scale
     }
 
-    /// Estimated q·x of the rows of a block; `head` is q·c of its list.
-    #[inline(always)]
-    pub fn scores<D: Dots>(&self, dots: D, lists: &Lists, block: u32, head: f32) -> [f32; BLOCK] {
-        let (codes, scales) = lists.fine().block(block as usize);
-        let sums = dots.two(codes, &self.codes);
-        let mut scores = [0f32; BLOCK];
-        for i in 0..BLOCK {
-            scores[i] = (sums[i] as f32 + self.middles.1) * self.unit * scales[i] + head;
-        }
-        scores
-    }
-
     /// Estimated q·x of the row at a place of a list.
     #[inline(always)]
     pub fn score<D: Dots>(&self, dots: D, lists: &Lists, list: u32, place: u32) -> f32 {
         let head = self.head(dots, lists, list);
-        self.scores(dots, lists, place / BLOCK as u32, head)[place as usize % BLOCK]
+        let [scores] = block_scores(dots, lists, place / BLOCK as u32, [self], [head]);
+        scores[place as usize % BLOCK]
     }
+}
+
+/// Estimated q·x of the rows of a block with some queries; `heads` are their q·c of its list.
+#[inline(always)]
+fn block_scores<D: Dots, const Q: usize>(
+    dots: D,
+    lists: &Lists,
+    block: u32,
+    coded: [&Coded; Q],
+    heads: [f32; Q],
+) -> [[f32; BLOCK]; Q] {
+    let (codes, scales) = lists.fine().block(block as usize);
+    let mut queries: [&QueryCodes; Q] = [&coded[0].codes; Q];
+    queries.iter_mut().zip(coded).for_each(|(query, coded)| *query = &coded.codes);
+    let sums = dots.two(codes, queries);
+    let mut scores = [[0f32; BLOCK]; Q];
+    for (q, scores) in scores.iter_mut().enumerate() {
+        let Coded { unit, middles, .. } = coded[q];
+        for i in 0..BLOCK {
+            scores[i] = (sums[q][i] as f32 + middles.1) * unit * scales[i] + heads[q];
+        }
+    }
+    scores
 }
 
 /// Scores of all centroids, in whole blocks.
@@ -141,21 +169,46 @@ pub(super) struct Coarse {
 }
 
 impl Coarse {
+    /// Of queries, each with its weight of the centroids' norms.
     #[inline(always)]
-    pub fn new<D: Dots>(dots: D, lists: &Lists, coded: &Coded, weight: f32) -> Self {
-        let (mut all, mut best) = (Vec::with_capacity(lists.len().div_ceil(BLOCK)), [f32::NEG_INFINITY; BLOCK]);
-        for block in 0..lists.len().div_ceil(BLOCK) {
+    pub fn new<D: Dots, const Q: usize>(dots: D, lists: &Lists, queries: [(&Coded, f32); Q]) -> [Self; Q] {
+        let blocks = lists.len().div_ceil(BLOCK);
+        let mut all = [const { Vec::new() }; Q];
+        all.iter_mut().for_each(|all: &mut Vec<[f32; BLOCK]>| all.reserve_exact(blocks));
+        let mut best = [[f32::NEG_INFINITY; BLOCK]; Q];
+        let mut codes: [&QueryCodes; Q] = [&queries[0].0.codes; Q];
+        codes.iter_mut().zip(queries).for_each(|(codes, (coded, _))| *codes = &coded.codes);
+        for block in 0..blocks {
             let block = lists.coarse().block(block);
-            let [sums] = dots.four(block.codes, [&coded.codes]);
+            let sums = dots.four(block.codes, codes);
             let [scale, _, half] = block.rows();
-            let mut scores = [0f32; BLOCK];
-            for i in 0..BLOCK {
-                scores[i] = (sums[i] as f32 + coded.middles.0) * coded.unit * scale[i] - weight * half[i];
-                best[i] = if scores[i] > best[i] { scores[i] } else { best[i] };
+            for q in 0..Q {
+                let (Coded { unit, middles, .. }, weight) = queries[q];
+                let mut scores = [0f32; BLOCK];
+                for i in 0..BLOCK {
+                    scores[i] = (sums[q][i] as f32 + middles.0) * unit * scale[i] - weight * half[i];
+                    best[q][i] = if scores[i] > best[q][i] { scores[i] } else { best[q][i] };
+                }
+                all[q].push(scores);
             }
-            all.push(scores);
         }
-        Self { scores: all, best: best.into_iter().fold(f32::NEG_INFINITY, f32::max) }
+        let mut best = best.into_iter();
+        all.map(|scores| {
+            let best = best.next().unwrap_or([f32::NEG_INFINITY; BLOCK]);
+            Self { scores, best: best.into_iter().fold(f32::NEG_INFINITY, f32::max) }
+        })
+    }
+
+    /// [`Self::new`] of up to [`TOGETHER`] queries.
+    #[inline(always)]
+    fn of<D: Dots>(dots: D, lists: &Lists, queries: &[(&Coded, f32)]) -> Vec<Self> {
+        match queries {
+            [a] => Self::new(dots, lists, [*a]).into(),
+            [a, b] => Self::new(dots, lists, [*a, *b]).into(),
+            [a, b, c] => Self::new(dots, lists, [*a, *b, *c]).into(),
+            [a, b, c, d, ..] => Self::new(dots, lists, [*a, *b, *c, *d]).into(),
+            [] => Vec::new(),
+        }
     }
 
     /// The lists whose scores are not more than `cut` below the best one's, as numbers that grow with the score.
@@ -218,29 +271,96 @@ fn chosen<D: Dots>(dots: D, coarse: &Coarse, lists: &Lists, effort: Effort, leas
     keys.into_iter().map(list_of).collect()
 }
 
-/// Calls `each(block, scores)` for all blocks of some lists.
+/// A list that a query looks at.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Visit {
+    pub list: u32,
+    /// Its position among the queries.
+    pub query: u32,
+}
+
+/// What the queries look at: a lone query the best lists first; several in the order of lists, so that those who look at the same
+/// one share it, after the best few of each.
+#[inline(always)]
+fn visits<D: Dots>(dots: D, lists: &Lists, asks: &[Ask], coded: &[Coded]) -> Vec<Visit> {
+    let mut keyed = Vec::with_capacity(asks.len() * 64);
+    for first in (0..asks.len()).step_by(TOGETHER) {
+        let end = asks.len().min(first + TOGETHER);
+        let mut queries = Vec::with_capacity(TOGETHER);
+        queries.extend(coded[first..end].iter().zip(&asks[first..end]).map(|(coded, ask)| (coded, ask.effort.weight)));
+        for (at, coarse) in Coarse::of(dots, lists, &queries).iter().enumerate() {
+            let Ask { effort, least, .. } = asks[first + at];
+            let order = chosen(dots, coarse, lists, effort, least);
+            keyed.extend(order.into_iter().enumerate().map(|(rank, list)| (rank >= EARLY, list, (first + at) as u32)));
+        }
+    }
+    if asks.len() > 1 {
+        keyed.sort_unstable();
+    }
+    keyed.into_iter().map(|(_, list, query)| Visit { list, query }).collect()
+}
+
+/// A block that is read for some visits.
+struct Read {
+    block: u32,
+    first: u32,
+    count: u32,
+}
+
+/// Calls `each(query, block, scores)` for all blocks of the lists that are visited.
 #[inline(always)]
 pub(super) fn scan<D: Dots>(
     dots: D,
     lists: &Lists,
-    order: &[u32],
-    coded: &Coded,
-    mut each: impl FnMut(u32, &[f32; BLOCK]),
+    visits: &[Visit],
+    coded: &[Coded],
+    mut each: impl FnMut(usize, u32, &[f32; BLOCK]),
 ) {
-    let mut blocks = Vec::with_capacity(order.len() * 8);
-    for (at, list) in order.iter().enumerate() {
-        if let Some(next) = order.get(at + LISTS_AHEAD) {
-            dots.prefetch(lists.heads().row(*next as usize));
+    let (heads, reads) = plan(dots, lists, visits, coded);
+    for (at, Read { block, first, count }) in reads.iter().enumerate() {
+        if let Some(next) = reads.get(at + BLOCKS_AHEAD) {
+            dots.prefetch(lists.fine().block_memory(next.block as usize));
         }
-        let head = coded.head(dots, lists, *list);
-        blocks.extend(lists.blocks(*list).map(|block| (block, head)));
-    }
-    for (at, (block, head)) in blocks.iter().enumerate() {
-        if let Some((next, _)) = blocks.get(at + BLOCKS_AHEAD) {
-            dots.prefetch(lists.fine().block_memory(*next as usize));
+        let here = *first as usize..(first + count) as usize;
+        let (visits, heads) = (&visits[here.clone()], &heads[here]);
+        let coded = |i: usize| &coded[visits[i].query as usize];
+        let mut scores = [[0f32; BLOCK]; TOGETHER];
+        match *heads {
+            [a] => scores[..1].copy_from_slice(&block_scores(dots, lists, *block, [coded(0)], [a])),
+            [a, b] => scores[..2].copy_from_slice(&block_scores(dots, lists, *block, [coded(0), coded(1)], [a, b])),
+            [a, b, c] => {
+                let coded = [coded(0), coded(1), coded(2)];
+                scores[..3].copy_from_slice(&block_scores(dots, lists, *block, coded, [a, b, c]));
+            }
+            [a, b, c, d, ..] => {
+                let coded = [coded(0), coded(1), coded(2), coded(3)];
+                scores = block_scores(dots, lists, *block, coded, [a, b, c, d]);
+            }
+            [] => {}
         }
-        each(*block, &coded.scores(dots, lists, *block, *head));
+        for (visit, scores) in visits.iter().zip(&scores) {
+            each(visit.query as usize, *block, scores);
+        }
     }
+}
+
+/// q·c of every visit, and the blocks in the order of visits: once for up to [`TOGETHER`] that follow each other in a list.
+#[inline(always)]
+fn plan<D: Dots>(dots: D, lists: &Lists, visits: &[Visit], coded: &[Coded]) -> (Vec<f32>, Vec<Read>) {
+    let (mut heads, mut reads) = (Vec::with_capacity(visits.len()), Vec::with_capacity(visits.len() * 8));
+    for (at, visit) in visits.iter().enumerate() {
+        if let Some(next) = visits.get(at + LISTS_AHEAD) {
+            dots.prefetch(lists.heads().row(next.list as usize));
+        }
+        heads.push(coded[visit.query as usize].head(dots, lists, visit.list));
+    }
+    let mut first = 0;
+    for visits in visits.chunk_by(|a, b| a.list == b.list).flat_map(|same| same.chunks(TOGETHER)) {
+        let count = visits.len() as u32;
+        reads.extend(lists.blocks(visits[0].list).map(|block| Read { block, first, count }));
+        first += count;
+    }
+    (heads, reads)
 }
 
 /// The places with the best scores.
@@ -272,7 +392,8 @@ impl Top {
     fn cut(&mut self) {
         let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
         let (_, last, _) = self.best.select_nth_unstable_by(self.count - 1, order);
-        self.limit = last.0;
+        // Of equal scores the first place's counts, in whatever order blocks are read.
+        self.limit = last.0.next_down();
         self.best.truncate(self.count);
     }
 

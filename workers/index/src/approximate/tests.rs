@@ -22,14 +22,21 @@ fn rows(count: usize, first: u64) -> Vec<Vec<f32>> {
     let centres: Vec<Vec<f32>> = (0..60).map(|_| (0..DIM).map(|_| value(1)).collect()).collect();
     let mut row = |number: u64| {
         let centre = &centres[(number.wrapping_mul(0x9e37_79b9) >> 7) as usize % centres.len()];
-        let raw: Vec<f32> = centre.iter().map(|c| c + 0.5 * value(number)).collect();
-        let norm = raw.iter().map(|v| v * v).sum::<f32>().sqrt();
-        raw.into_iter().map(|v| v / norm).collect()
+        unit(centre.iter().map(|c| c + 0.5 * value(number)).collect())
     };
     (first..first + count as u64).map(&mut row).collect()
 }
 
+fn unit(raw: Vec<f32>) -> Vec<f32> {
+    let norm = raw.iter().map(|v| v * v).sum::<f32>().sqrt();
+    raw.into_iter().map(|v| v / norm).collect()
+}
+
 fn shard(vectors: &[Vec<f32>]) -> Shard {
+    shard_of(0, vectors)
+}
+
+fn shard_of(number: u32, vectors: &[Vec<f32>]) -> Shard {
     let n = vectors.len();
     let rows = ShardRows {
         item_ids: (0..n).map(|row| format!("{row:05}")).collect(),
@@ -40,7 +47,7 @@ fn shard(vectors: &[Vec<f32>]) -> Shard {
         source_row: vec![0; n],
         image_digest: vec![[0; 32]; n],
     };
-    Shard::new(0, rows, DIM, 1).unwrap().with_codes().unwrap()
+    Shard::new(number, rows, DIM, 1).unwrap().with_codes().unwrap()
 }
 
 fn indexed() -> &'static Shard {
@@ -93,6 +100,50 @@ fn what_is_found_has_canonical_distances_in_ranking_order() {
             assert_eq!(shard.item(candidate.row), candidate.item);
         }
     }
+}
+
+#[test]
+fn queries_that_share_lists_are_answered_as_if_each_were_alone() {
+    let shard = indexed();
+    // Rows that stand there several times: their estimates are equal.
+    let again: Vec<Vec<f32>> = rows(ROWS, 0)
+        .into_iter()
+        .map(|mut row| {
+            row[0] = 0.0;
+            row[1] = 0.0;
+            unit(row)
+        })
+        .collect();
+    let doubled = self::shard_of(1, &[&again[..3_000], &again[..3_000]].concat());
+    let index = Approximate::build(&doubled).unwrap().unwrap();
+    let doubled = doubled.with_approximate(index);
+    let shards = [shard, &doubled, &self::shard_of(2, &rows(10, 3))];
+    let vectors = rows(70, 1 << 44);
+    let all = RowSet::all(ROWS);
+    let few = RowSet::all(10);
+    let sets = [&all, &all, &few];
+    // Near ones, which share lists; different K and targets; some that are answered exactly.
+    let asked = |i: usize| {
+        let (vector, k) = (vectors[i / 2].as_slice(), [10, 3, 100, 0, 101][i % 5]);
+        let within = (i % 11 == 7).then_some(&sets[..]);
+        (Query { vector, k, within }, [0.9, 0.99, 0.7, 1.0][i % 4])
+    };
+    let queries: Vec<(Query, f64)> = (0..140).map(asked).collect();
+    for threads in [1, 3] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        for count in [1, 2, 3, 5, 140] {
+            let batch = &queries[..count];
+            let together = pool.install(|| top_k_approximate_batch(&shards, batch, &Cancel::new())).unwrap();
+            for ((query, recall), answer) in batch.iter().zip(together) {
+                assert_eq!(answer, top_k_approximate(&shards, query, *recall, &Cancel::new()).unwrap());
+            }
+        }
+    }
+    let cancel = Cancel::new();
+    cancel.cancel();
+    let error = top_k_approximate_batch(&shards, &queries, &cancel).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Cancelled);
+    assert_eq!(top_k_approximate_batch(&shards, &[], &Cancel::new()).unwrap(), []);
 }
 
 #[test]

@@ -61,6 +61,11 @@ impl Two {
         (codes, scales)
     }
 
+    /// All codes.
+    pub fn all(&self) -> &[u8] {
+        self.memory.bytes()
+    }
+
     pub fn bytes(&self) -> usize {
         self.memory.bytes().len()
     }

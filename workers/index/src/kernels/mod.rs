@@ -50,10 +50,10 @@ pub(crate) trait Dots: Copy {
     /// Per step `block` has four bytes of every row; low halves are the first four dimensions, high halves the next.
     fn four<const Q: usize>(self, block: &[u8], queries: [&QueryCodes; Q]) -> [[i32; BLOCK]; Q];
 
-    /// Σ p·c of 16 rows of 2-bit codes c with a query whose codes fill whole steps.
+    /// Σ p·c of 16 rows of 2-bit codes c with each of Q queries, whose codes fill whole steps.
     ///
     /// Per step `block` has four bytes of every row; their lowest two bits are the first four dimensions.
-    fn two(self, block: &[u8], query: &QueryCodes) -> [i32; BLOCK];
+    fn two<const Q: usize>(self, block: &[u8], queries: [&QueryCodes; Q]) -> [[i32; BLOCK]; Q];
 
     /// Σ p·(c − 64) of three groups of rows of 7-bit codes c with four queries, (group × query × row).
     ///
@@ -159,15 +159,16 @@ mod tests {
         }
     }
 
-    struct Two<'a>(&'a [u8], &'a QueryCodes);
+    struct Two<'a>(&'a [u8], &'a [QueryCodes; 4]);
     impl Work for Two<'_> {
-        type Output = ([i32; BLOCK], u16);
+        type Output = (Vec<[i32; BLOCK]>, [[i32; BLOCK]; 1], u16);
         #[inline(always)]
         fn call<D: Dots>(self, dots: D) -> Self::Output {
-            let sums = dots.two(self.0, self.1);
+            let [a, b, c, d] = self.1;
+            let [sums] = dots.two(self.0, [c]);
             let mut scores = sums.map(|sum| sum as f32);
             scores[3] = f32::NAN;
-            (sums, dots.above(&scores, scores[5]))
+            (dots.two(self.0, [a, b, c, d]).to_vec(), [sums], dots.above(&scores, scores[5]))
         }
     }
 
@@ -269,10 +270,10 @@ mod tests {
             // The largest norms that rows of these codes can have.
             let four_queries = queries(dim, seed, four_shape(dim, 8.0 * (FOUR_SEGMENT as f64 * 4.0).sqrt()));
             let seven_queries = queries(dim, seed, seven_shape(dim, 63.0 * (SEVEN_SEGMENT as f64 * 2.0).sqrt()));
-            let mut two_query = four_queries[seed as usize % 4].clone();
-            two_query.codes.resize(dim.next_multiple_of(TWO_STEP), 0);
+            let mut two_queries = four_queries.clone();
+            two_queries.iter_mut().for_each(|query| query.codes.resize(dim.next_multiple_of(TWO_STEP), 0));
             let expected = Portable;
-            let expected_two = Two(&two, &two_query).call(expected);
+            let expected_two = Two(&two, &two_queries).call(expected);
             let expected = (
                 Four(&four, &four_queries).call(expected),
                 Seven(&seven, &seven_queries).call(expected),
@@ -281,7 +282,7 @@ mod tests {
             for isa in Isa::all() {
                 prop_assert_eq!(isa.run(Four(&four, &four_queries)), expected.0.clone(), "{:?}", isa);
                 prop_assert_eq!(isa.run(Seven(&seven, &seven_queries)), expected.1, "{:?}", isa);
-                prop_assert_eq!(isa.run(Two(&two, &two_query)), expected_two, "{:?}", isa);
+                prop_assert_eq!(isa.run(Two(&two, &two_queries)), expected_two.clone(), "{:?}", isa);
                 prop_assert_eq!(isa.run(Row(&row, &wide)), expected.2, "{:?}", isa);
             }
         }

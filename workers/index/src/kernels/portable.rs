@@ -25,17 +25,19 @@ impl Dots for Portable {
     }
 
     #[inline(always)]
-    fn two(self, block: &[u8], query: &QueryCodes) -> [i32; BLOCK] {
-        let mut sums = [0; BLOCK];
-        let steps = query.codes.as_chunks::<TWO_STEP>().0.iter();
-        for (bytes, codes) in block.as_chunks::<{ 4 * BLOCK }>().0.iter().zip(steps) {
-            for (sum, row) in sums.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                for (i, code) in codes.iter().enumerate() {
-                    *sum += i32::from(row[i % 4] >> (i / 4 * 2) & 3) * i32::from(*code);
+    fn two<const Q: usize>(self, block: &[u8], queries: [&QueryCodes; Q]) -> [[i32; BLOCK]; Q] {
+        queries.map(|query| {
+            let mut sums = [0; BLOCK];
+            let steps = query.codes.as_chunks::<TWO_STEP>().0.iter();
+            for (bytes, codes) in block.as_chunks::<{ 4 * BLOCK }>().0.iter().zip(steps) {
+                for (sum, row) in sums.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                    for (i, code) in codes.iter().enumerate() {
+                        *sum += i32::from(row[i % 4] >> (i / 4 * 2) & 3) * i32::from(*code);
+                    }
                 }
             }
-        }
-        sums
+            sums
+        })
     }
 
     #[inline(always)]

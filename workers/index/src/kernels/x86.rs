@@ -132,9 +132,9 @@ fn check_seven(groups: &[u8], queries: &[&QueryCodes; WIDE]) -> usize {
 }
 
 #[inline(always)]
-fn check_two(block: &[u8], query: &QueryCodes) -> usize {
+fn check_two<const Q: usize>(block: &[u8], queries: &[&QueryCodes; Q]) -> usize {
     let steps = block.len() / (BYTES * HALVES);
-    assert!(query.codes.len() >= steps * TWO_STEP, "codes of one dimension");
+    assert!(queries.iter().all(|query| query.codes.len() >= steps * TWO_STEP), "codes of one dimension");
     steps
 }
 
@@ -169,9 +169,9 @@ pub(super) mod avx2 {
             unsafe { row(codes, query) }
         }
         #[inline(always)]
-        fn two(self, block: &[u8], query: &QueryCodes) -> [i32; BLOCK] {
+        fn two<const Q: usize>(self, block: &[u8], queries: [&QueryCodes; Q]) -> [[i32; BLOCK]; Q] {
             // SAFETY: as above.
-            unsafe { two(block, query) }
+            unsafe { two(block, queries) }
         }
         #[inline(always)]
         fn above(self, scores: &[f32; BLOCK], limit: f32) -> u16 {
@@ -225,38 +225,44 @@ pub(super) mod avx2 {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn two(block: &[u8], query: &QueryCodes) -> [i32; BLOCK] {
-        let steps = check_two(block, query);
+    fn two<const Q: usize>(block: &[u8], queries: [&QueryCodes; Q]) -> [[i32; BLOCK]; Q] {
+        let steps = check_two(block, &queries);
         let (mask, ones) = (_mm256_set1_epi8(3), _mm256_set1_epi16(1));
-        let mut sums = [[_mm256_setzero_si256(); HALVES]];
+        let mut sums = [[_mm256_setzero_si256(); HALVES]; Q];
         for first in (0..steps).step_by(TWO_SEGMENT) {
-            let mut lanes = [_mm256_setzero_si256(); HALVES];
+            let mut lanes = [[_mm256_setzero_si256(); HALVES]; Q];
             for step in first..steps.min(first + TWO_SEGMENT) {
-                let mut query_codes = [_mm256_setzero_si256(); 4];
-                for (part, codes) in query_codes.iter_mut().enumerate() {
-                    // SAFETY: the query has at least as many codes as `steps` steps take.
-                    *codes = unsafe { broadcast(&query.codes, step * TWO_STEP + 4 * part) };
-                }
-                for (half, lanes) in lanes.iter_mut().enumerate() {
+                let mut halves = [[_mm256_setzero_si256(); 4]; HALVES];
+                for (half, parts) in halves.iter_mut().enumerate() {
                     // SAFETY: the block has `steps` steps of this many bytes.
                     let codes = unsafe { load(block, (step * HALVES + half) * BYTES) };
-                    let parts = [
-                        codes,
-                        _mm256_srli_epi16::<2>(codes),
-                        _mm256_srli_epi16::<4>(codes),
-                        _mm256_srli_epi16::<6>(codes),
+                    *parts = [
+                        _mm256_and_si256(codes, mask),
+                        _mm256_and_si256(_mm256_srli_epi16::<2>(codes), mask),
+                        _mm256_and_si256(_mm256_srli_epi16::<4>(codes), mask),
+                        _mm256_and_si256(_mm256_srli_epi16::<6>(codes), mask),
                     ];
-                    for (part, p) in parts.into_iter().zip(query_codes) {
-                        let products = _mm256_maddubs_epi16(_mm256_and_si256(part, mask), p);
-                        *lanes = _mm256_add_epi16(*lanes, products);
+                }
+                for (lanes, query) in lanes.iter_mut().zip(queries) {
+                    let mut query_codes = [_mm256_setzero_si256(); 4];
+                    for (part, codes) in query_codes.iter_mut().enumerate() {
+                        // SAFETY: the query has at least as many codes as `steps` steps take.
+                        *codes = unsafe { broadcast(&query.codes, step * TWO_STEP + 4 * part) };
+                    }
+                    for (lane, parts) in lanes.iter_mut().zip(&halves) {
+                        for (part, p) in parts.iter().zip(query_codes) {
+                            *lane = _mm256_add_epi16(*lane, _mm256_maddubs_epi16(*part, p));
+                        }
                     }
                 }
             }
-            for half in 0..HALVES {
-                sums[0][half] = _mm256_add_epi32(sums[0][half], _mm256_madd_epi16(lanes[half], ones));
+            for (sums, lanes) in sums.iter_mut().zip(lanes) {
+                for half in 0..HALVES {
+                    sums[half] = _mm256_add_epi32(sums[half], _mm256_madd_epi16(lanes[half], ones));
+                }
             }
         }
-        blocks_of(sums)[0]
+        blocks_of(sums)
     }
 
     #[inline]
@@ -336,9 +342,9 @@ pub(super) mod vnni {
             unsafe { row(codes, query) }
         }
         #[inline(always)]
-        fn two(self, block: &[u8], query: &QueryCodes) -> [i32; BLOCK] {
+        fn two<const Q: usize>(self, block: &[u8], queries: [&QueryCodes; Q]) -> [[i32; BLOCK]; Q] {
             // SAFETY: as above.
-            unsafe { two(block, query) }
+            unsafe { two(block, queries) }
         }
         #[inline(always)]
         fn above(self, scores: &[f32; BLOCK], limit: f32) -> u16 {
@@ -424,28 +430,33 @@ pub(super) mod vnni {
     /// In 512-bit registers: a step of a block is one of them.
     #[inline]
     #[target_feature(enable = "avx2,avx512f,avx512vl,avx512bw,avx512vnni")]
-    fn two(block: &[u8], query: &QueryCodes) -> [i32; BLOCK] {
-        let steps = check_two(block, query);
+    fn two<const Q: usize>(block: &[u8], queries: [&QueryCodes; Q]) -> [[i32; BLOCK]; Q] {
+        let steps = check_two(block, &queries);
         let mask = _mm512_set1_epi8(3);
         // A sum for each part of the bytes: one sum would wait for each addition.
-        let mut sums = [_mm512_setzero_si512(); 4];
+        let mut sums = [[_mm512_setzero_si512(); 4]; Q];
         for step in 0..steps {
             // SAFETY: the block has `steps` steps of 64 bytes; the load may be unaligned.
             let codes = unsafe { _mm512_loadu_si512(block.as_ptr().add(step * BYTES * HALVES).cast()) };
             let parts =
                 [codes, _mm512_srli_epi16::<2>(codes), _mm512_srli_epi16::<4>(codes), _mm512_srli_epi16::<6>(codes)];
             for (i, part) in parts.into_iter().enumerate() {
-                let at = step * TWO_STEP + 4 * i;
-                // SAFETY: the query has at least as many codes as `steps` steps take.
-                let p = unsafe { query.codes.as_ptr().add(at).cast::<i32>().read_unaligned() };
-                sums[i] = _mm512_dpbusd_epi32(sums[i], _mm512_and_si512(part, mask), _mm512_set1_epi32(p));
+                let part = _mm512_and_si512(part, mask);
+                for (sums, query) in sums.iter_mut().zip(queries) {
+                    let at = step * TWO_STEP + 4 * i;
+                    // SAFETY: the query has at least as many codes as `steps` steps take.
+                    let p = unsafe { query.codes.as_ptr().add(at).cast::<i32>().read_unaligned() };
+                    sums[i] = _mm512_dpbusd_epi32(sums[i], part, _mm512_set1_epi32(p));
+                }
             }
         }
-        let sum = _mm512_add_epi32(_mm512_add_epi32(sums[0], sums[1]), _mm512_add_epi32(sums[2], sums[3]));
-        let mut lanes = [0; BLOCK];
-        // SAFETY: the array has 64 bytes; the store may be unaligned.
-        unsafe { _mm512_storeu_si512(lanes.as_mut_ptr().cast(), sum) };
-        lanes
+        let mut blocks = [[0; BLOCK]; Q];
+        for (block, sums) in blocks.iter_mut().zip(sums) {
+            let sum = _mm512_add_epi32(_mm512_add_epi32(sums[0], sums[1]), _mm512_add_epi32(sums[2], sums[3]));
+            // SAFETY: the array has 64 bytes; the store may be unaligned.
+            unsafe { _mm512_storeu_si512(block.as_mut_ptr().cast(), sum) };
+        }
+        blocks
     }
 
     #[inline]

@@ -77,6 +77,12 @@ impl HeldShard {
         Ok(rows)
     }
 
+    /// The shard alone.
+    #[cfg(test)]
+    pub fn into_shard(self) -> Shard {
+        self.shard
+    }
+
     /// Its rows on the device.
     pub fn resident(&self) -> Option<&Resident> {
         self.resident.as_ref()

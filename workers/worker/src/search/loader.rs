@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use candle_core::Device;
-use likeness_contract::documents::{GenerationManifest, ModelManifest, ShardEntry};
+use likeness_contract::documents::{GenerationManifest, ModelManifest, ObjectRef, ShardEntry};
 use likeness_contract::ids::Digest;
 use likeness_contract::messages::Served;
 use likeness_index::{Approximate, Cache, Shard};
@@ -64,7 +63,7 @@ pub struct Loader<'a> {
     pub cx: &'a SearchContext,
     /// Decodes.
     pub pool: &'a ThreadPool,
-    /// Shards on this machine's disk.
+    /// Shards and indexes on this machine's disk.
     pub disk: Option<&'a Arc<Cache>>,
 }
 
@@ -97,15 +96,46 @@ impl Loader<'_> {
             let found = shard.rows();
             return Err(TaskError::invalid(format!("`{}` has {found} rows, the manifest says {rows}", object.key)));
         }
-        let index = match &approximate {
-            Some(index) => Some(store.read(index).await.map_err(TaskError::from)),
-            None => None,
+        let (shard, trouble) = match approximate {
+            Some(index) => self.with_index(shard, digest, index).await?,
+            None => (shard, None),
         };
         let device = self.cx.device.device().clone();
         self.on_pool(move || {
-            let (shard, trouble) = with_index(shard, index, &digest);
             let resident = on_device(&shard, &device);
             Loaded { shard: HeldShard::new(shard, resident), trouble }
+        })
+        .await
+    }
+
+    /// A shard with its approximate index, from the disk or else from the store; or without and why: then it is searched exactly.
+    async fn with_index(
+        &self,
+        shard: Shard,
+        digest: Digest,
+        index: ObjectRef,
+    ) -> Result<(Shard, Option<String>), TaskError> {
+        let (disk, of_index) = (self.disk.cloned(), index.digest);
+        let keep = Kept { disk, digest, of_index };
+        let (shard, found, keep) = self
+            .on_pool(move || {
+                let found = keep.read(&shard);
+                (shard, found, keep)
+            })
+            .await?;
+        if let Some(index) = found {
+            return Ok((shard.with_approximate(index), None));
+        }
+        let bytes = match self.cx.store.read(&index).await {
+            Ok(bytes) => bytes,
+            Err(error) => return Ok((shard, Some(TaskError::from(error).chain()))),
+        };
+        self.on_pool(move || match Approximate::decode(&bytes, &shard, keep.digest.as_bytes()) {
+            Ok(index) => {
+                let index = keep.through(&shard, index);
+                (shard.with_approximate(index), None)
+            }
+            Err(error) => (shard, Some(TaskError::from(error).chain())),
         })
         .await
     }
@@ -155,13 +185,35 @@ fn on_device(shard: &Shard, device: &Device) -> Option<Resident> {
     resident.map_err(failed).ok()
 }
 
-/// A shard with its approximate index, or without and why: then it is searched exactly.
-fn with_index(shard: Shard, index: Option<Result<Bytes, TaskError>>, digest: &Digest) -> (Shard, Option<String>) {
-    let Some(index) = index else { return (shard, None) };
-    let decode = |bytes: Bytes| Approximate::decode(&bytes, &shard, digest.as_bytes()).map_err(TaskError::from);
-    match index.and_then(decode) {
-        Ok(index) => (shard.with_approximate(index), None),
-        Err(error) => (shard, Some(error.chain())),
+/// Where an approximate index lies on the disk, if there is one.
+struct Kept {
+    disk: Option<Arc<Cache>>,
+    /// Of the shard's file.
+    digest: Digest,
+    of_index: Digest,
+}
+
+impl Kept {
+    fn read(&self, shard: &Shard) -> Option<Approximate> {
+        let found = self.disk.as_ref()?.get_index(shard, self.digest.as_bytes(), self.of_index.as_bytes());
+        let unusable = |error| {
+            let number = shard.number();
+            tracing::warn!(shard = number, %error, "an index on the disk is of no use, it is read from the store");
+        };
+        found.map_err(unusable).ok().flatten()
+    }
+
+    /// Keeps an index and takes it from the disk, as [`through_disk`] does a shard.
+    fn through(&self, shard: &Shard, index: Approximate) -> Approximate {
+        let Some(disk) = &self.disk else { return index };
+        match disk.put_index(shard, self.digest.as_bytes(), self.of_index.as_bytes(), &index) {
+            Ok(true) => self.read(shard).unwrap_or(index),
+            Ok(false) => index,
+            Err(error) => {
+                tracing::warn!(shard = shard.number(), %error, "an index can't be kept on the disk");
+                index
+            }
+        }
     }
 }
 

@@ -4,10 +4,8 @@
 //! takes in the end. Searchers without a limit hold whatever is theirs.
 
 use likeness_contract::documents::ShardEntry;
-use likeness_index::Memory;
+use likeness_index::{Approximate, Memory};
 
-/// Rows of a list of an approximate index, at least, as memory is counted: lists are kept in whole blocks.
-const LIST_ROWS: u64 = 16;
 /// Bytes of a row of a shard's file beside embedding, labels and id: the id's length, split, part, row, digest.
 const FILE_ROW_BYTES: u64 = 4 + 4 + 4 + 4 + 32;
 
@@ -19,16 +17,8 @@ pub fn needed(entry: &ShardEntry, dim: usize, attributes: usize) -> u64 {
     let ids = object.bytes.saturating_sub(values);
     let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     let exact = Memory::estimate(size(*rows), dim, attributes, size(ids)).total() as u64;
-    exact + approximate.as_ref().map_or(0, |index| index_needed(index.bytes, *rows, dim as u64))
-}
-
-/// Bytes that an approximate index will take at most whose file has so many: its centroids, and the rows as if their codes were of 4
-/// bits, in blocks that the lists do not share.
-fn index_needed(bytes: u64, rows: u64, dim: u64) -> u64 {
-    let lists = bytes.saturating_sub(rows * 4) / (dim * 4).max(1);
-    let places = rows + lists * LIST_ROWS;
-    let code = dim.next_multiple_of(64) / 2 + 16;
-    lists * (dim.next_multiple_of(16) * 4 + code) + places * (code + 4) + 12 * dim
+    let index = approximate.as_ref().map_or(0, |index| Approximate::most_bytes(size(index.bytes), size(*rows), dim));
+    exact + index as u64
 }
 
 /// Takes as many of these shards as fit beside `held` bytes; of the others, why they don't.
@@ -56,7 +46,7 @@ fn no_room(needed: u64, held: u64, limit: u64) -> String {
 mod tests {
     use likeness_contract::documents::ObjectRef;
     use likeness_contract::ids::Digest;
-    use likeness_index::{Approximate, Shard, ShardRows, encode_shard};
+    use likeness_index::{Shard, ShardRows, encode_shard};
 
     use super::*;
 

@@ -12,9 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use likeness_contract::jobs::GenerationRef;
 use likeness_contract::ranking::{Candidate, merge_top_k};
 use likeness_contract::search::{How, Searched};
-use likeness_index::{Approximate, Cancel, Filter, Query, RowSet, top_k_approximate};
+use likeness_index::{Approximate, Approximation, Cancel, Filter, Query, RowSet, Shard, top_k_approximate_batch};
 use rayon::ThreadPool;
-use rayon::prelude::*;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
@@ -46,7 +45,7 @@ pub struct Scan {
 }
 
 impl Scan {
-    /// Whether a shard is asked by its approximate index: then no other query shares the reading of its rows.
+    /// Whether a shard is asked by its approximate index.
     fn probes(&self, shard: &HeldShard) -> bool {
         self.recall.is_some() && self.why_exact(shard).is_none()
     }
@@ -225,26 +224,24 @@ fn take_batch(waiting: &mut VecDeque<Waiting>) -> Vec<Waiting> {
 /// The answers to all. Shards that the same queries ask for are scanned together for these.
 fn together(scans: &[Scan], cancel: &Cancel) -> likeness_index::Result<Vec<Found>> {
     let mut partials: Vec<Partials> = scans.iter().map(|_| Partials::default()).collect();
-    for (asking, shards) in by_askers(scans) {
-        let asked: Vec<&Scan> = asking.iter().map(|at| &scans[*at]).collect();
-        for (at, (candidates, searched)) in asking.iter().zip(exactly(&asked, &shards, cancel)?) {
-            partials[*at].candidates.push(candidates);
-            partials[*at].searched.extend(searched);
+    for approximate in [false, true] {
+        for (asking, shards) in by_askers(scans, |scan, shard| scan.probes(shard) == approximate) {
+            let asked: Vec<&Scan> = asking.iter().map(|at| &scans[*at]).collect();
+            let search = if approximate { approximately } else { exactly };
+            for (at, (candidates, searched)) in asking.iter().zip(search(&asked, &shards, cancel)?) {
+                partials[*at].candidates.push(candidates);
+                partials[*at].searched.extend(searched);
+            }
         }
-    }
-    for (at, candidates, searched) in probed(scans, cancel)? {
-        partials[at].candidates.push(candidates);
-        partials[at].searched.push(searched);
     }
     Ok(partials.into_iter().zip(scans).map(|(partials, scan)| partials.merge(scan.k)).collect())
 }
 
-/// Exact answers to queries that ask for the same shards, and what is told of each shard.
-fn exactly(
-    scans: &[&Scan],
-    shards: &[&HeldShard],
-    cancel: &Cancel,
-) -> likeness_index::Result<Vec<(Vec<Candidate>, Vec<Searched>)>> {
+/// What a query found in some shards, and what is told of each.
+type Part = (Vec<Candidate>, Vec<Searched>);
+
+/// Exact answers to queries that ask for the same shards.
+fn exactly(scans: &[&Scan], shards: &[&HeldShard], cancel: &Cancel) -> likeness_index::Result<Vec<Part>> {
     let sets = scans.iter().map(|scan| scan.row_sets(shards)).collect::<likeness_index::Result<Vec<_>>>()?;
     let within: Vec<Option<Vec<&RowSet>>> =
         sets.iter().map(|sets| sets.as_ref().map(|sets| sets.iter().collect())).collect();
@@ -274,40 +271,53 @@ impl Partials {
     }
 }
 
-/// Which query, what it found in one shard, and how.
-type Probed = (usize, Vec<Candidate>, Searched);
-
-/// What approximate indexes answer: every query and shard for itself.
-fn probed(scans: &[Scan], cancel: &Cancel) -> likeness_index::Result<Vec<Probed>> {
-    let shards = |(at, scan): (usize, &'_ Scan)| -> Vec<(usize, usize)> {
-        let probes = |shard: &usize| scan.probes(&scan.shards[*shard]);
-        (0..scan.shards.len()).filter(probes).map(|shard| (at, shard)).collect()
-    };
-    let pairs: Vec<(usize, usize)> = scans.iter().enumerate().flat_map(shards).collect();
-    let probe = |&(at, shard): &(usize, usize)| {
-        let (scan, shard): (&Scan, &HeldShard) = (&scans[at], &scans[at].shards[shard]);
-        // As many more as there are rows that are not to be found, so that K are left.
-        let removed = shard.taken_out();
-        let gone = removed.as_ref().map_or(0, |rows| rows.count());
-        let query = Query { vector: &scan.query, k: scan.k + gone, within: None };
-        let recall = scan.recall.unwrap_or(1.0);
-        let mut found = top_k_approximate(&[&**shard], &query, recall, cancel)?;
-        if let Some(removed) = removed {
-            found.candidates.retain(|candidate| !removed.contains(candidate.row));
-            found.candidates.truncate(scan.k);
+/// What approximate indexes answer to queries that ask for the same shards.
+fn approximately(scans: &[&Scan], shards: &[&HeldShard], cancel: &Cancel) -> likeness_index::Result<Vec<Part>> {
+    let (mut whole, mut cut) = (Vec::new(), Vec::new());
+    for shard in shards {
+        match shard.taken_out() {
+            None => whole.push(&***shard),
+            Some(removed) => cut.push((&***shard, removed)),
         }
-        let how = Some(How::Approximately { recall: found.recall });
-        let whole = Searched::whole(shard.number(), shard.rows() as u64);
-        Ok((at, found.candidates, Searched { how, matching: whole.rows - gone as u64, ..whole }))
-    };
-    pairs.par_iter().map(probe).collect()
+    }
+    let mut parts = probe(scans, &whole, 0, cancel)?;
+    for (shard, removed) in cut {
+        // As many more as there are rows that are not to be found, so that K are left.
+        let more = probe(scans, &[shard], removed.count(), cancel)?;
+        for ((part, scan), (mut candidates, mut searched)) in parts.iter_mut().zip(scans).zip(more) {
+            candidates.retain(|candidate| !removed.contains(candidate.row));
+            searched.iter_mut().for_each(|searched| searched.matching -= removed.count() as u64);
+            part.0 = merge_top_k(vec![std::mem::take(&mut part.0), candidates], scan.k);
+            part.1.append(&mut searched);
+        }
+    }
+    Ok(parts)
 }
 
-/// The shards by the queries that ask for an exact answer of them.
-fn by_askers(scans: &[Scan]) -> BTreeMap<Vec<usize>, Vec<&HeldShard>> {
+/// The best K and `more` for every query, by the indexes of these shards.
+fn probe(scans: &[&Scan], shards: &[&Shard], more: usize, cancel: &Cancel) -> likeness_index::Result<Vec<Part>> {
+    if shards.is_empty() {
+        return Ok(vec![Part::default(); scans.len()]);
+    }
+    let asked = scans.iter().map(|scan| {
+        let query = Query { vector: &scan.query, k: scan.k + more, within: None };
+        (query, scan.recall.unwrap_or(1.0))
+    });
+    let answers = top_k_approximate_batch(shards, &asked.collect::<Vec<_>>(), cancel)?;
+    let searched = |(shard, recall): (&&Shard, f64)| {
+        let how = Some(How::Approximately { recall });
+        Searched { how, ..Searched::whole(shard.number(), shard.rows() as u64) }
+    };
+    let part =
+        |Approximation { candidates, recalls, .. }| (candidates, shards.iter().zip(recalls).map(searched).collect());
+    Ok(answers.into_iter().map(part).collect())
+}
+
+/// The shards that the queries ask for and that are `wanted`, by the queries that ask for them.
+fn by_askers(scans: &[Scan], wanted: impl Fn(&Scan, &HeldShard) -> bool) -> BTreeMap<Vec<usize>, Vec<&HeldShard>> {
     let mut askers: BTreeMap<u32, (Vec<usize>, &HeldShard)> = BTreeMap::new();
     for (at, scan) in scans.iter().enumerate() {
-        for shard in scan.shards.iter().filter(|shard| !scan.probes(shard)) {
+        for shard in scan.shards.iter().filter(|shard| wanted(scan, shard)) {
             askers.entry(shard.number()).or_insert_with(|| (Vec::new(), shard)).0.push(at);
         }
     }
@@ -472,6 +482,40 @@ mod tests {
         let exact = ask(10);
         let why = Some(How::Exactly { because: "many of its items were removed".into() });
         assert_eq!((exact.candidates.len(), &exact.searched[0].how), (10, &why));
+    }
+
+    #[tokio::test]
+    async fn approximate_queries_that_wait_together_are_answered_as_if_each_were_alone() {
+        let indexed = |number: u32| {
+            let shard = Arc::into_inner(shard(number, 4_200)).expect("nobody else's").into_shard();
+            let index = Approximate::build(&shard).unwrap().expect("an index");
+            Arc::new(HeldShard::new(shard.with_approximate(index), None))
+        };
+        let shards = [indexed(0), shard(1, 50), indexed(2)];
+        // Different shards and targets, exact ones among them, and a K that no index answers.
+        let asked = |i: usize| {
+            let recall = [Some(0.8), None, Some(0.95), Some(1.0)][i % 4];
+            Scan { recall, ..scan(&shards[i % 2..], i as f32, if i == 6 { 101 } else { 1 + i % 7 }) }
+        };
+        let (scans, go) = blocked(100);
+        let ask = |i: usize| {
+            let (scans, scan) = (Arc::clone(&scans), asked(i));
+            tokio::spawn(async move { scans.scan(scan).await })
+        };
+        let tasks: Vec<_> = (0..20).map(ask).collect();
+        waits(&scans, 20).await;
+        drop(go);
+        let mut approximate = 0;
+        for (i, task) in tasks.into_iter().enumerate() {
+            let found = task.await.unwrap().unwrap();
+            let alone = together(&[asked(i)], &Cancel::new()).unwrap().pop().expect("an answer");
+            assert_eq!(found, alone);
+            assert_eq!(found.candidates.len(), asked(i).k);
+            assert!(found.searched.is_sorted_by_key(|searched| searched.shard));
+            let how = found.searched.iter().filter(|searched| matches!(searched.how, Some(How::Approximately { .. })));
+            approximate += how.count();
+        }
+        assert_eq!(approximate, 9 * 2 + 5, "indexes were asked");
     }
 
     #[tokio::test]
