@@ -80,8 +80,8 @@ mod tests {
         let chance = chance(relevant, judged);
         let text = format!("+A{query}");
         let set = QuerySet::Pairs;
-        let (p_at, further) = ([0.5; 4], None);
-        QueryScore { query, set, text, relevant, judged, average_precision, chance, p_at, further }
+        let (p_at, further, first) = ([0.5; 4], None, None);
+        QueryScore { query, set, text, relevant, judged, average_precision, chance, p_at, further, first }
     }
 
     /// Queries whose AP spreads around `level`, each shifted by about `shift`.

@@ -12,10 +12,9 @@ use likeness_contract::settings::{EvaluateSettings, Vocabulary};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use labels::LabelBits;
+use crate::labels::LabelBits;
 use shuffle::{LazyShuffle, combination, combinations};
 
-mod labels;
 mod shuffle;
 
 /// Most combinations that are tried for one set: bounds the time where almost none is admissible.

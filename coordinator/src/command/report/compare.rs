@@ -110,7 +110,7 @@ mod tests {
     fn score(query: u32, average_precision: f64) -> QueryScore {
         let (relevant, judged, chance) = (10, 40, 0.25);
         let (set, text, p_at) = (QuerySet::Pairs, format!("+A{query}"), [average_precision; 4]);
-        QueryScore { query, set, text, relevant, judged, average_precision, chance, p_at, further: None }
+        QueryScore { query, set, text, relevant, judged, average_precision, chance, p_at, further: None, first: None }
     }
 
     #[test]

@@ -1,10 +1,11 @@
 use std::sync::Arc;
 
+use likeness_contract::ranking::canonical_d2;
 use proptest::prelude::*;
 
 use super::*;
 use crate::bootstrap::{below, stream};
-use crate::gallery::PlainBlock;
+use crate::gallery::{Judgement, PlainBlock, judge};
 use crate::queries::QuerySet;
 
 const ATTRIBUTES: usize = 3;
@@ -108,6 +109,9 @@ fn oracle(items: &[Item], query: &Query, embedding: &[f32]) -> QueryScore {
             ndcg_at_100: ndcg_at(100, gains.iter().copied(), &levels),
             cs_p_at_10: query.image.as_ref().map(cs),
         }),
+        first: Some(
+            judged.iter().take(100).map(|(item, d2, _)| Found { item: item.id.clone(), distance: d2.sqrt() }).collect(),
+        ),
     }
 }
 
@@ -171,7 +175,7 @@ fn progress_ends_at_its_total_and_an_error_of_the_loader_ends_the_scoring() {
     let mut seen = Vec::new();
     let load = |i: usize| Ok::<_, Error>(Arc::clone(&blocks[i]));
     score_within(1, &queries(), 3, load, &mut |done, of| seen.push((done, of))).unwrap();
-    assert_eq!(seen.last(), Some(&(27, 27)));
+    assert_eq!(seen.last(), Some(&(15, 15)));
     let stopped = score(
         &queries(),
         3,
