@@ -17,6 +17,7 @@ mod jobs;
 mod models;
 mod options;
 mod output;
+mod own_queries;
 mod pipeline;
 mod progress;
 mod quickstart;
@@ -107,7 +108,7 @@ enum Command {
     /// List and show models, and export their weights for PyTorch.
     #[command(subcommand)]
     Models(models::ModelsCommand),
-    /// List, show, promote and roll back releases.
+    /// List, show, compare, promote and roll back releases.
     #[command(subcommand)]
     Releases(releases::ReleasesCommand),
     /// Show a report and copy its files out.
@@ -269,6 +270,8 @@ mod tests {
             "train --dataset d",
             "embed --model m",
             "evaluate g/h",
+            "evaluate g/h --queries q.csv --full 0 --images 10 --image-edit author",
+            "pipeline --floor 0.2 --queries q.jsonl",
             "pipeline --config job.toml --epochs 3 --detach",
             "search --with Smiling,Eyeglasses --without Male --image a.jpg -k 20 --json --sheet out.png",
             "search --like 000001.jpg --min-coverage 0.9 --deadline-ms 500 --alias main",
@@ -284,6 +287,9 @@ mod tests {
             "models export main --out m.safetensors --force",
             "releases list",
             "releases show",
+            "releases show --history",
+            "releases show --history faces",
+            "releases compare 3 faces@4 --evaluate --top 3 --json",
             "releases promote g/h",
             "releases rollback --to 1",
             "report show r --html out.html",

@@ -236,7 +236,9 @@ mod tests {
             score.first.get_or_insert_default();
         }
         let same = compare(&a, &b, 0).unwrap();
-        assert!(same.groups.iter().flat_map(|group| &group.agreement).all(|of| (of.mean.interval[0] - 1.0).abs() < 1e-12));
+        assert!(
+            same.groups.iter().flat_map(|group| &group.agreement).all(|of| (of.mean.interval[0] - 1.0).abs() < 1e-12)
+        );
         assert_eq!(
             same.groups[0].agreement.iter().map(|of| &*of.measure).collect::<Vec<_>>(),
             MEASURES.map(|m| m.name)

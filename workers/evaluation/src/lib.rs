@@ -9,6 +9,7 @@
 
 pub mod agreement;
 pub mod bootstrap;
+pub mod brought;
 pub mod compare;
 mod distance;
 pub mod error;

@@ -1,7 +1,7 @@
 //! Ranks the gallery for many queries at once, streaming it block by block.
 //!
 //! The first pass is the *census*: it counts the relevant items of every query and fixes the order of ids. Then, for as
-//! many queries at a time as fit [`BUDGET_BYTES`], one pass keeps the distances of all items, 8 bytes each with a bit that says
+//! many queries at a time as fit a budget (see [`budget_bytes`]), one pass keeps the distances of all items, 8 bytes each with a bit that says
 //! whether the item is relevant. Sorted, they are the ranks of the relevant items, which is all that most metrics need;
 //! the first [`FIRST`] judged items are kept beside them for those that look at what the others are.
 //!
@@ -23,8 +23,10 @@ use crate::metrics::{article_ap, average_precision, chance, ndcg_at, precision_a
 use crate::queries::{Query, QueryImage, Term};
 use crate::scores::{FIRST, Found, Further, QueryScore};
 
-/// Bytes of distances that are held at once.
-pub const BUDGET_BYTES: usize = 128 << 20;
+/// Queries that a pass is worth the reading for.
+const TOGETHER: usize = 40;
+/// Fewest and most bytes of distances that are held at once.
+const BUDGET_BYTES: [usize; 2] = [64 << 20, 384 << 20];
 /// Queries that are sorted at a time.
 const SORTED: usize = 4;
 /// Rows of a block that all queries look at before the next: about 300 KiB of embeddings, so that they stay in
@@ -48,12 +50,18 @@ pub fn score<B: Block, E: From<Error>>(
     load: impl FnMut(usize) -> std::result::Result<B, E>,
     progress: Progress<'_>,
 ) -> std::result::Result<Vec<QueryScore>, E> {
-    score_within(BUDGET_BYTES, queries, blocks, load, progress)
+    score_within(budget_bytes, queries, blocks, load, progress)
+}
+
+/// Bytes of distances that are held at once in a gallery of so many items.
+pub fn budget_bytes(items: usize) -> usize {
+    let [least, most] = BUDGET_BYTES;
+    (TOGETHER * items * size_of::<u64>()).clamp(least, most)
 }
 
 /// [`score`] with another budget.
 pub fn score_within<B: Block, E: From<Error>>(
-    budget_bytes: usize,
+    budget_bytes: impl FnOnce(usize) -> usize,
     queries: &[(Query, Vec<f32>)],
     blocks: usize,
     mut load: impl FnMut(usize) -> std::result::Result<B, E>,
@@ -63,19 +71,24 @@ pub fn score_within<B: Block, E: From<Error>>(
     let mut census = Census::new(queries);
     passes.run(&mut load, |block| census.add(queries, block))?;
     let census = census.finish(queries)?;
-    let batches = census.batches(budget_bytes);
+    let batches = census.batches(budget_bytes(census.order.len()));
     passes.of = (1 + batches.len() as u64) * blocks as u64;
 
     let mut scores = Vec::with_capacity(queries.len());
+    let mut keys: Vec<Vec<u64>> = Vec::new();
     for batch in batches {
+        // Room for keys goes from batch to batch: pages that are new to a process have to be cleared.
+        keys.resize_with(batch.len(), || Vec::with_capacity(census.order.len()));
         let asked = queries[batch.clone()].iter().zip(&census.queries[batch]);
-        let items = census.order.len();
-        let mut rankings: Vec<Ranking<'_>> =
-            asked.map(|((query, embedding), counted)| Ranking::new(query, embedding, counted, items)).collect();
+        let mut rankings: Vec<Ranking<'_>> = asked
+            .zip(keys.drain(..))
+            .map(|(((query, embedding), counted), keys)| Ranking::new(query, embedding, counted, keys))
+            .collect();
         passes.rank(&mut load, &mut rankings, &census.order)?;
         for few in rankings.chunks(SORTED) {
             scores.par_extend(few.par_iter().map(|ranking| ranking.score(&census.order)));
         }
+        keys.extend(rankings.into_iter().map(|ranking| ranking.keys));
     }
     Ok(scores)
 }
@@ -167,8 +180,8 @@ impl<'q> Census<'q> {
     fn new(queries: &'q [(Query, Vec<f32>)]) -> Self {
         let mut images: HashMap<&str, Vec<usize>> = HashMap::new();
         for (number, (query, _)) in queries.iter().enumerate() {
-            if let Some(image) = &query.image {
-                images.entry(&image.item).or_default().push(number);
+            if let Some(item) = query.held_out() {
+                images.entry(item).or_default().push(number);
             }
         }
         let levels = |query: &Query| vec![0; query.terms.len() + 1];
@@ -297,9 +310,10 @@ fn key(d2: f64, relevant: bool) -> u64 {
 }
 
 impl<'a> Ranking<'a> {
-    fn new(query: &'a Query, embedding: &[f32], counted: &'a Counted, items: usize) -> Self {
+    fn new(query: &'a Query, embedding: &[f32], counted: &'a Counted, mut keys: Vec<u64>) -> Self {
         let embedding = embedding.iter().copied().map(f64::from).collect();
-        let (keys, first) = (Vec::with_capacity(items), Vec::new());
+        keys.clear();
+        let first = Vec::new();
         Self { query, counted, embedding, isa: Isa::best(), keys, first, limit: UNJUDGED - 1 }
     }
 

@@ -314,6 +314,7 @@ fn is_new_output(output: &TaskOutput) -> bool {
         | TaskOutput::Report { .. }
         | TaskOutput::Gate(_)
         | TaskOutput::IndexedShard { .. } => false,
+        TaskOutput::PooledQueries { .. } | TaskOutput::FlooredGate { .. } => true,
     }
 }
 
@@ -348,6 +349,8 @@ impl<C> TaskOutput<C> {
             Self::IndexedShard { object, rows, skipped, approximate } => {
                 TaskOutput::IndexedShard { object, rows, skipped, approximate }
             }
+            Self::PooledQueries { object, queries, pooled } => TaskOutput::PooledQueries { object, queries, pooled },
+            Self::FlooredGate { decision, floor } => TaskOutput::FlooredGate { decision, floor },
         })
     }
 }
