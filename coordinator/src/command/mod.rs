@@ -24,6 +24,7 @@ mod quickstart;
 mod reconcile;
 mod releases;
 mod report;
+mod retention;
 mod search;
 mod selectors;
 mod sheet;
@@ -111,6 +112,8 @@ enum Command {
     /// List, show, compare, promote and roll back releases.
     #[command(subcommand)]
     Releases(releases::ReleasesCommand),
+    /// Delete old datasets, models, generations and reports that nothing holds; tells which first.
+    Retention(retention::RetentionArgs),
     /// Show a report and copy its files out.
     #[command(subcommand)]
     Report(report::ReportCommand),
@@ -207,6 +210,7 @@ async fn dispatch(cli: Cli) -> Outcome {
         Command::Jobs(command) => jobs::run(&global, command).await,
         Command::Models(command) => models::run(&global, command).await,
         Command::Releases(command) => releases::run(&global, command).await,
+        Command::Retention(args) => retention::run(&global, args).await,
         Command::Report(command) => report::run(&global, command).await,
         Command::Datasets(command) => datasets::run(&global, command).await,
         Command::Bench(command) => bench::run(&global, command).await,
@@ -297,6 +301,8 @@ mod tests {
             "status --json",
             "reconcile --nats nats://h:1",
             "quickstart --once --celeba d",
+            "retention --keep 2 --older-than 14 --held",
+            "retention --apply --json",
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
         }
