@@ -110,6 +110,9 @@ mod tests {
 
     #[test]
     fn keys_may_be_called_as_the_flags() {
+        let file =
+            JobFile::parse("[evaluate]\nfloor = 0.2\nimage_edit = \"author\"\nqueries = \"q.csv\"\nfull = 0").unwrap();
+        assert_eq!((file.evaluate.floor, file.evaluate.full), (Some(0.2), Some(0)));
         let file = JobFile::parse("[evaluate]\nreport_rows = \"all\"\nquery_seed = 7\n").unwrap();
         assert_eq!((file.evaluate.rows, file.evaluate.seed), (Some(Split::All), Some(7)));
     }

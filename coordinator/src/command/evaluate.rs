@@ -7,9 +7,10 @@ use likeness_contract::jobs::RequestedWork;
 
 use crate::command::Global;
 use crate::command::config::JobFile;
-use crate::command::exit::Outcome;
+use crate::command::exit::{Failure, Outcome};
 use crate::command::follow;
 use crate::command::options::{EvaluateOptions, JobOptions};
+use crate::command::own_queries;
 use crate::command::selectors::GenerationArg;
 
 /// Flags of `likeness evaluate`.
@@ -19,9 +20,15 @@ Queries of one, two and three attributes, of everything known of 300 images, and
 are drawn from the labels and asked of the gallery; the report puts their \
 mean average precision beside what a random order would reach.
 
+--queries adds your own as set `own`: a .csv or .tsv (its first line names the columns), .jsonl (an object a line) or .parquet file with the \
+columns `with` and `without` (attributes, several between commas or as a list), `item` (an image of the gallery that they change; \
+needs at least one attribute) and `name`.
+
 Examples:
   likeness evaluate embed-9b1d77c03e5a2f48              the gallery that this job embedded
-  likeness evaluate faces/embed-9b1d77c03e5a2f48 --report-rows all --pairs 1000")]
+  likeness evaluate faces/embed-9b1d77c03e5a2f48 --report-rows all --pairs 1000
+  likeness evaluate embed-9b1d77c03e5a2f48 --queries mine.csv --pairs 0 --triples 0 --full 0 --images 0
+  likeness evaluate embed-9b1d77c03e5a2f48 --image-edit author")]
 pub struct EvaluateArgs {
     /// The generation: GALLERY/JOB, or the id of the job that embedded it.
     generation: GenerationArg,
@@ -41,9 +48,16 @@ pub struct EvaluateArgs {
 pub async fn run(global: &Global, args: EvaluateArgs) -> Outcome {
     let file = JobFile::read(args.config.as_deref())?;
     let job = args.job.or(file.job);
-    let evaluate = args.evaluate.or(file.evaluate).resolve()?;
+    let options = args.evaluate.or(file.evaluate);
+    let mut evaluate = options.resolve()?;
+    if evaluate.settings.floor > 0.0 {
+        return Err(Failure::usage("`floor` is of a pipeline's gate: an evaluation alone promotes nothing"));
+    }
     let client = global.connection.client().await?;
     let generation = args.generation.resolve(&client).await?;
+    if let Some(file) = &options.queries {
+        evaluate.settings.own = own_queries::for_generation(&client, file, &generation).await?;
+    }
     let work = RequestedWork::Evaluate { generation, evaluate };
     let summary = client.submit(job.request(work)).await?;
     follow::submitted(global, &client, summary, args.detach).await

@@ -75,6 +75,11 @@ impl Failure {
         Self { exit: Exit::Unavailable, error: anyhow::anyhow!("{message}") }
     }
 
+    /// A job that was let go of.
+    pub fn detached(message: impl fmt::Display) -> Self {
+        Self { exit: Exit::Detached, error: anyhow::anyhow!("{message}") }
+    }
+
     /// Says what was being done.
     pub fn context(self, what: impl fmt::Display + Send + Sync + 'static) -> Self {
         Self { exit: self.exit, error: self.error.context(what) }

@@ -14,7 +14,7 @@ use serde_json::json;
 use tokio::time::{Instant as TokioInstant, sleep_until};
 
 use crate::command::Global;
-use crate::command::exit::{Exit, Outcome};
+use crate::command::exit::{Exit, Failure, Outcome};
 use crate::command::output::{self, line, moment, say};
 use crate::command::progress::Display;
 use crate::command::summary;
@@ -78,6 +78,23 @@ pub async fn wait(global: &Global, client: &Client, job: &JobId) -> Outcome {
         summary::print(client, &detail).await?;
     }
     Ok(Exit::of_job(detail.summary.state))
+}
+
+/// Shows the job's progress until its run ends, and fails unless it is done; Ctrl-C lets go of it.
+pub async fn done(client: &Client, job: &JobId) -> Outcome<()> {
+    let mut display = Display::new();
+    let ended = tokio::select! {
+        ended = until_ended(client, job, &mut display) => Some(ended?),
+        () = signals::interrupted() => None,
+    };
+    display.close();
+    match ended.map(|detail| detail.summary.state) {
+        Some(JobState::Done) => Ok(()),
+        Some(state) => {
+            Err(Failure::failed(format!("job {job} is {}: `likeness jobs show {job}` says why", state.name())))
+        }
+        None => Err(Failure::detached(format!("detached: job {job} goes on"))),
+    }
 }
 
 fn detached(global: &Global, job: &JobId) -> Outcome {

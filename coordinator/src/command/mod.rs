@@ -18,12 +18,14 @@ mod models;
 mod nkey;
 mod options;
 mod output;
+mod own_queries;
 mod pipeline;
 mod progress;
 mod quickstart;
 mod reconcile;
 mod releases;
 mod report;
+mod retention;
 mod search;
 mod selectors;
 mod sheet;
@@ -108,9 +110,11 @@ enum Command {
     /// List and show models, and export their weights for PyTorch.
     #[command(subcommand)]
     Models(models::ModelsCommand),
-    /// List, show, promote and roll back releases.
+    /// List, show, compare, promote and roll back releases.
     #[command(subcommand)]
     Releases(releases::ReleasesCommand),
+    /// Delete old datasets, models, generations and reports that nothing holds; tells which first.
+    Retention(retention::RetentionArgs),
     /// Show a report and copy its files out.
     #[command(subcommand)]
     Report(report::ReportCommand),
@@ -209,6 +213,7 @@ async fn dispatch(cli: Cli) -> Outcome {
         Command::Jobs(command) => jobs::run(&global, command).await,
         Command::Models(command) => models::run(&global, command).await,
         Command::Releases(command) => releases::run(&global, command).await,
+        Command::Retention(args) => retention::run(&global, args).await,
         Command::Report(command) => report::run(&global, command).await,
         Command::Datasets(command) => datasets::run(&global, command).await,
         Command::Bench(command) => bench::run(&global, command).await,
@@ -273,6 +278,8 @@ mod tests {
             "train --dataset d",
             "embed --model m",
             "evaluate g/h",
+            "evaluate g/h --queries q.csv --full 0 --images 10 --image-edit author",
+            "pipeline --floor 0.2 --queries q.jsonl",
             "pipeline --config job.toml --epochs 3 --detach",
             "search --with Smiling,Eyeglasses --without Male --image a.jpg -k 20 --json --sheet out.png",
             "search --like 000001.jpg --min-coverage 0.9 --deadline-ms 500 --alias main",
@@ -288,6 +295,9 @@ mod tests {
             "models export main --out m.safetensors --force",
             "releases list",
             "releases show",
+            "releases show --history",
+            "releases show --history faces",
+            "releases compare 3 faces@4 --evaluate --top 3 --json",
             "releases promote g/h",
             "releases rollback --to 1",
             "report show r --html out.html",
@@ -302,6 +312,8 @@ mod tests {
             "nkey worker.nk",
             "reconcile --nats nats://h:1",
             "quickstart --once --celeba d",
+            "retention --keep 2 --older-than 14 --held",
+            "retention --apply --json",
         ] {
             assert!(parse(line).is_ok(), "{line}: {}", parse(line).unwrap_err());
         }

@@ -9,7 +9,7 @@ use likeness_contract::jobs::{
     self, DatasetSelector, DeviceClass, EmbedRequest, EvaluateStage, JobRequest, Priority, RequestedWork, TrainRequest,
 };
 use likeness_contract::settings::{
-    AdamWSettings, Architecture, BackboneSettings, ColourJitter, Crop, EvaluateSettings, InitWeights, Keep,
+    AdamWSettings, Architecture, BackboneSettings, ColourJitter, Crop, EvaluateSettings, ImageEdit, InitWeights, Keep,
     ModelSettings, NegativeMix, Optimizer, Preprocessing, QueryEncoding, ResizedCrop, SgdSettings, Split,
     TrainSettings,
 };
@@ -227,6 +227,21 @@ options! {
         /// Queries of three attributes [default: 300].
         #[arg(long, help_heading = "Evaluation")]
         triples: u32,
+        /// Queries of everything known of one image [default: 300].
+        #[arg(long, value_name = "N", help_heading = "Evaluation")]
+        full: u32,
+        /// Queries of an image with one attribute changed [default: 300].
+        #[arg(long, value_name = "N", help_heading = "Evaluation")]
+        images: u32,
+        /// `held-out`: such an image leaves the gallery and gets an attribute that it has not, or loses one; `author`: it stays, and may be asked for what it has [default: held-out].
+        #[arg(long, value_parser = words::<ImageEdit>(&["held-out", "author"]), help_heading = "Evaluation")]
+        image_edit: ImageEdit,
+        /// Queries of your own beside these, as set `own`: a .csv, .jsonl or .parquet file with the columns with, without, item, name.
+        #[arg(long, value_name = "FILE", help_heading = "Evaluation")]
+        queries: String,
+        /// Of a pipeline: least mAP over singles, pairs and triples together; the gate refuses what is below, whatever the comparison says [default: none].
+        #[arg(long, value_name = "MAP", help_heading = "Evaluation")]
+        floor: f64,
         /// Fewest relevant images of a query [default: 5].
         #[arg(long, value_name = "N", help_heading = "Evaluation")]
         min_relevant: u32,
@@ -444,10 +459,17 @@ impl EvaluateOptions {
             min_relevant: self.min_relevant.unwrap_or(default.min_relevant),
             seed: self.seed.unwrap_or(default.seed),
             queries_per_task: self.queries_per_task.unwrap_or(default.queries_per_task),
-            ..default
+            full: self.full.unwrap_or(default.full),
+            images: self.images.unwrap_or(default.images),
+            image_edit: self.image_edit.unwrap_or(default.image_edit),
+            own: None,
+            floor: self.floor.unwrap_or(default.floor),
         };
         within("pairs", settings.pairs, 0, 100_000)?;
         within("triples", settings.triples, 0, 100_000)?;
+        within("full", settings.full, 0, 100_000)?;
+        within("images", settings.images, 0, 100_000)?;
+        within("floor", settings.floor, 0.0, 1.0)?;
         within("min-relevant", settings.min_relevant, 1, 1_000_000)?;
         within("queries-per-task", settings.queries_per_task, 1, 100_000)?;
         Ok(EvaluateStage { rows: self.rows.unwrap_or(Split::Test), settings })
@@ -498,6 +520,24 @@ mod tests {
         let evaluate = EvaluateOptions::default().resolve().unwrap();
         assert_eq!(evaluate.settings, EvaluateSettings::default());
         assert_eq!(evaluate.rows, Split::Test);
+    }
+
+    #[test]
+    fn sets_of_queries_have_numbers_within_bounds() {
+        let options = EvaluateOptions {
+            full: Some(0),
+            images: Some(7),
+            image_edit: Some(ImageEdit::Author),
+            floor: Some(0.25),
+            ..Default::default()
+        };
+        let EvaluateSettings { full, images, image_edit, floor, .. } = options.resolve().unwrap().settings;
+        assert_eq!((full, images, image_edit, floor), (0, 7, ImageEdit::Author, 0.25));
+        for floor in [-0.1, 1.1, f64::NAN] {
+            let error = EvaluateOptions { floor: Some(floor), ..Default::default() }.resolve().unwrap_err().to_string();
+            assert!(error.contains("`floor` is"), "{error}");
+        }
+        assert!(EvaluateOptions { images: Some(200_000), ..Default::default() }.resolve().is_err());
     }
 
     #[test]

@@ -119,6 +119,21 @@ pub fn count(n: u64, noun: &str) -> String {
     format!("{} {noun}{}", thousands(n), if n == 1 { "" } else { "s" })
 }
 
+/// `1.2 GB`; powers of 1,000, as disks and clouds count.
+pub fn data_size(bytes: u64) -> String {
+    let mut size = bytes as f64;
+    let mut units = ["B", "kB", "MB", "GB", "TB", "PB"].into_iter();
+    let mut unit = units.next().unwrap_or_default();
+    for larger in units {
+        if size < 999.5 {
+            break;
+        }
+        (size, unit) = (size / 1000.0, larger);
+    }
+    let decimals = usize::from(size < 9.95 && unit != "B");
+    format!("{size:.decimals$} {unit}")
+}
+
 /// `12,345`.
 pub fn thousands(n: u64) -> String {
     let digits = n.to_string();
@@ -135,6 +150,12 @@ pub fn thousands(n: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_have_two_or_three_digits() {
+        let sizes = [0, 999, 1_000, 9_940, 999_499, 999_500, 1_234_567_890].map(data_size);
+        assert_eq!(sizes, ["0 B", "999 B", "1.0 kB", "9.9 kB", "999 kB", "1.0 MB", "1.2 GB"]);
+    }
 
     #[test]
     fn numbers_stand_flush_right_and_words_flush_left() {

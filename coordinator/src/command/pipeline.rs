@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use likeness_contract::ids::Name;
 use likeness_contract::jobs::{DatasetSelector, JobRequest, RequestedWork};
-use likeness_contract::settings::InitWeights;
+use likeness_contract::settings::{BroughtQueries, InitWeights};
 
 use crate::command::Global;
 use crate::command::config::JobFile;
@@ -14,6 +14,7 @@ use crate::command::follow;
 use crate::command::options::{
     self, EmbedOptions, EvaluateOptions, JobOptions, ModelOptions, TrainOptions, train_request,
 };
+use crate::command::own_queries;
 use crate::command::selectors::{DatasetArg, dataset_or_only};
 
 /// Alias without a name.
@@ -23,7 +24,7 @@ pub const DEFAULT_ALIAS: &str = "main";
 #[derive(Debug, Args)]
 #[command(after_help = "\
 The gate compares the new release with the one that serves, on the same queries, and refuses it (exit code 2) when \
-it is worse; a first release must be better than chance.
+it is worse; a first release must be better than chance. With --floor it also refuses whatever is below that mAP.
 
 Examples:
   likeness pipeline                                     the only dataset, all defaults, alias main
@@ -38,7 +39,7 @@ job.toml (every key is optional):
   [model]     # architecture, embedding_dim, encoding, input_px, crop
   [train]     # epochs, batch_size, inner_steps, margin, optimizer, lr, clip_norm, init, patience, seed, …
   [embed]     # gallery, rows, shard_rows
-  [evaluate]  # rows, pairs, triples, min_relevant, seed")]
+  [evaluate]  # rows, pairs, triples, full, images, image_edit, queries, floor, min_relevant, seed")]
 pub struct PipelineArgs {
     /// Dataset, or dataset@version [default: the only one that there is].
     #[arg(long)]
@@ -78,11 +79,19 @@ pub struct PipelineOptions {
 
 impl PipelineOptions {
     /// The job over a dataset, trained from `init`; mistakes in settings are errors.
-    pub fn request(&self, dataset: DatasetSelector, alias: Name, init: Option<InitWeights>) -> Outcome<JobRequest> {
+    pub fn request(
+        &self,
+        dataset: DatasetSelector,
+        alias: Name,
+        init: Option<InitWeights>,
+        own: Option<BroughtQueries>,
+    ) -> Outcome<JobRequest> {
+        let mut evaluate = self.evaluate.resolve()?;
+        evaluate.settings.own = own;
         let work = RequestedWork::Pipeline {
             embed: self.embed.resolve(&dataset)?,
             train: train_request(dataset, &self.model, &self.train, init)?,
-            evaluate: self.evaluate.resolve()?,
+            evaluate,
             alias,
         };
         Ok(self.job.request(work))
@@ -116,7 +125,11 @@ pub async fn run(global: &Global, args: PipelineArgs) -> Outcome {
     let client = global.connection.client().await?;
     let dataset = dataset_or_only(&client, args.dataset.or(file.dataset)).await?;
     let init = options::start(&client, &options.model, &options.train).await?;
-    let job = client.submit(options.request(dataset, alias, init)?).await?;
+    let own = match &options.evaluate.queries {
+        Some(file) => own_queries::for_dataset(&client, file, &dataset).await?,
+        None => None,
+    };
+    let job = client.submit(options.request(dataset, alias, init, own)?).await?;
     follow::submitted(global, &client, job, args.detach).await
 }
 
@@ -132,7 +145,7 @@ mod tests {
 
     #[test]
     fn by_default_the_gallery_is_all_images_and_the_report_the_test_rows() {
-        let request = PipelineOptions::default().request(dataset(), alias_or_main(None).unwrap(), None).unwrap();
+        let request = PipelineOptions::default().request(dataset(), alias_or_main(None).unwrap(), None, None).unwrap();
         let RequestedWork::Pipeline { train, embed, evaluate, alias } = request.work else { panic!("a pipeline") };
         assert_eq!((embed.rows, evaluate.rows), (Split::All, Split::Test));
         assert_eq!((embed.gallery.as_str(), alias.as_str()), ("celeba", "main"));
@@ -143,6 +156,6 @@ mod tests {
     fn a_mistake_in_any_section_is_an_error() {
         let mut options = PipelineOptions::default();
         options.embed.shard_rows = Some(0);
-        assert_eq!(options.request(dataset(), alias_or_main(None).unwrap(), None).unwrap_err().exit as u8, 64);
+        assert_eq!(options.request(dataset(), alias_or_main(None).unwrap(), None, None).unwrap_err().exit as u8, 64);
     }
 }

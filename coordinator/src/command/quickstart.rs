@@ -258,7 +258,7 @@ async fn pipeline(client: &Client, manifest: &DatasetManifest, epochs: Option<u3
     options.train.epochs = Some(epochs.unwrap_or_else(|| fitting_epochs(train_rows)));
     options.embed.shard_rows = Some(shard_rows(manifest.rows(Split::All)));
     let dataset = DatasetSelector { dataset, version: Some(version) };
-    let request = options.request(dataset, alias_or_main(None)?, None)?;
+    let request = options.request(dataset, alias_or_main(None)?, None, None)?;
     let id = id_of(&request.work)?;
     end_others(client, &id).await?;
     say(format!(

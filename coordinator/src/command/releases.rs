@@ -8,6 +8,7 @@ use clap::Subcommand;
 use likeness_contract::documents::{HeadlineRow, Release, ReportManifest};
 use likeness_contract::ids::{JobId, Name};
 use likeness_contract::{keys, names};
+use likeness_evaluation::QuerySet;
 use likeness_link::client::{Client, ClientResult};
 
 use crate::command::Global;
@@ -16,6 +17,11 @@ use crate::command::output::{self, Table, line, moment, say};
 use crate::command::pipeline::{DEFAULT_ALIAS, alias_or_main};
 use crate::command::selectors::GenerationArg;
 use crate::command::summary::gate_words;
+
+mod compare;
+mod history;
+
+use compare::ReleaseArg;
 
 /// A promotion that takes longer tells what it waits for, and so often.
 const TELL_EVERY: Duration = Duration::from_secs(2);
@@ -28,13 +34,43 @@ pub enum ReleasesCommand {
         /// Of this alias alone.
         alias: Option<Name>,
     },
-    /// One release in full.
+    /// One release in full, or all that happened to an alias.
     Show {
         /// Its number; the newest without.
         number: Option<u64>,
         /// Its alias.
         #[arg(long, default_value = DEFAULT_ALIAS)]
         alias: Name,
+        /// The audit trail of an alias instead: when what was promoted, refused or brought back, by which job, with the gate's numbers.
+        #[arg(long, value_name = "ALIAS", num_args = 0..=1, default_missing_value = DEFAULT_ALIAS, conflicts_with_all = ["number", "alias"])]
+        history: Option<Name>,
+    },
+    /// Two releases on the same queries: figures with paired intervals, overlap of their results, rank correlation.
+    #[command(after_help = "\
+A release is ALIAS@N, ALIAS for its newest one, or N of alias main. The reports of the two are compared, query by query, where both asked \
+the same of the same number of images; --evaluate has workers evaluate both generations by the same settings first (once: the same \
+evaluation asked again is the same job).
+
+Overlap@K is the share of the first K images that both found. RBO is the rank-biased overlap of the first 100 (Webber and others 2010, \
+extrapolated, p = 0.9): 1 for the same images in the same order, 0 for none in common; the first ten carry 86 % of it.
+
+Examples:
+  likeness releases compare 3 4
+  likeness releases compare main@3 candidate --evaluate --top 20")]
+    Compare {
+        /// The first release.
+        a: ReleaseArg,
+        /// The second; differences are its figures less the first's.
+        b: ReleaseArg,
+        /// Evaluate both generations by the same settings, and compare these reports.
+        #[arg(long)]
+        evaluate: bool,
+        /// Show so many of the queries that gained and lost most, and that are answered most differently.
+        #[arg(long, value_name = "N", default_value_t = 5)]
+        top: usize,
+        /// Seed of the bootstrap.
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        seed: u64,
     },
     /// Serve a finished generation, without a gate.
     Promote {
@@ -63,7 +99,11 @@ pub async fn run(global: &Global, command: ReleasesCommand) -> Outcome {
     let client = global.connection.client().await?;
     match command {
         ReleasesCommand::List { alias } => list(global, &client, alias).await,
-        ReleasesCommand::Show { number, alias } => {
+        ReleasesCommand::Show { history: Some(alias), .. } => history::run(global, &client, &alias).await,
+        ReleasesCommand::Compare { a, b, evaluate, top, seed } => {
+            compare::run(global, &client, [&a, &b], evaluate, (top, seed)).await
+        }
+        ReleasesCommand::Show { number, alias, history: None } => {
             let releases = client.releases(Some(alias.clone())).await?;
             print_one(global, &find(releases, &alias, number)?)
         }
@@ -143,10 +183,12 @@ async fn reported(client: &Client, releases: &[Release]) -> BTreeMap<JobId, f64>
     figures
 }
 
-/// Over all queries, as the gate counts.
+/// Over the queries that the gate compares by.
 fn mean_ap(headline: &[HeadlineRow]) -> f64 {
-    let queries: f64 = headline.iter().map(|row| f64::from(row.queries)).sum();
-    headline.iter().map(|row| f64::from(row.queries) * row.map).sum::<f64>() / queries.max(1.0)
+    let is_pooled = |row: &&HeadlineRow| QuerySet::from_name(&row.set).is_some_and(QuerySet::is_pooled);
+    let pooled: Vec<&HeadlineRow> = headline.iter().filter(is_pooled).collect();
+    let queries: f64 = pooled.iter().map(|row| f64::from(row.queries)).sum();
+    pooled.iter().map(|row| f64::from(row.queries) * row.map).sum::<f64>() / queries.max(1.0)
 }
 
 fn table(releases: &[Release], reported: &BTreeMap<JobId, f64>) -> Table {
@@ -252,7 +294,7 @@ mod tests {
         let report = JobId::new("r1").unwrap();
         let rollback = Release { report: Some(report.clone()), ..release(3, Some(1)) };
         let row = |set: &str, queries, map| HeadlineRow { set: set.into(), queries, map, chance: 0.1, p_at: [0.0; 4] };
-        let figure = mean_ap(&[row("singles", 1, 0.9), row("pairs", 3, 0.5)]);
+        let figure = mean_ap(&[row("singles", 1, 0.9), row("pairs", 3, 0.5), row("images", 9, 0.1)]);
         assert!((figure - 0.6).abs() < 1e-12, "{figure}");
         let text = table(&[rollback], &BTreeMap::from([(report, figure)])).render();
         assert!(text.contains("0.600"), "{text}");

@@ -14,7 +14,7 @@ use crate::command::exit::{Exit, Failure, Outcome};
 use crate::command::output::{line, say};
 use crate::command::{releases, summary};
 
-mod compare;
+pub mod compare;
 
 /// Subcommands of `likeness report`.
 #[derive(Debug, Subcommand)]
@@ -41,8 +41,11 @@ Examples:
         #[arg(long, value_name = "PREFIX")]
         trec: Option<PathBuf>,
     },
-    /// Two reports query by query, with paired intervals.
+    /// Two reports query by query, with paired intervals, and how alike their rankings are.
     #[command(after_help = "\
+Overlap@K is the share of the first K images that both found. RBO is the rank-biased overlap of the first 100 (Webber and others 2010, \
+extrapolated, p = 0.9): 1 for the same images in the same order, 0 for none in common; the first ten carry 86 % of it.
+
 Only queries that both reports asked of the same number of items are compared; how many were left out is told.
 
 Examples:
@@ -93,6 +96,7 @@ async fn show(global: &Global, client: &Client, manifest: &ReportManifest) -> Ou
         line(String::from_utf8_lossy(&bytes).trim_end());
     } else {
         summary::print_report(manifest);
+        summary::print_left_out(client, manifest).await?;
     }
     Ok(Exit::Done)
 }

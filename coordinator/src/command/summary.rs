@@ -9,8 +9,9 @@ use likeness_contract::messages::{JobDetail, JobState};
 use likeness_contract::searches::SearchManifest;
 use likeness_contract::settings::Split;
 use likeness_link::client::Client;
+use serde::Deserialize;
 
-use crate::command::exit::Outcome;
+use crate::command::exit::{Failure, Outcome};
 use crate::command::output::{Table, count, line, say, span, thousands};
 
 /// Skipped images that are named; the manifest has them all.
@@ -56,6 +57,7 @@ async fn print_done(client: &Client, detail: &JobDetail) -> Outcome<()> {
         JobWork::Evaluate { .. } | JobWork::Pipeline { .. } => {
             let report: ReportManifest = client.store().require(&keys::report_manifest(job)).await?;
             print_report(&report);
+            print_left_out(client, &report).await?;
             line(format!("({}; `likeness report show {job} --html report.html` copies it out)", took(detail)));
         }
     }
@@ -129,6 +131,41 @@ pub fn print_report(report: &ReportManifest) {
     line(headline(&report.headline).render());
 }
 
+/// Which of the user's own queries were not asked, and why.
+pub async fn print_left_out(client: &Client, report: &ReportManifest) -> Outcome<()> {
+    if report.settings.own.is_none() {
+        return Ok(());
+    }
+    let bytes = client.store().read(&report.json).await?;
+    let figures: LeftOut = serde_json::from_slice(&bytes)
+        .map_err(|error| Failure::failed(format!("`{}` is no report: {error}", report.json.key)))?;
+    let Some(left_out) = figures.sets.iter().find(|set| set.set == "own").map(|set| set.left_out) else {
+        return Ok(());
+    };
+    if left_out > 0 {
+        say(format!("{left_out} of the own queries were not asked:"));
+        figures.own_left_out.iter().take(NAMED_SKIPS).for_each(|why| say(format!("  {why}")));
+    }
+    if left_out as usize > NAMED_SKIPS {
+        say("  … (`likeness report show --json` names them)");
+    }
+    Ok(())
+}
+
+/// What of a report's JSON is looked at here.
+#[derive(Deserialize)]
+struct LeftOut {
+    sets: Vec<SetLeftOut>,
+    #[serde(default)]
+    own_left_out: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct SetLeftOut {
+    set: String,
+    left_out: u32,
+}
+
 /// mAP beside chance and P@K, per query set.
 pub fn headline(rows: &[HeadlineRow]) -> Table {
     let mut table = Table::new(["queries", "number", "mAP", "chance", "P@1", "P@5", "P@10", "P@100"]);
@@ -140,9 +177,10 @@ pub fn headline(rows: &[HeadlineRow]) -> Table {
 }
 
 fn print_gate(detail: &JobDetail, gate: Option<&GateDecision>, release: Option<u64>) {
-    let JobWork::Pipeline { alias, baseline, .. } = &detail.spec.work else { return };
+    let JobWork::Pipeline { alias, baseline, evaluate, .. } = &detail.spec.work else { return };
     if let Some(gate) = gate {
         line(gate_words(gate));
+        floor_words(gate, evaluate.settings.floor).into_iter().for_each(line);
     }
     match release {
         Some(number) => line(format!("promoted: {alias} is now release {number}")),
@@ -171,6 +209,12 @@ pub fn gate_words(gate: &GateDecision) -> String {
         gate.interval[1],
         count_queries(gate.queries),
     )
+}
+
+/// What a floor says to a gate's figures; nothing without a floor.
+pub fn floor_words(gate: &GateDecision, floor: f64) -> Option<String> {
+    let verdict = if gate.candidate_map < floor { "below" } else { "not below" };
+    (floor > 0.0).then(|| format!("mAP {:.3} is {verdict} the floor of {floor}", gate.candidate_map))
 }
 
 fn count_queries(queries: u32) -> String {
@@ -232,6 +276,9 @@ mod tests {
         let expected =
             "gate refused: mAP 0.500 against 0.550 of release 3, difference -0.050 [-0.060, -0.040] over 680 queries";
         assert_eq!(gate_words(&gate), expected);
+        assert_eq!(floor_words(&gate, 0.0), None);
+        assert_eq!(floor_words(&gate, 0.55).unwrap(), "mAP 0.500 is below the floor of 0.55");
+        assert_eq!(floor_words(&gate, 0.5).unwrap(), "mAP 0.500 is not below the floor of 0.5");
     }
 
     #[test]

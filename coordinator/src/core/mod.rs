@@ -10,6 +10,7 @@
 //! | [`reactor`] | what every piece of news does to the jobs |
 //! | [`run`], [`attempts`] | which tasks are published, which are given up |
 //! | [`promote`] | whether a release may be made, and whether searchers are ready for it |
+//! | [`retention`] | which old things may be deleted |
 
 pub mod attempts;
 pub mod job;
@@ -18,6 +19,7 @@ pub mod planner;
 pub mod promote;
 pub mod reactor;
 pub mod resolve;
+pub mod retention;
 pub mod run;
 #[cfg(test)]
 mod simulation;

@@ -74,11 +74,11 @@ pub fn expand(
 ) -> Result<Vec<PlannedTask>, ExpandError> {
     match (stage.name.as_str(), &record.output, &spec.work) {
         (PARTS, TaskOutput::Scan { rows, .. }, JobWork::Ingest { part_rows, .. }) => parts(*rows, *part_rows),
-        (SCORES | BASELINE_SCORES, TaskOutput::Queries { queries, .. }, work) => {
+        (SCORES | BASELINE_SCORES, TaskOutput::Queries { .. } | TaskOutput::PooledQueries { .. }, work) => {
             let baseline = stage.name == BASELINE_SCORES;
             let asked = asked_generation(job, work, baseline);
             let (generation, per_task) = asked.ok_or_else(|| mismatch(stage, record))?;
-            ranges(&generation, *queries, per_task, baseline)
+            ranges(&generation, asked_queries(&record.output, baseline), per_task, baseline)
         }
         _ => Err(mismatch(stage, record)),
     }
@@ -276,6 +276,15 @@ fn asked_generation(job: &JobId, work: &JobWork, baseline: bool) -> Option<(Gene
             Some((compared.generation.clone(), evaluate.settings.queries_per_task))
         }
         _ => None,
+    }
+}
+
+/// How many of the drawn queries are asked: the generation compared with answers those that the gate compares by alone.
+fn asked_queries(drawn: &TaskOutput, baseline: bool) -> u32 {
+    match drawn {
+        TaskOutput::PooledQueries { pooled, .. } if baseline => *pooled,
+        TaskOutput::PooledQueries { queries, .. } | TaskOutput::Queries { queries, .. } => *queries,
+        _ => 0,
     }
 }
 

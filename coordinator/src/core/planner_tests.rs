@@ -139,6 +139,11 @@ fn a_first_pipeline_is_compared_with_chance() {
     );
 }
 
+fn asked_of(work: &TaskWork) -> u32 {
+    let TaskWork::EvaluateRange { queries, .. } = work else { panic!("no range: {work:?}") };
+    *queries
+}
+
 #[test]
 fn a_pipeline_ranks_the_release_before_with_the_same_queries() {
     let (job, spec) = (job_id("j"), pipeline(Some(baseline(false))));
@@ -148,6 +153,13 @@ fn a_pipeline_ranks_the_release_before_with_the_same_queries() {
     let ranges = expand(&spec, &job, &plan.stages[13], &drawn).unwrap();
     let ids: Vec<&str> = ranges.iter().map(|task| task.id.as_str()).collect();
     assert_eq!(ids, ["baseline-scores-00000", "baseline-scores-00001"]);
+    let pooled = TaskOutput::PooledQueries { object: object(), queries: 130, pooled: 60 };
+    let pooled = record(&job, "queries", pooled);
+    let asked = |stage: usize| {
+        let ranges = expand(&spec, &job, &plan.stages[stage], &pooled).unwrap();
+        ranges.iter().map(|task| asked_of(&task.work)).sum::<u32>()
+    };
+    assert_eq!((asked(11), asked(13)), (130, 60), "of the release before only what the gate compares by is asked");
     let TaskWork::EvaluateRange { generation, .. } = &ranges[0].work else { panic!() };
     assert_eq!(generation.generation.as_str(), "old");
     let own = expand(&spec, &job, &plan.stages[11], &drawn).unwrap();

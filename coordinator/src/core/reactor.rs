@@ -336,7 +336,7 @@ fn conclude(id: &JobId, spec: &JobSpec, run: &mut OpenRun, out: &mut dyn Outbox)
 
 fn after_gate(id: &JobId, spec: &JobSpec, run: &mut OpenRun, output: &TaskOutput, out: &mut dyn Outbox) {
     let JobWork::Pipeline { embed, alias, baseline, .. } = &spec.work else { return };
-    let TaskOutput::Gate(gate) = output else {
+    let Some(gate) = output.gate() else {
         run.on_unusable(spec, &task_ids::gate(), "its record holds no decision of a gate".into());
         run.phase = Phase::Working;
         return;

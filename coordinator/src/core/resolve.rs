@@ -16,7 +16,7 @@ use likeness_contract::jobs::{
 use likeness_contract::messages::{ApiError, ApiErrorKind};
 use likeness_contract::names;
 use likeness_contract::searches::{SearchFile, SearchStage};
-use likeness_contract::settings::{InitWeights, QueryEncoding, Split, TrainSettings, Vocabulary};
+use likeness_contract::settings::{BroughtQueries, InitWeights, QueryEncoding, Split, TrainSettings, Vocabulary};
 
 use super::validate::{self, MAX_NUMBERED};
 
@@ -45,6 +45,8 @@ pub struct Facts {
     pub compared_model: Option<ModelManifest>,
     /// Size of the weights that a training starts from, if they are there.
     pub start_bytes: Option<u64>,
+    /// Size of the user's own queries of an evaluation, if they are there.
+    pub own_bytes: Option<u64>,
     /// Classes of the live devices that train.
     pub trainers: Vec<DeviceClass>,
     /// All aliases, where the one that is named has no release.
@@ -217,8 +219,20 @@ fn embed_stage(request: &EmbedRequest, manifest: &DatasetManifest) -> Result<Emb
     Ok(EmbedStage { gallery, dataset, rows: *rows, gallery_rows, shard_rows: *shard_rows })
 }
 
+/// The user's own queries are in the store already: workers anywhere read the same bytes.
+fn own_queries_are_there(evaluate: &EvaluateStage, facts: &Facts) -> Result<(), ApiError> {
+    let Some(BroughtQueries { source, object }) = &evaluate.settings.own else { return Ok(()) };
+    let there = facts.own_bytes == Some(object.bytes);
+    let missing = || invalid(format!("the queries of `{source}` are not in the store as `{}`", object.key));
+    there.then_some(()).ok_or_else(missing)
+}
+
 fn resolve_evaluate(generation: &GenerationRef, evaluate: &EvaluateStage, facts: &Facts) -> Result<JobWork, ApiError> {
     check(validate::evaluate(&evaluate.settings))?;
+    own_queries_are_there(evaluate, facts)?;
+    if evaluate.settings.floor > 0.0 {
+        return Err(invalid("a `floor` is of a pipeline's gate: an evaluation alone promotes nothing".into()));
+    }
     let manifest = facts.generation(generation)?;
     let text = generation_name(generation);
     not_empty(manifest.total_rows(), || format!("{text} is empty"))?;
@@ -264,6 +278,7 @@ fn resolve_pipeline(
     same_vocabulary(&trained, &train.vocabulary, &dataset_name(dataset), &dataset.vocabulary)?;
     let embed = embed_stage(embed, dataset)?;
     check(validate::evaluate(&evaluate.settings))?;
+    own_queries_are_there(evaluate, facts)?;
     check(covers(&format!("gallery `{}`", embed.gallery), embed.rows, evaluate.rows))?;
     not_empty(dataset.rows(evaluate.rows), || {
         format!("nothing to evaluate: {} has no {} rows", dataset_name(dataset), split_name(evaluate.rows))

@@ -564,3 +564,27 @@ fn a_file_of_questions_that_cannot_be_answered_is_refused() {
     let none = QuestionPart { questions: 0, ..question_part(0) };
     assert!(refused(with(vec![none]), &there).message.contains("0 questions, expected 1 to 65536"));
 }
+
+#[test]
+fn own_queries_must_be_in_the_store_and_their_name_makes_no_other_job() {
+    let own = |source: &str| {
+        let object = ObjectRef { key: "queries/aa.json".into(), digest: Digest::of(b"aa"), bytes: 7 };
+        Some(BroughtQueries { source: source.into(), object })
+    };
+    let asked = |source: &str| {
+        let own = own(source);
+        evaluation(move |evaluate| evaluate.settings.own = own)
+    };
+    refused(&asked("mine.csv"), &facts(), ApiErrorKind::Invalid, "the queries of `mine.csv` are not in the store");
+    let there = Facts { own_bytes: Some(7), ..facts() };
+    let resolved = resolve(&asked("mine.csv"), &there).unwrap();
+    assert_eq!(resolved.id, resolve(&asked("copy.csv"), &there).unwrap().id);
+    assert_ne!(resolved.id, resolve(&evaluation(|_| {}), &there).unwrap().id);
+    refused(&asked("https://u:p@example.org/q.csv"), &there, ApiErrorKind::Invalid, "names a user");
+}
+
+#[test]
+fn a_floor_is_of_a_pipeline_alone_and_a_share() {
+    refused(&evaluation(|e| e.settings.floor = 0.2), &facts(), ApiErrorKind::Invalid, "of a pipeline's gate");
+    refused(&evaluation(|e| e.settings.floor = 1.5), &facts(), ApiErrorKind::Invalid, "`floor` is 1.5");
+}

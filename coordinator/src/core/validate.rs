@@ -240,6 +240,10 @@ pub fn evaluate(settings: &EvaluateSettings) -> Checked {
     for (name, queries) in [("pairs", pairs), ("triples", triples), ("full", full), ("images", images)] {
         ensure(queries <= MAX_QUERIES, || format!("`{name}` is {queries}, expected at most {MAX_QUERIES}"))?;
     }
+    settings.own.as_ref().map_or(Ok(()), |own| {
+        ensure(!own.source.trim().is_empty(), || "`source` of the queries is empty".into())?;
+        source_path(&own.source)
+    })?;
     ensure((0.0..=1.0).contains(&floor), || format!("`floor` is {floor}, expected 0 to 1"))?;
     at_least("min_relevant", min_relevant, 1)?;
     at_least("queries_per_task", queries_per_task, 1)

@@ -2,23 +2,23 @@
 //! leader can repeat.
 
 use likeness_contract::ids::{JobId, RunNumber};
-use likeness_contract::jobs::{JobRequest, JobSpec, Outcome, Plan, Run, RunResult};
+use likeness_contract::jobs::{JobRequest, JobSpec, JobWork, Outcome, Plan, Run, RunResult};
 use likeness_contract::keys;
 use likeness_contract::messages::{JobEvent, JobNews, JobState, JobSummary};
 use likeness_contract::subjects;
 
 use super::api::{Answer, Api, conflict, unavailable};
 use super::context::now_ms;
-use super::facts;
 use super::leader::Input;
 use super::recover::{self, Found};
+use super::{facts, retention};
 use crate::core::job::{Job, Progress};
 use crate::core::planner;
 use crate::core::reactor::Reactor;
 use crate::core::resolve::{self, Resolved};
 
 /// A failed job can be retried for so long; afterwards its data may be collected.
-const RETRY_MS: u64 = 30 * 24 * 3600 * 1000;
+pub(super) const RETRY_MS: u64 = 30 * 24 * 3600 * 1000;
 
 /// Accepts a job: the answer comes when spec, plan, run and event are stored.
 pub(super) async fn submit(api: &Api, request: &JobRequest) -> Answer<JobSummary> {
@@ -32,8 +32,16 @@ pub(super) async fn submit(api: &Api, request: &JobRequest) -> Answer<JobSummary
     }
     store.create_document::<Plan>(&keys::job_plan(&id), &planner::plan(&id, &spec_accepted)).await?;
     let run = match recover::newest_run(store, &id).await? {
-        Some(run) => run,
-        None => open_run(api, &id, RunNumber(1)).await?,
+        Some(run) => {
+            made_is_there(api, &id, &spec_accepted).await?;
+            run
+        }
+        None => {
+            let run = open_run(api, &id, RunNumber(1)).await?;
+            let still = still_there(api, request, &spec_accepted).await;
+            unless_condemned(api, &id, run, still).await?;
+            run
+        }
     };
     announce(api, &id, run).await?;
     adopt(api, &id).await
@@ -69,8 +77,67 @@ pub(super) async fn retry(api: &Api, id: &JobId) -> Answer<JobSummary> {
         return Err(conflict(format!("job `{id}` ended more than 30 days ago, its data may be gone: submit it again")));
     }
     let next = open_run(api, id, RunNumber(run.0 + 1)).await?;
+    let spec = api.job(id, |job| job.spec.clone()).await?;
+    let still = not_condemned(api, &spec).await;
+    unless_condemned(api, id, next, still).await?;
     announce(api, id, next).await?;
     adopt(api, id).await
+}
+
+/// Whether what a job names is there, and stays: its run is open, so that from now on retention holds it. What was deleted just
+/// before is missed here, what is being deleted is marked.
+async fn still_there(api: &Api, request: &JobRequest, spec: &JobSpec) -> Answer<()> {
+    not_condemned(api, spec).await?;
+    let facts = facts::gather(&api.cx, &api.inbox, request).await?;
+    resolve::resolve(request, &facts)?;
+    Ok(())
+}
+
+async fn not_condemned(api: &Api, spec: &JobSpec) -> Answer<()> {
+    match retention::condemned_of(&api.cx.store, spec).await? {
+        None => Ok(()),
+        Some(place) => {
+            Err(conflict(format!("`{place}` is being deleted by `likeness retention`: the job can't begin")))
+        }
+    }
+}
+
+/// Closes a run again that can't begin; the job may be retried.
+async fn unless_condemned(api: &Api, id: &JobId, run: RunNumber, still: Answer<()>) -> Answer<()> {
+    if still.is_err() {
+        let proposal = Outcome { job: id.clone(), run, closed_ms: now_ms(), result: RunResult::Cancelled };
+        api.cx.store.create_document(&keys::job_outcome(id, run), &proposal).await?;
+        adopt(api, id).await?;
+    }
+    still
+}
+
+/// What a job that is done has made may be deleted since: asked again, it would do nothing and leave nothing.
+async fn made_is_there(api: &Api, id: &JobId, spec: &JobSpec) -> Answer<()> {
+    let Some(made) = made(id, spec) else { return Ok(()) };
+    let done = match recover::job(&api.cx.store, id).await? {
+        Found::Closed(closed) => matches!(closed.outcome.result, RunResult::Done { .. }),
+        Found::Open(_) | Found::Unaccepted => false,
+    };
+    if done && api.cx.store.size(&made).await?.is_none() {
+        return Err(conflict(format!(
+            "job `{id}` was done before, but what it made was deleted (`{made}`): give another `--id` to do it again"
+        )));
+    }
+    Ok(())
+}
+
+/// The manifest that a job leaves behind.
+fn made(id: &JobId, spec: &JobSpec) -> Option<String> {
+    match &spec.work {
+        JobWork::Ingest { dataset, .. } => Some(keys::dataset_manifest(dataset, id)),
+        JobWork::Train(_) => Some(keys::model_manifest(id)),
+        JobWork::Embed { embed, .. } | JobWork::Pipeline { embed, .. } => {
+            Some(keys::generation_manifest(&embed.gallery, id))
+        }
+        JobWork::Evaluate { .. } => Some(keys::report_manifest(id)),
+        JobWork::Search(_) => Some(keys::search_manifest(id)),
+    }
 }
 
 fn closed_ms(job: &Job) -> u64 {

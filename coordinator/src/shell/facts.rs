@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt};
 use likeness_contract::documents::{GenerationManifest, ModelManifest, ObjectRef};
 use likeness_contract::ids::{JobId, Name};
-use likeness_contract::jobs::{DatasetRef, DeviceClass, GenerationRef, JobRequest, RequestedWork};
+use likeness_contract::jobs::{DatasetRef, DeviceClass, EvaluateStage, GenerationRef, JobRequest, RequestedWork};
 use likeness_contract::keys;
 use likeness_contract::searches::{QuestionPart, SearchFile};
 use likeness_contract::settings::{InitWeights, TrainSettings};
@@ -48,14 +48,16 @@ pub(super) async fn gather(cx: &Context, inbox: &Inbox, request: &JobRequest) ->
             add_start(store, &train.train, &mut facts).await?;
         }
         RequestedWork::Embed { model, .. } => add_model(store, model, &mut facts).await?,
-        RequestedWork::Evaluate { generation, .. } => {
+        RequestedWork::Evaluate { generation, evaluate } => {
+            add_own_queries(store, evaluate, &mut facts).await?;
             facts.generation = generation_manifest(store, generation).await?;
             match &facts.generation {
                 Some(manifest) => add_model(store, &manifest.model.clone(), &mut facts).await?,
                 None => facts.generations = generations(store).await?,
             }
         }
-        RequestedWork::Pipeline { train, alias, .. } => {
+        RequestedWork::Pipeline { train, evaluate, alias, .. } => {
+            add_own_queries(store, evaluate, &mut facts).await?;
             facts.trainers = trainers(cx, request.device).await;
             add_start(store, &train.train, &mut facts).await?;
             add_release(store, alias, &mut facts).await?;
@@ -159,6 +161,14 @@ async fn add_start(store: &Store, train: &TrainSettings, facts: &mut Facts) -> R
     facts.start_bytes = store.size(&weights.key).await?;
     if let Some(model) = model {
         add_model(store, model, facts).await?;
+    }
+    Ok(())
+}
+
+/// What is known of the user's own queries.
+async fn add_own_queries(store: &Store, evaluate: &EvaluateStage, facts: &mut Facts) -> Result<()> {
+    if let Some(own) = &evaluate.settings.own {
+        facts.own_bytes = store.size(&own.object.key).await?;
     }
     Ok(())
 }

@@ -14,6 +14,7 @@
 //! | [`events`], [`watchdog`], [`roster`] | where news comes from: events, time and a mended broker, live workers |
 //! | [`api`], [`accept`], [`facts`], [`status`] | the API |
 //! | [`promote`], [`releases`] | releases, and the bucket that tells searchers of them |
+//! | [`retention`] | what is old goes, unless something holds it |
 
 mod accept;
 mod api;
@@ -27,6 +28,7 @@ mod lease;
 mod promote;
 mod recover;
 mod releases;
+pub mod retention;
 mod roster;
 mod status;
 mod watchdog;

@@ -9,6 +9,7 @@ use likeness_contract::documents::{GenerationManifest, ModelManifest, Release};
 use likeness_contract::ids::Name;
 use likeness_contract::keys;
 use likeness_contract::messages::{AliasState, Placement};
+use likeness_contract::retention::{generation_place, model_place, report_place};
 use likeness_contract::subjects::PLACEMENT_BUCKET;
 use likeness_link::error::chain;
 use likeness_link::{Error, ErrorKind, Result};
@@ -19,6 +20,7 @@ use super::context::{Context, now_ms};
 use super::executor::OpenRuns;
 use super::leader::{Inbox, Input};
 use super::releases;
+use super::retention::Held;
 use crate::core::outbox::Promotion;
 use crate::core::promote::{self, Decision, Doubt, Readiness, Replaces, Wanted};
 
@@ -87,11 +89,37 @@ pub(super) async fn promote(
         Decision::Make(release) => *release,
     };
     let serving = releases.last();
-    let made = load_and_create(cx, serving, release, still_wanted).await;
+    let made = match &wanted.job {
+        // Its run is open: that holds what it made.
+        Some(_) => load_and_create(cx, serving, release, still_wanted).await,
+        None => held_and_created(cx, serving, release, still_wanted).await,
+    };
     match &made {
         Ok(release) => releases::tell(cx, &wanted.alias, &promote::serving(release)).await?,
         Err(_) => stop_loading(cx, &wanted.alias, serving).await,
     }
+    made
+}
+
+/// The same where no run is open: the generation and its model are held until the release does that.
+async fn held_and_created(
+    cx: &Context,
+    serving: Option<&Release>,
+    release: Release,
+    still_wanted: impl Fn() -> bool,
+) -> std::result::Result<Release, NoRelease> {
+    let report = release.report.as_ref().map(report_place);
+    let places = [model_place(&release.model), generation_place(&release.generation)].into_iter().chain(report);
+    let held = match Held::take(&cx.store, release.alias.as_str(), places.collect()).await? {
+        Ok(held) => held,
+        Err(place) => return Err(NoRelease::Refused(format!("`{place}` is being deleted by `likeness retention`"))),
+    };
+    let model = keys::model_manifest(&release.model);
+    let made = match cx.store.size(&model).await? {
+        Some(_) => load_and_create(cx, serving, release, still_wanted).await,
+        None => Err(NoRelease::Refused(format!("`{model}` is not in the store"))),
+    };
+    held.release(&cx.store).await;
     made
 }
 

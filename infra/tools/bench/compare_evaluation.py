@@ -42,6 +42,15 @@ def plain(folder: Path, threads: int) -> None:
     print(json.dumps(line | {"seconds": seconds, "peak_mib": peak, "map": float(np.mean(found)), "difference": difference}))
 
 
+def alone(command: list[str], args: argparse.Namespace) -> None:
+    """Ours without a peer: time and memory, beside the bytes of the gallery."""
+    runs = [{"engine": OURS} | line for _ in range(args.rounds) for line in lines_of(command)]
+    seconds, peak = (statistics.median(run[figure] for run in runs) for figure in ("seconds", "peak_mib"))
+    size = args.rows * args.dim * 4 / 2**20
+    print(table(["figure", OURS, "the gallery"], [["seconds", f"{seconds:.1f}", ""], ["peak_mib", f"{peak:.0f}", f"{size:.0f}"]]))
+    args.out.write_text(json.dumps(provenance("evaluation", []) | {"runs": runs}, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="infra/bench evaluation", description=__doc__)
     parser.add_argument("--rows", type=int, default=200_000)
@@ -49,6 +58,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=1_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--alone", action="store_true", help="only ours: for galleries that NumPy's way has no memory for")
     parser.add_argument("--plain", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, required=True, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -60,6 +70,8 @@ def main() -> None:
     ours = [program("evaluation"), *(part for word in words for part in word.split("="))]
     runs = []
     with tempfile.TemporaryDirectory() as folder:
+        if args.alone:
+            return alone([*ours, "--gallery", folder], args)
         list(lines_of([*ours, "--write", folder]))
         numpy = [sys.executable, __file__, "--out", str(args.out), "--plain", folder, f"--threads={args.threads}"]
         for _ in range(args.rounds):

@@ -856,6 +856,32 @@ pub enum TaskOutput<C = CheckpointOutput> {
         /// Those without an answer.
         failed: u32,
     },
+    /// Of the drawing of the queries of a pipeline that is compared with a release.
+    PooledQueries {
+        /// The queries.
+        object: ObjectRef,
+        /// How many.
+        queries: u32,
+        /// How many of them the gate compares by: the first ones. The release compared with is asked no others.
+        pooled: u32,
+    },
+    /// Of a gate with a floor.
+    FlooredGate {
+        /// The decision; it is a refusal below the floor, whatever the comparison says.
+        decision: GateDecision,
+        /// Least mAP over the pooled queries.
+        floor: f64,
+    },
+}
+
+impl<C> TaskOutput<C> {
+    /// What a gate decided.
+    pub fn gate(&self) -> Option<&GateDecision> {
+        match self {
+            Self::Gate(decision) | Self::FlooredGate { decision, .. } => Some(decision),
+            _ => None,
+        }
+    }
 }
 
 /// A checkpoint and what was measured on the way to it.

@@ -116,6 +116,11 @@ pub fn search_manifest(search: &JobId) -> String {
     format!("searches/{search}/manifest.json")
 }
 
+/// Queries of an evaluation, as a user brought them.
+pub fn brought_queries(digest: &Digest) -> String {
+    format!("queries/{digest}.json")
+}
+
 /// The training figures of all steps.
 pub fn training_metrics(model: &JobId, digest: &Digest) -> String {
     format!("models/{model}/training-{}.parquet", digest.short())
@@ -164,6 +169,29 @@ pub fn release(alias: &Name, number: u64) -> String {
 /// All releases of an alias lie below it.
 pub fn releases(alias: &Name) -> String {
     format!("releases/{alias}")
+}
+
+/// `galleries/`: every gallery lies below it.
+pub const GALLERIES: &str = "galleries";
+/// `reports/`: every report lies below it.
+pub const REPORTS: &str = "reports";
+/// `weights/`: weights that users brought lie below it.
+pub const WEIGHTS: &str = "weights";
+/// `queries/`: queries that users brought lie below it.
+pub const QUERIES: &str = "queries";
+/// All marks of what is about to be deleted lie below it.
+pub const CONDEMNED: &str = "retention/condemned";
+/// All holds of promotions lie below it.
+pub const HOLDS: &str = "retention/holds";
+
+/// The mark of what lies at `place` (a folder, or the key of a brought file) and is about to be deleted.
+pub fn condemned(place: &str) -> String {
+    format!("{CONDEMNED}/{place}.json")
+}
+
+/// The hold of a promotion.
+pub fn hold(name: &str) -> String {
+    format!("{HOLDS}/{name}.json")
 }
 
 /// The number in the last part of a fixed key such as `…/runs/00002.json`.

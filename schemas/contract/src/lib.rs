@@ -13,6 +13,7 @@ pub mod keys;
 pub mod messages;
 pub mod names;
 pub mod ranking;
+pub mod retention;
 pub mod search;
 pub mod searches;
 pub mod settings;

@@ -80,11 +80,22 @@ pub fn query_report_schema() -> Schema {
         Field::new("ndcg_at_10", DataType::Float64, true),
         Field::new("ndcg_at_100", DataType::Float64, true),
         Field::new("cs_p_at_10", DataType::Float64, true),
+        // The nearest judged items, at most 100, and how far they are.
+        values("items", DataType::Utf8),
+        values("distances", DataType::Float64),
     ])
+}
+
+/// A list of any length, or none.
+fn values(name: &str, item: DataType) -> Field {
+    Field::new(name, DataType::List(Arc::new(column("item", item))), true)
 }
 
 /// Columns of the first version of [`query_report_schema`], which later ones only add to.
 pub const QUERY_REPORT_COLUMNS_V1: usize = 11;
+
+/// Columns of its second version.
+pub const QUERY_REPORT_COLUMNS_V2: usize = 16;
 
 /// Answers to a file of questions: one row a question, its results as lists of equal length, nearest first.
 pub fn answer_schema() -> Schema {

@@ -15,6 +15,7 @@ use likeness_contract::ids::*;
 use likeness_contract::jobs::*;
 use likeness_contract::messages::*;
 use likeness_contract::ranking::Candidate;
+use likeness_contract::retention::{Condemned, Hold};
 use likeness_contract::search::*;
 use likeness_contract::searches::*;
 use likeness_contract::settings::*;
@@ -359,6 +360,11 @@ fn records_runs_and_outcomes() {
         ("scores", TaskOutput::Scores { object: object("jobs/e/data/scores-0.parquet"), from: 0, queries: 170 }),
         ("report", TaskOutput::Report { key: "reports/r/manifest.json".into(), headline: headline() }),
         ("gate", TaskOutput::Gate(gate(true))),
+        (
+            "pooled-queries",
+            TaskOutput::PooledQueries { object: object("jobs/e/data/queries-0.json"), queries: 1280, pooled: 680 },
+        ),
+        ("floored-gate", TaskOutput::FlooredGate { decision: gate(false), floor: 0.2 }),
     ];
     for (case, output) in outputs {
         let record = TaskRecord {
@@ -767,12 +773,19 @@ fn searches() {
 }
 
 #[test]
+fn retention() {
+    check("model", &Condemned { place: "models/train-1".into(), by: "3f".into(), at_ms: 1_700_000_000_000 });
+    let places = ["galleries/faces/embed-1", "models/train-1"].map(String::from).to_vec();
+    check("promotion", &Hold { places, at_ms: 1_700_000_000_000 });
+}
+
+#[test]
 fn table_schemas() {
     let schemas = [
         ("dataset-part-v1", tables::dataset_part_schema(2)),
         ("shard-v1", tables::shard_schema(3, 2)),
         ("training-v1", tables::training_schema()),
-        ("query-report-v2", tables::query_report_schema()),
+        ("query-report-v3", tables::query_report_schema()),
         ("answers-v1", tables::answer_schema()),
     ];
     for (name, schema) in schemas {
@@ -781,10 +794,12 @@ fn table_schemas() {
 }
 
 #[test]
-fn the_query_report_of_the_first_version_begins_the_later_ones() {
+fn query_reports_of_earlier_versions_begin_the_later_ones() {
     let first = std::fs::read_to_string(folder().join("tables/query-report-v1.txt")).unwrap();
     let schema = tables::query_report_schema();
     assert_eq!(lines(&schema.fields[..tables::QUERY_REPORT_COLUMNS_V1]).concat(), first);
+    let second = std::fs::read_to_string(folder().join("tables/query-report-v2.txt")).unwrap();
+    assert_eq!(lines(&schema.fields[..tables::QUERY_REPORT_COLUMNS_V2]).concat(), second);
 }
 
 fn lines(fields: &[std::sync::Arc<arrow_schema::Field>]) -> Vec<String> {

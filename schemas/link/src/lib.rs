@@ -29,7 +29,7 @@ pub use images::{image_bytes, part_items};
 pub use kv::Kv;
 pub use pull::{Delivery, Pull};
 pub use settings::{NatsSettings, Timings};
-pub use store::{Adopted, Created, Store};
+pub use store::{Adopted, Created, Listed, Store};
 
 /// TLS needs a default provider of cryptography; whoever comes first installs it.
 pub(crate) fn install_crypto() {

@@ -4,7 +4,9 @@
 //! what it wrote. "Exists already" and "timed out" are no answers yet: both are resolved by reading back. An
 //! object that is referred to with its digest is checked whenever it is read.
 //!
-//! Deliberately absent: overwriting, deleting, listing with dates.
+//! Deleting is for retention alone (`likeness_contract::retention` says why it is safe) and for marks that are of no more use.
+//!
+//! Deliberately absent: overwriting.
 
 mod errors;
 pub mod faulty;
@@ -47,6 +49,17 @@ pub enum Created {
     New,
     /// Another one was there first.
     Existed,
+}
+
+/// An object as a listing tells of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Its key.
+    pub key: String,
+    /// Its size.
+    pub bytes: u64,
+    /// When it was written, milliseconds since 1970, by the store's clock.
+    pub modified_ms: u64,
 }
 
 /// A document that exists now, whoever wrote it.
@@ -264,6 +277,33 @@ impl Store {
         let mut keys = listed.await?;
         keys.sort_unstable();
         Ok(keys)
+    }
+
+    /// The objects below a prefix whose keys are wanted, with size and age, sorted by key.
+    pub async fn objects_below(&self, prefix: &str, wanted: impl Fn(&str) -> bool) -> Result<Vec<Listed>> {
+        let path = self.path(prefix)?;
+        let listed = retried(&path, || async {
+            let entries = self.objects.list(Some(&path));
+            let listed = |entry: object_store::ObjectMeta| Listed {
+                key: entry.location.into(),
+                bytes: entry.size,
+                modified_ms: u64::try_from(entry.last_modified.timestamp_millis()).unwrap_or(0),
+            };
+            let wanted = |entry: &Listed| std::future::ready(wanted(&entry.key));
+            entries.map_ok(listed).try_filter(wanted).try_collect::<Vec<Listed>>().await
+        });
+        let mut objects = listed.await?;
+        objects.sort_unstable_by(|a, b| a.key.cmp(&b.key));
+        Ok(objects)
+    }
+
+    /// Deletes an object; that it is gone already is fine.
+    pub async fn delete(&self, key: &str) -> Result<()> {
+        let path = self.path(key)?;
+        match retried(&path, || self.objects.delete(&path)).await {
+            Err(error) if error.kind != ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Names of the direct "sub-folders" of a prefix, sorted.

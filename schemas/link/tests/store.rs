@@ -38,6 +38,17 @@ async fn keeps_its_promises(store: &Store) {
     assert_eq!(keys, ["jobs/a-longer/spec.json", "jobs/a/runs/00001.json", "jobs/b/spec.json"]);
     assert_eq!(store.list("jobs/a").await.unwrap(), ["jobs/a/runs/00001.json"], "a prefix ends at a name");
     assert_eq!(store.children("jobs").await.unwrap(), ["a", "a-longer", "b"]);
+
+    let specs = store.objects_below("jobs", |key| key.ends_with("/spec.json")).await.unwrap();
+    assert_eq!(
+        specs.iter().map(|listed| (&*listed.key, listed.bytes)).collect::<Vec<_>>(),
+        [("jobs/a-longer/spec.json", 1), ("jobs/b/spec.json", 3)]
+    );
+    assert!(specs.iter().all(|listed| listed.modified_ms > 1_700_000_000_000));
+    store.create("probe/gone", "x".into()).await.unwrap();
+    store.delete("probe/gone").await.unwrap();
+    store.delete("probe/gone").await.unwrap();
+    assert_eq!(store.get("probe/gone").await.unwrap(), None);
     assert!(store.list("nothing/here").await.unwrap().is_empty());
     assert!(store.children("nothing").await.unwrap().is_empty());
 

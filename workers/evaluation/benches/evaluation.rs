@@ -32,12 +32,15 @@ struct Settings {
     queries: usize,
     threads: usize,
     write: Option<PathBuf>,
+    /// Where the shards are; made when they are not there, and left.
+    gallery: Option<PathBuf>,
     /// Where to make the shards, of the process that does that alone.
     make: Option<PathBuf>,
 }
 
 fn main() {
-    let mut settings = Settings { rows: 200_000, dim: 300, queries: 1_000, threads: 2, write: None, make: None };
+    let mut settings =
+        Settings { rows: 200_000, dim: 300, queries: 1_000, threads: 2, write: None, gallery: None, make: None };
     // Cargo adds `--bench`.
     let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench");
     while let (Some(name), Some(value)) = (args.next(), args.next()) {
@@ -48,6 +51,7 @@ fn main() {
             "--queries" => settings.queries = number(),
             "--threads" => settings.threads = number(),
             "--write" => settings.write = Some(value.into()),
+            "--gallery" => settings.gallery = Some(value.into()),
             "--make" => settings.make = Some(value.into()),
             other => panic!("there is no `{other}`"),
         }
@@ -56,9 +60,12 @@ fn main() {
     if let Some(folder) = &settings.make {
         return make(&settings, folder);
     }
-    let folder = tempfile::tempdir().expect("a folder");
-    make_in_a_process(&settings, folder.path());
-    let gallery = Gallery::open(&settings, folder.path());
+    let of_this_run = tempfile::tempdir().expect("a folder");
+    let folder = settings.gallery.as_deref().unwrap_or(of_this_run.path());
+    if !shard_path(folder, 0).exists() {
+        make_in_a_process(&settings, folder);
+    }
+    let gallery = Gallery::open(&settings, folder);
     match &settings.write {
         None => measure(&settings, &gallery),
         Some(folder) => write(&gallery, folder),

@@ -3,11 +3,15 @@
 //! Queries are paired by set and text, and only where both galleries have the same number of relevant and of judged items
 //! for them: else they are no answers to the same question. The interval is a bootstrap over the paired differences, which
 //! is much narrower than that of two means, since easy and hard queries are so for both.
+//!
+//! Beside how good the answers are stands how alike they are ([`crate::agreement`]): two models can be equally good and
+//! find other images.
 
 use std::collections::HashMap;
 
 use serde::Serialize;
 
+use crate::agreement::{Agreement, agreement};
 use crate::bootstrap::{interval, mean};
 use crate::error::{Error, Result};
 use crate::queries::QuerySet;
@@ -16,6 +20,8 @@ use crate::scores::QueryScore;
 
 /// First random stream of a comparison; every figure has its own.
 const STREAM: u64 = 200;
+/// First random stream of the measures of agreement.
+const AGREEMENT_STREAM: u64 = 300;
 
 /// What is compared of a query.
 struct Metric {
@@ -29,6 +35,18 @@ const METRICS: [Metric; 4] = [
     Metric { name: "p_at_10", value: |score| Some(score.p_at[2]) },
     Metric { name: "r_precision", value: |score| score.further.map(|further| further.r_precision) },
     Metric { name: "ndcg_at_10", value: |score| score.further.map(|further| further.ndcg_at_10) },
+];
+
+/// A measure of how alike two rankings are.
+struct Measure {
+    name: &'static str,
+    value: fn(&Agreement) -> f64,
+}
+
+const MEASURES: [Measure; 3] = [
+    Measure { name: "overlap_at_10", value: |agreement| agreement.overlap_at_10 },
+    Measure { name: "overlap_at_100", value: |agreement| agreement.overlap_at_100 },
+    Measure { name: "rbo", value: |agreement| agreement.rbo },
 ];
 
 /// Report `b` against report `a`.
@@ -57,6 +75,17 @@ pub struct GroupComparison {
     pub worse: u32,
     /// By metric.
     pub metrics: Vec<MetricComparison>,
+    /// How alike the rankings are; none where a report of before does not have them.
+    pub agreement: Vec<MeanAgreement>,
+}
+
+/// The mean of a measure of agreement over some pairs.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct MeanAgreement {
+    /// `overlap_at_10`, `overlap_at_100`, `rbo`.
+    pub measure: String,
+    /// Mean with its 95 % bootstrap interval.
+    pub mean: Figure,
 }
 
 /// One metric over some pairs.
@@ -85,6 +114,8 @@ pub struct PairedQuery {
     pub a: f64,
     /// AP of `b`.
     pub b: f64,
+    /// How alike the two rankings are; none where a report of before does not have them.
+    pub agreement: Option<Agreement>,
 }
 
 /// Compares the scores of two reports. Fails as invalid when no query is in both, or for other items in each.
@@ -118,12 +149,17 @@ pub fn compare(a: &[QueryScore], b: &[QueryScore], seed: u64) -> Result<Comparis
         relevant: ours.relevant,
         a: ours.average_precision,
         b: theirs.average_precision,
+        agreement: agreement_of(ours, theirs),
     };
     Ok(Comparison { groups, unpaired: [only_a, only_b], changed, queries: pairs.iter().map(paired).collect() })
 }
 
 fn key(score: &QueryScore) -> (QuerySet, &str) {
     (score.set, &score.text)
+}
+
+fn agreement_of(a: &QueryScore, b: &QueryScore) -> Option<Agreement> {
+    Some(agreement(a.first.as_ref()?, b.first.as_ref()?))
 }
 
 fn group(name: &str, pairs: &[(&QueryScore, &QueryScore)], seed: u64, place: u64) -> GroupComparison {
@@ -137,7 +173,21 @@ fn group(name: &str, pairs: &[(&QueryScore, &QueryScore)], seed: u64, place: u64
         better: count(|difference| difference > 0.0),
         worse: count(|difference| difference < 0.0),
         metrics: (stream..).zip(&METRICS).filter_map(|(stream, of)| metric(of, pairs, seed, stream)).collect(),
+        agreement: mean_agreement(pairs, seed, AGREEMENT_STREAM + place * MEASURES.len() as u64),
     }
+}
+
+/// Empty where some query lacks its ranking.
+fn mean_agreement(pairs: &[(&QueryScore, &QueryScore)], seed: u64, stream: u64) -> Vec<MeanAgreement> {
+    let Some(all) = pairs.iter().map(|(a, b)| agreement_of(a, b)).collect::<Option<Vec<Agreement>>>() else {
+        return Vec::new();
+    };
+    let of_measure = |(stream, measure): (u64, &Measure)| {
+        let values: Vec<f64> = all.iter().map(measure.value).collect();
+        let mean = Figure { mean: mean(&values), interval: interval(&values, seed, stream) };
+        MeanAgreement { measure: measure.name.into(), mean }
+    };
+    (stream..).zip(&MEASURES).map(of_measure).collect()
 }
 
 /// None where some query lacks it.
@@ -177,6 +227,30 @@ mod tests {
         assert!(map.difference.interval[1] - map.difference.interval[0] < 1e-9, "paired, so nearly without spread");
         assert_eq!(pooled.metrics.iter().map(|m| m.metric.as_str()).collect::<Vec<_>>(), METRICS.map(|m| m.name));
         assert_eq!(compare(&a, &b, 0).unwrap(), found);
+    }
+
+    #[test]
+    fn equal_rankings_agree_wholly_and_a_report_without_them_tells_none() {
+        let (mut a, mut b) = (shifted(0.0), shifted(0.1));
+        for score in a.iter_mut().chain(&mut b) {
+            score.first.get_or_insert_default();
+        }
+        let same = compare(&a, &b, 0).unwrap();
+        assert!(
+            same.groups.iter().flat_map(|group| &group.agreement).all(|of| (of.mean.interval[0] - 1.0).abs() < 1e-12)
+        );
+        assert_eq!(
+            same.groups[0].agreement.iter().map(|of| &*of.measure).collect::<Vec<_>>(),
+            MEASURES.map(|m| m.name)
+        );
+        let longest = b[6].first.as_mut().unwrap();
+        longest.iter_mut().for_each(|found| found.item.push('x'));
+        let other = compare(&a, &b, 0).unwrap();
+        assert_eq!(other.queries[6].agreement.unwrap().overlap_at_10, 0.0);
+        assert!(other.groups[0].agreement[0].mean.mean < 1.0);
+        a[0].first = None;
+        let without = compare(&a, &b, 0).unwrap();
+        assert!(without.groups[0].agreement.is_empty() && without.queries[0].agreement.is_none());
     }
 
     #[test]

@@ -139,8 +139,8 @@ pub fn judge(query: &Query, block: &impl Block, row: usize) -> Judgement {
             _ => {}
         }
     }
-    match &query.image {
-        Some(image) if image.item == block.item(row) => Judgement::Unjudged,
+    match query.held_out() {
+        Some(image) if image == block.item(row) => Judgement::Unjudged,
         _ if fulfilled as usize == query.terms.len() => Judgement::Relevant,
         _ => Judgement::NotRelevant { fulfilled },
     }
@@ -192,9 +192,11 @@ mod tests {
     #[test]
     fn the_image_that_asks_is_no_answer() {
         let mut query = Query::of(QuerySet::Images, &[(0, true)]);
-        query.image = Some(QueryImage { item: "a".into(), index: 0, has: vec![] });
+        query.image = Some(QueryImage { item: "a".into(), index: 0, has: vec![], stays: false });
         assert_eq!(judge(&query, &one("a", &[1]), 0), Judgement::Unjudged);
         assert_eq!(judge(&query, &one("b", &[1]), 0), Judgement::Relevant);
+        query.image.as_mut().unwrap().stays = true;
+        assert_eq!(judge(&query, &one("a", &[1]), 0), Judgement::Relevant);
     }
 
     #[test]

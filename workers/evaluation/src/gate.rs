@@ -5,7 +5,7 @@
 //! 95 % interval lies below 0: worse, and not by chance of the draw. A first release has no one to be compared
 //! with; it must beat chance, so the whole interval of AP − chance must lie above 0. Chance is there the
 //! *expected AP of a random order* (`metrics::random_ap`), not the share of relevant items: the share is
-//! smaller, so that in a small gallery a random order itself would pass.
+//! smaller, so that in a small gallery a random order itself would pass. A floor ([`with_floor`]) is an absolute mAP beside that.
 
 use likeness_contract::documents::GateDecision;
 
@@ -48,6 +48,11 @@ pub fn gate(candidate: &[QueryScore], baseline: Option<(u64, &[QueryScore])>, se
     })
 }
 
+/// Refuses what has a lower mAP than the floor, whatever the comparison says.
+pub fn with_floor(decision: GateDecision, floor: f64) -> GateDecision {
+    GateDecision { passed: decision.passed && decision.candidate_map >= floor, ..decision }
+}
+
 fn pooled(scores: &[QueryScore]) -> Vec<&QueryScore> {
     scores.iter().filter(|score| score.set.is_pooled()).collect()
 }
@@ -80,8 +85,8 @@ mod tests {
         let chance = chance(relevant, judged);
         let text = format!("+A{query}");
         let set = QuerySet::Pairs;
-        let (p_at, further) = ([0.5; 4], None);
-        QueryScore { query, set, text, relevant, judged, average_precision, chance, p_at, further }
+        let (p_at, further, first) = ([0.5; 4], None, None);
+        QueryScore { query, set, text, relevant, judged, average_precision, chance, p_at, further, first }
     }
 
     /// Queries whose AP spreads around `level`, each shifted by about `shift`.
@@ -116,6 +121,16 @@ mod tests {
         assert!(better.passed && better.interval[0] > 0.0 && (better.difference - 0.02).abs() < 0.005, "{better:?}");
         let equal = gate(&old, Some((4, &old)), 0).unwrap();
         assert!(equal.passed && equal.interval == [0.0, 0.0] && equal.queries == 400);
+    }
+
+    #[test]
+    fn a_floor_refuses_what_is_below_it_and_lets_nothing_else_pass() {
+        let old = scores(0.0);
+        let passed = |shift, floor| with_floor(gate(&scores(shift), Some((4, &old)), 0).unwrap(), floor).passed;
+        assert!(passed(0.02, 0.5) && !passed(0.02, 0.9), "better, but not good enough");
+        assert!(!passed(-0.02, 0.1), "above the floor, but worse");
+        let level = gate(&old, None, 0).unwrap().candidate_map;
+        assert!(with_floor(gate(&old, None, 0).unwrap(), level).passed, "the floor itself is no refusal");
     }
 
     #[test]

@@ -7,12 +7,16 @@
 //! What always holds: a figure is a function of (labels, embeddings, settings). It does not depend on the
 //! number of threads, on how the gallery is cut into blocks, or on the order in which blocks come.
 
+pub mod agreement;
 pub mod bootstrap;
+pub mod brought;
 pub mod compare;
+mod distance;
 pub mod error;
 pub mod gallery;
 pub mod gate;
 pub mod headline;
+mod labels;
 pub mod metrics;
 pub mod queries;
 pub mod report;
@@ -29,4 +33,4 @@ pub use gate::gate;
 pub use headline::headline;
 pub use queries::{DrawnQueries, Query, QueryImage, QuerySet, Term, draw_queries};
 pub use score::{Progress, score};
-pub use scores::{Further, QueryScore, decode_scores, encode_scores};
+pub use scores::{Found, Further, QueryScore, decode_scores, encode_scores};

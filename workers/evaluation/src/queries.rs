@@ -1,5 +1,5 @@
 //! The query sets: all singles; pairs and triples of distinct attributes with signs at random; everything that is known of
-//! one item; and an item's image with one of its attributes changed.
+//! one item; an item's image with one of its attributes changed; and the user's own.
 //!
 //! They are drawn from the labels of the items that are searched, once per evaluation, and stored; every
 //! range of the evaluation and the gate's other generation are asked the same ones. Drawing goes through the
@@ -8,24 +8,24 @@
 
 use std::collections::HashSet;
 
-use likeness_contract::settings::{EvaluateSettings, Vocabulary};
+use likeness_contract::settings::{EvaluateSettings, ImageEdit, Vocabulary};
 use serde::{Deserialize, Serialize};
 
+use crate::brought::BroughtQuery;
 use crate::error::{Error, Result};
-use labels::LabelBits;
+use crate::labels::LabelBits;
 use shuffle::{LazyShuffle, combination, combinations};
 
-mod labels;
 mod shuffle;
 
 /// Most combinations that are tried for one set: bounds the time where almost none is admissible.
 pub const MAX_DRAWS: u64 = 2_000_000;
-/// Queries of [`QuerySet::Full`] that are wanted.
-pub const FULL: u32 = 300;
-/// Queries of [`QuerySet::Images`] that are wanted.
-pub const IMAGES: u32 = 300;
-/// Version of the JSON object that [`DrawnQueries::encode`] writes.
-const FORMAT: &str = "likeness-queries-2";
+/// Reasons that are kept of own queries that are not asked.
+pub const MAX_LEFT_OUT: usize = 100;
+/// Version of the JSON object that [`DrawnQueries::encode`] writes where it says nothing new.
+const FORMAT_2: &str = "likeness-queries-2";
+/// The version that also knows the user's own queries, and images that stay in the gallery.
+const FORMAT: &str = "likeness-queries-3";
 
 /// A kind of queries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -41,11 +41,13 @@ pub enum QuerySet {
     Full,
     /// An item's image, with one attribute that it has taken away, or one that it has not added.
     Images,
+    /// The user's own: any attributes, with or without an item's image.
+    Own,
 }
 
 impl QuerySet {
     /// All sets in the order of reports.
-    pub const ALL: [Self; 5] = [Self::Singles, Self::Pairs, Self::Triples, Self::Full, Self::Images];
+    pub const ALL: [Self; 6] = [Self::Singles, Self::Pairs, Self::Triples, Self::Full, Self::Images, Self::Own];
     /// The sets that are pooled: what the gate compares, and where the best and worst queries are looked for.
     pub const POOLED: [Self; 3] = [Self::Singles, Self::Pairs, Self::Triples];
 
@@ -57,6 +59,7 @@ impl QuerySet {
             Self::Triples => "triples",
             Self::Full => "full",
             Self::Images => "images",
+            Self::Own => "own",
         }
     }
 
@@ -71,7 +74,7 @@ impl QuerySet {
             Self::Singles | Self::Images => Some(1),
             Self::Pairs => Some(2),
             Self::Triples => Some(3),
-            Self::Full => None,
+            Self::Full | Self::Own => None,
         }
     }
 
@@ -101,13 +104,16 @@ pub struct Query {
     pub set: QuerySet,
     /// Its conditions, attributes ascending.
     pub terms: Vec<Term>,
-    /// For people: `+Smiling −Male`; of an image `000123.jpg +Smiling`.
+    /// For people: `+Smiling −Male`; of an image `000123.jpg +Smiling`; with the name of one that has it before it.
     pub text: String,
-    /// The image that the terms change, of [`QuerySet::Images`].
+    /// The image that the terms change: of [`QuerySet::Images`], and of some of [`QuerySet::Own`].
     pub image: Option<QueryImage>,
+    /// What the user calls it, of [`QuerySet::Own`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
 }
 
-/// An item whose image is part of a query, and which is no answer to it.
+/// An item whose image is part of a query, and which is no answer to it unless it stays.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QueryImage {
@@ -117,9 +123,17 @@ pub struct QueryImage {
     pub index: u64,
     /// Attributes that it has, ascending.
     pub has: Vec<u32>,
+    /// Whether it stays in the gallery, as with the seed article's author.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stays: bool,
 }
 
 impl Query {
+    /// The item that is no answer to it, since its image asks.
+    pub fn held_out(&self) -> Option<&str> {
+        self.image.as_ref().filter(|image| !image.stays).map(|image| &*image.item)
+    }
+
     /// Attributes that are asked for.
     pub fn with(&self) -> Vec<usize> {
         self.terms.iter().filter(|term| term.positive).map(|term| term.attribute as usize).collect()
@@ -137,7 +151,7 @@ impl Query {
 pub struct SetCount {
     /// The set.
     pub set: QuerySet,
-    /// Wanted: both signs of every attribute for singles, else the setting.
+    /// Wanted: both signs of every attribute for singles, all that were brought for own ones, else the setting.
     pub wanted: u32,
     /// Drawn.
     pub drawn: u32,
@@ -156,6 +170,9 @@ pub struct DrawnQueries {
     pub sets: Vec<SetCount>,
     /// By number.
     pub queries: Vec<Query>,
+    /// Why some of the user's own queries are not asked, by line; at most [`MAX_LEFT_OUT`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
 }
 
 /// Draws the query sets from the labels (N×A) of the items that will be searched; `item` tells the id of one.
@@ -182,18 +199,19 @@ pub fn draw_queries(
     }
     let bits = LabelBits::new(labels, attributes);
     let mut drawn = DrawnQueries {
-        format: FORMAT.into(),
+        format: FORMAT_2.into(),
         vocabulary: vocabulary.clone(),
         items: items as u64,
         sets: vec![],
         queries: vec![],
+        left_out: vec![],
     };
     drawn.add(QuerySet::Singles, 2 * attributes as u64, singles(&bits, settings));
     for (set, wanted) in [(QuerySet::Pairs, settings.pairs), (QuerySet::Triples, settings.triples)] {
         drawn.add(set, u64::from(wanted), combined(&bits, set, wanted, settings));
     }
-    drawn.add(QuerySet::Full, u64::from(FULL), full(labels, attributes, settings));
-    drawn.add_images(images(&bits, labels, item, settings));
+    drawn.add(QuerySet::Full, u64::from(settings.full), full(labels, attributes, settings));
+    drawn.add_images(settings.images, images(&bits, labels, item, settings));
     Ok(drawn)
 }
 
@@ -204,7 +222,7 @@ fn full(labels: &[i8], attributes: usize, settings: &EvaluateSettings) -> Vec<Ve
     let mut seen = HashSet::new();
     let mut found = Vec::new();
     for _ in 0..items {
-        if found.len() == FULL as usize {
+        if found.len() == settings.full as usize {
             break;
         }
         let labels = &labels[order.draw() as usize * attributes..][..attributes];
@@ -217,7 +235,7 @@ fn full(labels: &[i8], attributes: usize, settings: &EvaluateSettings) -> Vec<Ve
     found
 }
 
-/// Random items, each with one known attribute turned round.
+/// Random items, each with one known attribute turned round; or as the author did, asked for with a random sign.
 fn images(
     bits: &LabelBits,
     labels: &[i8],
@@ -225,23 +243,31 @@ fn images(
     settings: &EvaluateSettings,
 ) -> Vec<(QueryImage, Term)> {
     let attributes = bits.attributes();
-    let space = labels.len() as u64;
+    let author = settings.image_edit == ImageEdit::Author;
+    let signs = if author { 2 } else { 1 };
+    let space = labels.len() as u64 * signs;
     let mut order = LazyShuffle::new(space, settings.seed, 5);
     let mut found = Vec::new();
     for _ in 0..space.min(MAX_DRAWS) {
-        if found.len() == IMAGES as usize {
+        if found.len() == settings.images as usize {
             break;
         }
-        let place = order.draw() as usize;
+        let drawn = order.draw();
+        let place = (drawn / signs) as usize;
         let (index, attribute) = (place / attributes, (place % attributes) as u32);
-        let term = Term { attribute, positive: labels[place] == -1 };
+        let term = Term { attribute, positive: if author { drawn % 2 == 1 } else { labels[place] == -1 } };
         if labels[place] != 0 && bits.count(&[term]).relevant >= u64::from(settings.min_relevant.max(1)) {
-            let has = (0u32..).zip(&labels[index * attributes..][..attributes]);
-            let has = has.filter(|(_, label)| **label == 1).map(|(attribute, _)| attribute).collect();
-            found.push((QueryImage { item: item(index), index: index as u64, has }, term));
+            found.push((QueryImage::of(index, item(index), &labels[index * attributes..][..attributes], author), term));
         }
     }
     found
+}
+
+impl QueryImage {
+    fn of(index: usize, item: String, labels: &[i8], stays: bool) -> Self {
+        let has = (0u32..).zip(labels).filter(|(_, label)| **label == 1).map(|(attribute, _)| attribute).collect();
+        Self { item, index: index as u64, has, stays }
+    }
 }
 
 fn singles(bits: &LabelBits, settings: &EvaluateSettings) -> Vec<Vec<Term>> {
@@ -276,12 +302,21 @@ fn signed(attributes: &[u32], signs: u64) -> Vec<Term> {
     attributes.iter().enumerate().map(|(place, &attribute)| Term { attribute, positive: positive(place) }).collect()
 }
 
-/// `+Smiling −Male`, after the id of the image.
-pub fn text(vocabulary: &Vocabulary, terms: &[Term], image: Option<&QueryImage>) -> String {
+/// `+Smiling −Male`, after the id of the image, after `NAME:`.
+pub fn text(vocabulary: &Vocabulary, terms: &[Term], image: Option<&QueryImage>, name: Option<&str>) -> String {
     let words = terms
         .iter()
         .map(|term| format!("{}{}", if term.positive { '+' } else { '−' }, vocabulary.names[term.attribute as usize]));
-    image.map(|image| image.item.clone()).into_iter().chain(words).collect::<Vec<String>>().join(" ")
+    let before = name.map(|name| format!("{name}:")).into_iter().chain(image.map(|image| image.item.clone()));
+    before.chain(words).collect::<Vec<String>>().join(" ")
+}
+
+/// Whether the image that asks fulfils its own query, which does not count where it leaves the gallery.
+fn itself_alone(terms: &[Term], image: Option<&QueryImage>, labels: &[i8], attributes: usize) -> bool {
+    image.is_some_and(|image| {
+        let of_item = &labels[image.index as usize * attributes..][..attributes];
+        !image.stays && terms.iter().all(|term| of_item[term.attribute as usize] == if term.positive { 1 } else { -1 })
+    })
 }
 
 impl DrawnQueries {
@@ -289,20 +324,73 @@ impl DrawnQueries {
         let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
         self.sets.push(SetCount { set, wanted, drawn: all.len() as u32 });
         for terms in all {
-            self.push(set, terms, None);
+            self.push(set, terms, None, None);
         }
     }
 
-    fn add_images(&mut self, all: Vec<(QueryImage, Term)>) {
-        self.sets.push(SetCount { set: QuerySet::Images, wanted: IMAGES, drawn: all.len() as u32 });
+    fn add_images(&mut self, wanted: u32, all: Vec<(QueryImage, Term)>) {
+        self.sets.push(SetCount { set: QuerySet::Images, wanted, drawn: all.len() as u32 });
         for (image, term) in all {
-            self.push(QuerySet::Images, vec![term], Some(image));
+            self.push(QuerySet::Images, vec![term], Some(image), None);
         }
     }
 
-    fn push(&mut self, set: QuerySet, terms: Vec<Term>, image: Option<QueryImage>) {
-        let text = text(&self.vocabulary, &terms, image.as_ref());
-        self.queries.push(Query { number: self.queries.len() as u32, set, terms, text, image });
+    /// Adds the user's own queries, after all others. `labels` are those that were drawn from, `place` finds an item among
+    /// them. What no item answers is left out, and so is what names an item that is not searched.
+    ///
+    /// Fails as invalid on an attribute that the gallery does not have.
+    pub fn add_own(
+        &mut self,
+        brought: &[BroughtQuery],
+        labels: &[i8],
+        place: impl Fn(&str) -> Option<usize>,
+        image_edit: ImageEdit,
+    ) -> Result<()> {
+        let attributes = self.vocabulary.len();
+        let bits = LabelBits::new(labels, attributes);
+        let before = self.queries.len();
+        for query in brought {
+            let terms = query.terms(&self.vocabulary)?;
+            let image = match query.item.as_ref().map(|item| (item, place(item))) {
+                Some((item, None)) => {
+                    self.leave_out(format!("line {}: item `{item}` is not among those that are searched", query.line));
+                    continue;
+                }
+                Some((item, Some(index))) => {
+                    let of_item = &labels[index * attributes..][..attributes];
+                    Some(QueryImage::of(index, item.clone(), of_item, image_edit == ImageEdit::Author))
+                }
+                None => None,
+            };
+            if bits.count(&terms).relevant == u64::from(itself_alone(&terms, image.as_ref(), labels, attributes)) {
+                self.leave_out(format!("line {}: no item has and has not what it asks for", query.line));
+                continue;
+            }
+            self.push(QuerySet::Own, terms, image, query.name.clone());
+        }
+        let drawn = (self.queries.len() - before) as u32;
+        self.sets.push(SetCount { set: QuerySet::Own, wanted: brought.len() as u32, drawn });
+        self.format = FORMAT.into();
+        Ok(())
+    }
+
+    fn leave_out(&mut self, why: String) {
+        if self.left_out.len() < MAX_LEFT_OUT {
+            self.left_out.push(why);
+        }
+    }
+
+    /// Queries of the pooled sets, which come before all others.
+    pub fn pooled(&self) -> usize {
+        self.queries.iter().take_while(|query| query.set.is_pooled()).count()
+    }
+
+    fn push(&mut self, set: QuerySet, terms: Vec<Term>, image: Option<QueryImage>, name: Option<String>) {
+        if image.as_ref().is_some_and(|image| image.stays) {
+            self.format = FORMAT.into();
+        }
+        let text = text(&self.vocabulary, &terms, image.as_ref(), name.as_deref());
+        self.queries.push(Query { number: self.queries.len() as u32, set, terms, text, image, name });
     }
 
     /// JSON object; the same queries give the same bytes.
@@ -321,7 +409,7 @@ impl DrawnQueries {
     }
 
     fn check(&self) -> Result<()> {
-        if self.format != FORMAT {
+        if ![FORMAT_2, FORMAT].contains(&&*self.format) {
             return Err(Error::corrupt(format!("the queries have the format `{}`, not `{FORMAT}`", self.format)));
         }
         for (number, query) in self.queries.iter().enumerate() {
@@ -338,9 +426,10 @@ impl DrawnQueries {
         query.terms.iter().all(|term| known(term.attribute))
             && query.terms.is_sorted_by(|a, b| a.attribute < b.attribute)
             && query.set.terms().map_or(!query.terms.is_empty(), |terms| query.terms.len() == terms)
-            && image.is_some() == (query.set == QuerySet::Images)
+            && (query.set == QuerySet::Own || image.is_some() == (query.set == QuerySet::Images))
+            && (query.set == QuerySet::Own || query.name.is_none())
             && image.is_none_or(|image| image.index < self.items && image.has.iter().all(|attribute| known(*attribute)))
-            && query.text == text(&self.vocabulary, &query.terms, image)
+            && query.text == text(&self.vocabulary, &query.terms, image, query.name.as_deref())
     }
 }
 
@@ -349,7 +438,7 @@ impl Query {
     /// One to judge by, without number and text.
     pub fn of(set: QuerySet, terms: &[(u32, bool)]) -> Self {
         let terms = terms.iter().map(|&(attribute, positive)| Term { attribute, positive }).collect();
-        Self { number: 0, set, terms, text: String::new(), image: None }
+        Self { number: 0, set, terms, text: String::new(), image: None, name: None }
     }
 }
 

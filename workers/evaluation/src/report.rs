@@ -75,6 +75,9 @@ pub struct Report {
     pub best: Vec<u32>,
     /// Numbers of the pooled queries least above chance, worst first.
     pub worst: Vec<u32>,
+    /// Why some of the user's own queries were not asked, by line; the first of them.
+    #[serde(default)]
+    pub own_left_out: Vec<String>,
 }
 
 /// A mean over queries with its 95 % bootstrap interval.
@@ -238,12 +241,14 @@ impl Report {
             headline: headline(scores),
             sets: QuerySet::ALL
                 .into_iter()
+                .filter(|set| *set != QuerySet::Own || settings.own.is_some())
                 .map(|set| set_figures(set, drawn, &subject, scores, settings.seed))
                 .collect(),
             pooled: pooled(scores, settings.seed),
             attributes: attributes(&drawn.vocabulary, &drawn.queries, labels, scores),
             best: numbers(&sorted[..extremes]),
             worst,
+            own_left_out: drawn.left_out.clone(),
             subject,
             settings,
         }

@@ -1,35 +1,39 @@
 //! Ranks the gallery for many queries at once, streaming it block by block.
 //!
-//! Three passes, whatever the size of the gallery: the *census* counts the relevant items of every
-//! query and fixes the order of ids; then, for as many queries at a time as fit [`BUDGET_BYTES`], one pass
-//! keeps the distances of the *relevant* items, sorted, and one *counts* how many other judged items rank
-//! between them. Those counts are the ranks of all relevant items, which is all that most metrics need; the first
-//! [`FIRST`] judged items are kept beside them for those that look at what the others are.
+//! The first pass is the *census*: it counts the relevant items of every query and fixes the order of ids. Then, for as
+//! many queries at a time as fit a budget (see [`budget_bytes`]), one pass keeps the distances of all items, 8 bytes each with a bit that says
+//! whether the item is relevant. Sorted, they are the ranks of the relevant items, which is all that most metrics need;
+//! the first [`FIRST`] judged items are kept beside them for those that look at what the others are.
 //!
-//! Memory: the budget, 4 bytes per item (its place in the order of ids, which decides ties), the ids
-//! themselves until the census is over, and one block. Distances are `canonical_d2`, ties go by item id.
-//! Every query is ranked by itself in the order of blocks, so threads cannot change an answer.
+//! Memory: the budget, for [`SORTED`] queries at a time up to 24 bytes per item while they are sorted, 4 bytes per item (its place
+//! in the order of ids, which decides ties), the ids themselves until the census is over, and one block.
+//! Distances are `canonical_d2`, ties go by item id. Every query is ranked by itself in the order of blocks, so threads
+//! cannot change an answer.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
-use likeness_contract::ranking::canonical_d2;
 use rayon::prelude::*;
 
+use crate::distance::Isa;
 use crate::error::{Error, Result};
-use crate::gallery::{Block, Judgement, judge};
+use crate::gallery::Block;
+use crate::labels::{Judged, LabelBits, WORD};
 use crate::metrics::{article_ap, average_precision, chance, ndcg_at, precision_at, r_precision};
-use crate::queries::{Query, QueryImage};
-use crate::scores::{Further, QueryScore};
+use crate::queries::{Query, QueryImage, Term};
+use crate::scores::{FIRST, Found, Further, QueryScore};
 
-/// Bytes of distances that are held at once.
-pub const BUDGET_BYTES: usize = 128 << 20;
-/// Relevant items of a bucket, about.
-const BUCKET: usize = 8;
-/// Items at the head of a ranking that are looked at one by one.
-const FIRST: usize = 100;
-/// Rows of a block that all queries look at before the next: about 1 MiB of embeddings, so that they stay in
-/// the cache.
-const TILE_ROWS: usize = 1024;
+/// Queries that a pass is worth the reading for.
+const TOGETHER: usize = 40;
+/// Fewest and most bytes of distances that are held at once.
+const BUDGET_BYTES: [usize; 2] = [64 << 20, 384 << 20];
+/// Queries that are sorted at a time.
+const SORTED: usize = 4;
+/// Rows of a block that all queries look at before the next: about 300 KiB of embeddings, so that they stay in
+/// the cache. Whole words of labels.
+const TILE_ROWS: usize = 4 * WORD;
+/// Key of an item that a query does not judge.
+const UNJUDGED: u64 = u64::MAX;
 
 /// How far the scoring is, in blocks read out of blocks to read.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
@@ -46,33 +50,45 @@ pub fn score<B: Block, E: From<Error>>(
     load: impl FnMut(usize) -> std::result::Result<B, E>,
     progress: Progress<'_>,
 ) -> std::result::Result<Vec<QueryScore>, E> {
-    score_within(BUDGET_BYTES, queries, blocks, load, progress)
+    score_within(budget_bytes, queries, blocks, load, progress)
+}
+
+/// Bytes of distances that are held at once in a gallery of so many items.
+pub fn budget_bytes(items: usize) -> usize {
+    let [least, most] = BUDGET_BYTES;
+    (TOGETHER * items * size_of::<u64>()).clamp(least, most)
 }
 
 /// [`score`] with another budget.
 pub fn score_within<B: Block, E: From<Error>>(
-    budget_bytes: usize,
+    budget_bytes: impl FnOnce(usize) -> usize,
     queries: &[(Query, Vec<f32>)],
     blocks: usize,
     mut load: impl FnMut(usize) -> std::result::Result<B, E>,
     progress: Progress<'_>,
 ) -> std::result::Result<Vec<QueryScore>, E> {
-    let mut passes = Passes { blocks, done: 0, of: 3 * blocks as u64, progress };
+    let mut passes = Passes { blocks, done: 0, of: 2 * blocks as u64, progress };
     let mut census = Census::new(queries);
     passes.run(&mut load, |block| census.add(queries, block))?;
     let census = census.finish(queries)?;
-    let batches = census.batches(budget_bytes);
-    passes.of = (1 + 2 * batches.len() as u64) * blocks as u64;
+    let batches = census.batches(budget_bytes(census.order.len()));
+    passes.of = (1 + batches.len() as u64) * blocks as u64;
 
     let mut scores = Vec::with_capacity(queries.len());
+    let mut keys: Vec<Vec<u64>> = Vec::new();
     for batch in batches {
-        let asked = queries[batch.clone()].iter().zip(&census.relevant[batch]);
-        let mut rankings: Vec<Ranking<'_>> =
-            asked.map(|((query, embedding), relevant)| Ranking::new(query, embedding, *relevant)).collect();
-        passes.rank(&mut load, &mut rankings, &census.order, Ranking::keep)?;
-        rankings.par_iter_mut().for_each(Ranking::sort);
-        passes.rank(&mut load, &mut rankings, &census.order, Ranking::count)?;
-        scores.extend(rankings.into_iter().map(Ranking::finish));
+        // Room for keys goes from batch to batch: pages that are new to a process have to be cleared.
+        keys.resize_with(batch.len(), || Vec::with_capacity(census.order.len()));
+        let asked = queries[batch.clone()].iter().zip(&census.queries[batch]);
+        let mut rankings: Vec<Ranking<'_>> = asked
+            .zip(keys.drain(..))
+            .map(|(((query, embedding), counted), keys)| Ranking::new(query, embedding, counted, keys))
+            .collect();
+        passes.rank(&mut load, &mut rankings, &census.order)?;
+        for few in rankings.chunks(SORTED) {
+            scores.par_extend(few.par_iter().map(|ranking| ranking.score(&census.order)));
+        }
+        keys.extend(rankings.into_iter().map(|ranking| ranking.keys));
     }
     Ok(scores)
 }
@@ -99,19 +115,18 @@ impl Passes<'_> {
     }
 
     /// A pass in which every ranking looks at every row, tile by tile; `order` is that of all items.
-    fn rank<'q, B: Block, E: From<Error>>(
+    fn rank<B: Block, E: From<Error>>(
         &mut self,
         load: &mut impl FnMut(usize) -> std::result::Result<B, E>,
-        rankings: &mut [Ranking<'q>],
+        rankings: &mut [Ranking<'_>],
         order: &[u32],
-        look: fn(&mut Ranking<'q>, &B, Range<usize>, &[u32]),
     ) -> std::result::Result<(), E> {
         let mut first = 0;
         self.run(load, |block| {
-            let order = &order[first..];
+            let looked = Looked { block, labels: &LabelBits::of(block), first, order: &order[first..] };
             for tile in (0..block.rows()).step_by(TILE_ROWS) {
                 let rows = tile..block.rows().min(tile + TILE_ROWS);
-                rankings.par_iter_mut().for_each(|ranking| look(ranking, block, rows.clone(), order));
+                rankings.par_iter_mut().for_each(|ranking| ranking.look(&looked, rows.clone()));
             }
             first += block.rows();
             Ok(())
@@ -119,29 +134,79 @@ impl Passes<'_> {
     }
 }
 
-/// The first pass.
-struct Census {
-    ids: String,
-    ends: Vec<usize>,
-    relevant: Vec<u64>,
+/// A block as rankings look at it.
+struct Looked<'a, B> {
+    block: &'a B,
+    labels: &'a LabelBits,
+    /// Items before it.
+    first: usize,
+    /// Places of its items in the order of ids.
+    order: &'a [u32],
 }
 
-impl Census {
-    fn new(queries: &[(Query, Vec<f32>)]) -> Self {
-        Self { ids: String::new(), ends: Vec::new(), relevant: vec![0; queries.len()] }
+/// The first pass.
+struct Census<'q> {
+    ids: String,
+    ends: Vec<usize>,
+    queries: Vec<Counted>,
+    /// Queries whose image leaves the gallery, by its id.
+    images: HashMap<&'q str, Vec<usize>>,
+}
+
+/// What the census found of a query.
+struct Counted {
+    /// Judged items by the number of terms that they fulfil.
+    levels: Vec<u64>,
+    /// The item that is its own image, which it does not judge.
+    own: Option<usize>,
+}
+
+impl Counted {
+    fn relevant(&self) -> u64 {
+        self.levels.last().copied().unwrap_or(0)
+    }
+
+    fn judged(&self) -> u64 {
+        self.levels.iter().sum()
+    }
+}
+
+/// Place of a query's own image among the items of a word that begins with item `first`.
+fn own_place(own: Option<usize>, first: usize) -> Option<usize> {
+    own?.checked_sub(first).filter(|place| *place < WORD)
+}
+
+impl<'q> Census<'q> {
+    fn new(queries: &'q [(Query, Vec<f32>)]) -> Self {
+        let mut images: HashMap<&str, Vec<usize>> = HashMap::new();
+        for (number, (query, _)) in queries.iter().enumerate() {
+            if let Some(item) = query.held_out() {
+                images.entry(item).or_default().push(number);
+            }
+        }
+        let levels = |query: &Query| vec![0; query.terms.len() + 1];
+        let counted = queries.iter().map(|(query, _)| Counted { levels: levels(query), own: None }).collect();
+        Self { ids: String::new(), ends: Vec::new(), queries: counted, images }
     }
 
     fn add(&mut self, queries: &[(Query, Vec<f32>)], block: &impl Block) -> Result<()> {
         for (query, embedding) in queries {
             check_query(query, embedding, block)?;
         }
+        let first = self.ends.len();
         for row in 0..block.rows() {
+            for query in self.images.get(block.item(row)).into_iter().flatten() {
+                self.queries[*query].own = Some(first + row);
+            }
             self.ids.push_str(block.item(row));
             self.ends.push(self.ids.len());
         }
-        self.relevant.par_iter_mut().zip(queries).for_each(|(relevant, (query, _))| {
-            for row in 0..block.rows() {
-                *relevant += u64::from(judge(query, block, row) == Judgement::Relevant);
+        let labels = LabelBits::of(block);
+        self.queries.par_iter_mut().zip(queries).for_each(|(counted, (query, _))| {
+            for word in labels.words() {
+                let own = own_place(counted.own, first + word * WORD);
+                let judged = labels.judge(&query.terms, word).without(own).judged;
+                labels.add_levels(&query.terms, word, judged, &mut counted.levels);
             }
         });
         Ok(())
@@ -152,8 +217,8 @@ impl Census {
         &self.ids[start..self.ends[item]]
     }
 
-    fn finish(self, queries: &[(Query, Vec<f32>)]) -> Result<Counted> {
-        let lost = self.relevant.iter().zip(queries).find(|(relevant, _)| **relevant == 0);
+    fn finish(self, queries: &[(Query, Vec<f32>)]) -> Result<Gallery> {
+        let lost = self.queries.iter().zip(queries).find(|(counted, _)| counted.relevant() == 0);
         if let Some((_, (query, _))) = lost {
             return Err(Error::invalid(format!("no item of the gallery is relevant to `{}`", query.text)));
         }
@@ -168,7 +233,7 @@ impl Census {
         for (place, &item) in (0u32..).zip(&by_id) {
             order[item as usize] = place;
         }
-        Ok(Counted { order, relevant: self.relevant })
+        Ok(Gallery { order, queries: self.queries })
     }
 }
 
@@ -191,33 +256,19 @@ fn check_query(query: &Query, embedding: &[f32], block: &impl Block) -> Result<(
 }
 
 /// What the census found.
-struct Counted {
+struct Gallery {
     /// Per item, in the order of blocks: its place in the order of ids.
     order: Vec<u32>,
-    /// Per query: relevant items.
-    relevant: Vec<u64>,
+    queries: Vec<Counted>,
 }
 
-impl Counted {
-    /// Consecutive queries whose relevant items fit the budget together; at least one each.
+impl Gallery {
+    /// Consecutive queries whose distances fit the budget together, about equally many; at least one each.
     fn batches(&self, budget_bytes: usize) -> Vec<Range<usize>> {
-        let mut batches: Vec<Range<usize>> = Vec::new();
-        let mut used = 0;
-        for (query, &relevant) in self.relevant.iter().enumerate() {
-            // An item's distance and id, and the count before it.
-            let bytes = relevant as usize * (size_of::<(f64, u32)>() + size_of::<u32>());
-            match batches.last_mut() {
-                Some(batch) if used + bytes <= budget_bytes => {
-                    batch.end = query + 1;
-                    used += bytes;
-                }
-                _ => {
-                    batches.push(query..query + 1);
-                    used = bytes;
-                }
-            }
-        }
-        batches
+        let queries = self.queries.len();
+        let fit = (budget_bytes / (self.order.len() * size_of::<u64>()).max(1)).max(1);
+        let batches = queries.div_ceil(fit);
+        (0..batches).map(|i| i * queries / batches..(i + 1) * queries / batches).collect()
     }
 }
 
@@ -226,97 +277,83 @@ struct Seen {
     d2: f64,
     /// Place in the order of ids.
     place: u32,
+    item: String,
     /// Terms that it fulfils.
     fulfilled: u32,
     /// Cosine between its attributes and those of the image that asks; 0 when none does.
     alike: f64,
 }
 
-/// One query's way through the second and third pass.
+impl Seen {
+    fn found(&self) -> Found {
+        Found { item: self.item.clone(), distance: self.d2.sqrt() }
+    }
+}
+
+/// One query's way through a pass.
 struct Ranking<'a> {
     query: &'a Query,
-    embedding: &'a [f32],
-    /// (d², place of the id) of the relevant items.
-    relevant: Vec<(f64, u32)>,
-    /// Where they are, once they are sorted.
-    buckets: Buckets,
-    /// Other judged items that rank directly before relevant item `i`, after the one before it.
-    between: Vec<u32>,
-    /// Judged items by the number of terms that they fulfil.
-    levels: Vec<u64>,
+    counted: &'a Counted,
+    embedding: Vec<f64>,
+    isa: Isa,
+    /// Per item, in the order of blocks: the bits of its d², then whether it is relevant; or [`UNJUDGED`]. Distances are not
+    /// negative, so keys are ordered as they are, and one bit is free.
+    keys: Vec<u64>,
     /// The best judged items, at most [`FIRST`].
     first: Vec<Seen>,
+    /// Items with a higher key are not among the first.
+    limit: u64,
+}
+
+fn key(d2: f64, relevant: bool) -> u64 {
+    d2.to_bits() << 1 | u64::from(relevant)
 }
 
 impl<'a> Ranking<'a> {
-    /// `relevant` items are to come: no room is taken for more.
-    fn new(query: &'a Query, embedding: &'a [f32], relevant: u64) -> Self {
-        let levels = vec![0; query.terms.len() + 1];
-        let relevant = Vec::with_capacity(relevant as usize);
-        Self { query, embedding, relevant, buckets: Buckets::default(), between: Vec::new(), levels, first: Vec::new() }
+    fn new(query: &'a Query, embedding: &[f32], counted: &'a Counted, mut keys: Vec<u64>) -> Self {
+        let embedding = embedding.iter().copied().map(f64::from).collect();
+        keys.clear();
+        let first = Vec::new();
+        Self { query, counted, embedding, isa: Isa::best(), keys, first, limit: UNJUDGED - 1 }
     }
 
-    fn keep<B: Block>(&mut self, block: &B, rows: Range<usize>, order: &[u32]) {
-        for row in rows {
-            match judge(self.query, block, row) {
-                Judgement::Unjudged => {}
-                Judgement::NotRelevant { fulfilled } => self.levels[fulfilled as usize] += 1,
-                Judgement::Relevant => {
-                    let terms = self.query.terms.len();
-                    self.levels[terms] += 1;
-                    let d2 = canonical_d2(self.embedding, block.embedding(row));
-                    self.relevant.push((d2, order[row]));
-                    self.see(d2, order[row], terms as u32, block.labels(row));
+    /// Takes some rows of a block, from a whole word on.
+    fn look<B: Block>(&mut self, of: &Looked<'_, B>, rows: Range<usize>) {
+        let mut distances = [0f64; TILE_ROWS];
+        let distances = &mut distances[..rows.len()];
+        self.isa.distances(&self.embedding, |i| of.block.embedding(rows.start + i), distances);
+        for (word, distances) in (rows.start / WORD..).zip(distances.chunks(WORD)) {
+            let own = own_place(self.counted.own, of.first + word * WORD);
+            let Judged { relevant, judged } = of.labels.judge(&self.query.terms, word).without(own);
+            for (place, d2) in distances.iter().enumerate() {
+                let known = judged >> place & 1 == 1;
+                let key = if known { key(*d2, relevant >> place & 1 == 1) } else { UNJUDGED };
+                self.keys.push(key);
+                if key <= self.limit {
+                    self.see(*d2, of, word * WORD + place);
                 }
             }
         }
     }
 
-    fn sort(&mut self) {
-        self.relevant.sort_unstable_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        self.buckets = Buckets::new(&self.relevant);
-        self.between = vec![0; self.relevant.len() + 1];
-    }
-
-    fn count<B: Block>(&mut self, block: &B, rows: Range<usize>, order: &[u32]) {
-        for row in rows {
-            if let Judgement::NotRelevant { fulfilled } = judge(self.query, block, row) {
-                let d2 = canonical_d2(self.embedding, block.embedding(row));
-                let before = self.relevant_before(d2, order[row]);
-                self.between[before] += 1;
-                self.see(d2, order[row], fulfilled, block.labels(row));
-            }
-        }
-    }
-
-    /// Relevant items that rank before an item.
-    fn relevant_before(&self, d2: f64, place: u32) -> usize {
-        let bucket = self.buckets.range(d2);
-        let before = |kept: &(f64, u32)| kept.0.total_cmp(&d2).then(kept.1.cmp(&place)).is_lt();
-        bucket.start + self.relevant[bucket].partition_point(before)
-    }
-
-    /// Keeps an item if it is among the first so far.
-    fn see(&mut self, d2: f64, place: u32, fulfilled: u32, labels: &[i8]) {
+    /// Keeps a judged item if it is among the first so far.
+    fn see<B: Block>(&mut self, d2: f64, of: &Looked<'_, B>, row: usize) {
+        let (place, labels) = (of.order[row], of.block.labels(row));
         let before = |seen: &Seen| seen.d2.total_cmp(&d2).then(seen.place.cmp(&place)).is_lt();
-        if self.first.len() == FIRST && self.first.last().is_some_and(before) {
-            return;
-        }
+        let fulfils = |term: &&Term| labels[term.attribute as usize] == if term.positive { 1 } else { -1 };
+        let fulfilled = self.query.terms.iter().filter(fulfils).count() as u32;
         let alike = self.query.image.as_ref().map_or(0.0, |image| alike(image, labels));
-        self.first.insert(self.first.partition_point(before), Seen { d2, place, fulfilled, alike });
+        let item = of.block.item(row).to_string();
+        self.first.insert(self.first.partition_point(before), Seen { d2, place, item, fulfilled, alike });
         self.first.truncate(FIRST);
+        if let (FIRST, Some(last)) = (self.first.len(), self.first.last()) {
+            self.limit = key(last.d2, true);
+        }
     }
 
-    fn finish(self) -> QueryScore {
-        let mut others = 0;
-        let ranks: Vec<u64> = (1u64..)
-            .zip(&self.between[..self.relevant.len()])
-            .map(|(hits, between)| {
-                others += u64::from(*between);
-                hits + others
-            })
-            .collect();
-        let judged = self.levels.iter().sum();
+    fn score(&self, order: &[u32]) -> QueryScore {
+        let ranks = ranks(&self.keys, order);
+        let judged = self.counted.judged();
         QueryScore {
             query: self.query.number,
             set: self.query.set,
@@ -327,11 +364,12 @@ impl<'a> Ranking<'a> {
             chance: chance(ranks.len() as u64, judged),
             p_at: precision_at(&ranks),
             further: Some(self.further(&ranks)),
+            first: Some(self.first.iter().map(Seen::found).collect()),
         }
     }
 
     fn further(&self, ranks: &[u64]) -> Further {
-        let ndcg = |k| ndcg_at(k, self.first.iter().map(|seen| seen.fulfilled), &self.levels);
+        let ndcg = |k| ndcg_at(k, self.first.iter().map(|seen| seen.fulfilled), &self.counted.levels);
         Further {
             r_precision: r_precision(ranks),
             article_ap: article_ap(ranks),
@@ -349,42 +387,36 @@ impl<'a> Ranking<'a> {
     }
 }
 
-/// Where sorted distances are: cut into equal widths, so that a search looks at a few neighbours instead of jumping through all
-/// of them. The bucket of a distance never falls as the distance rises, so equal distances share one.
-#[derive(Default)]
-struct Buckets {
-    least: f64,
-    /// Buckets per unit of distance.
-    scale: f64,
-    /// First item of every bucket, then their number.
-    starts: Vec<u32>,
+/// Ranks of the relevant items, ascending.
+fn ranks(keys: &[u64], order: &[u32]) -> Vec<u64> {
+    let mut sorted = keys.to_vec();
+    sorted.par_sort_unstable();
+    // Keys that differ in the last bit alone: a relevant item and another are equally far.
+    if sorted.windows(2).any(|pair| pair[0] ^ pair[1] == 1) {
+        drop(sorted);
+        return ranks_by_id(keys, order);
+    }
+    let mut found = 0;
+    for place in 0..sorted.len() {
+        if is_relevant(sorted[place]) {
+            sorted[found] = place as u64 + 1;
+            found += 1;
+        }
+    }
+    sorted.truncate(found);
+    sorted
 }
 
-impl Buckets {
-    fn new(sorted: &[(f64, u32)]) -> Self {
-        let (least, most) = (sorted.first().map_or(0.0, |first| first.0), sorted.last().map_or(0.0, |last| last.0));
-        let count = sorted.len().div_ceil(BUCKET).max(1);
-        let width = most - least;
-        let scale = if width > 0.0 { count as f64 / width } else { 0.0 };
-        let mut buckets = Self { least, scale, starts: vec![0; count + 1] };
-        sorted.iter().for_each(|(d2, _)| {
-            let next = buckets.of(*d2) + 1;
-            buckets.starts[next] += 1;
-        });
-        (0..count).for_each(|bucket| buckets.starts[bucket + 1] += buckets.starts[bucket]);
-        buckets
-    }
+/// The same where ties are to be broken.
+fn ranks_by_id(keys: &[u64], order: &[u32]) -> Vec<u64> {
+    let judged = keys.iter().zip(order).filter(|(key, _)| **key != UNJUDGED);
+    let mut sorted: Vec<(u64, u32, bool)> = judged.map(|(key, place)| (key >> 1, *place, is_relevant(*key))).collect();
+    sorted.par_sort_unstable();
+    (1u64..).zip(sorted).filter(|(_, (.., relevant))| *relevant).map(|(rank, _)| rank).collect()
+}
 
-    /// A cast of a float ends at its bounds.
-    fn of(&self, d2: f64) -> usize {
-        (((d2 - self.least) * self.scale) as usize).min(self.starts.len() - 2)
-    }
-
-    /// The items of the bucket of a distance.
-    fn range(&self, d2: f64) -> Range<usize> {
-        let bucket = self.of(d2);
-        self.starts[bucket] as usize..self.starts[bucket + 1] as usize
-    }
+fn is_relevant(key: u64) -> bool {
+    key & 1 == 1 && key != UNJUDGED
 }
 
 /// Cosine between two 0/1 vectors: the attributes that each image has; 0 when either has none.

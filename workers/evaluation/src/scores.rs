@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use arrow_array::builder::{Float64Builder, ListBuilder, StringBuilder};
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float64Type, UInt32Type, UInt64Type};
 use arrow_array::{Array, ArrayRef, Float64Array, RecordBatch, StringArray, UInt32Array, UInt64Array};
+use arrow_schema::DataType;
 use bytes::Bytes;
-use likeness_contract::tables::{QUERY_REPORT_COLUMNS_V1, query_report_schema};
+use likeness_contract::tables::{QUERY_REPORT_COLUMNS_V1, QUERY_REPORT_COLUMNS_V2, query_report_schema};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde::{Deserialize, Serialize};
@@ -17,6 +19,9 @@ use crate::queries::QuerySet;
 
 /// Most queries of one file: bounds what a hostile file can make us hold.
 const MAX_QUERIES: i64 = 10_000_000;
+
+/// Items at the head of a ranking that are looked at one by one, and kept.
+pub const FIRST: usize = 100;
 
 /// How well one query was answered.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +44,17 @@ pub struct QueryScore {
     pub p_at: [f64; 4],
     /// None in a file of before these were computed.
     pub further: Option<Further>,
+    /// The nearest judged items, at most [`FIRST`]; none in a file of before these were kept.
+    pub first: Option<Vec<Found>>,
+}
+
+/// An item that a query found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Found {
+    /// Its id.
+    pub item: String,
+    /// Its Euclidean distance.
+    pub distance: f64,
 }
 
 /// Figures that the second version of the table added.
@@ -82,6 +98,8 @@ pub fn encode_scores(scores: &[QueryScore]) -> Result<Vec<u8>> {
         further(&|further| Some(further.ndcg_at_10)),
         further(&|further| Some(further.ndcg_at_100)),
         further(&|further| further.cs_p_at_10),
+        items(scores),
+        distances(scores),
     ];
     let failed = |what: &str| Error::invalid(format!("the scores can't be {what}"));
     let batch = RecordBatch::try_new(Arc::clone(&schema), columns).map_err(|e| failed("made a table").because(e))?;
@@ -92,12 +110,39 @@ pub fn encode_scores(scores: &[QueryScore]) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Type of the items of a list column of the table.
+fn item_field(column: usize) -> arrow_schema::FieldRef {
+    match query_report_schema().field(column).data_type() {
+        DataType::List(item) => Arc::clone(item),
+        other => unreachable!("column {column} holds {other}, not lists"),
+    }
+}
+
+fn items(scores: &[QueryScore]) -> ArrayRef {
+    let mut lists = ListBuilder::new(StringBuilder::new()).with_field(item_field(QUERY_REPORT_COLUMNS_V2));
+    for score in scores {
+        score.first.iter().flatten().for_each(|found| lists.values().append_value(&found.item));
+        lists.append(score.first.is_some());
+    }
+    Arc::new(lists.finish())
+}
+
+fn distances(scores: &[QueryScore]) -> ArrayRef {
+    let mut lists = ListBuilder::new(Float64Builder::new()).with_field(item_field(QUERY_REPORT_COLUMNS_V2 + 1));
+    for score in scores {
+        score.first.iter().flatten().for_each(|found| lists.values().append_value(found.distance));
+        lists.append(score.first.is_some());
+    }
+    Arc::new(lists.finish())
+}
+
 /// Reads what [`encode_scores`] wrote; every value is checked, errors name the row.
 pub fn decode_scores(bytes: Bytes) -> Result<Vec<QueryScore>> {
     let reader = ParquetRecordBatchReaderBuilder::try_new(bytes)
         .map_err(|e| Error::corrupt("the scores are no Parquet file").because(e))?;
     let (fields, expected) = (reader.schema().fields(), query_report_schema());
-    if *fields != expected.fields && **fields != expected.fields[..QUERY_REPORT_COLUMNS_V1] {
+    let known = [QUERY_REPORT_COLUMNS_V1, QUERY_REPORT_COLUMNS_V2, expected.fields.len()];
+    if !known.iter().any(|columns| **fields == expected.fields[..*columns]) {
         return Err(Error::corrupt("the scores have other columns than a query report"));
     }
     let rows = reader.metadata().file_metadata().num_rows();
@@ -132,6 +177,7 @@ fn score_of(batch: &RecordBatch, row: usize) -> Result<QueryScore> {
         chance: float(6),
         p_at: [float(7), float(8), float(9), float(10)],
         further: further_of(batch, row)?,
+        first: first_of(batch, row)?,
     };
     score.check()?;
     Ok(score)
@@ -158,6 +204,24 @@ fn further_of(batch: &RecordBatch, row: usize) -> Result<Option<Further>> {
     Ok(Some(Further { r_precision, article_ap, ndcg_at_10, ndcg_at_100, cs_p_at_10 }))
 }
 
+/// The head of the ranking, where the file has it.
+fn first_of(batch: &RecordBatch, row: usize) -> Result<Option<Vec<Found>>> {
+    if batch.num_columns() <= QUERY_REPORT_COLUMNS_V2 {
+        return Ok(None);
+    }
+    let [items, distances] = [0, 1].map(|i| batch.column(QUERY_REPORT_COLUMNS_V2 + i).as_list::<i32>());
+    if !items.is_valid(row) || !distances.is_valid(row) {
+        return Ok(None);
+    }
+    let (items, distances) = (items.value(row), distances.value(row));
+    let (items, distances) = (items.as_string::<i32>(), distances.as_primitive::<Float64Type>());
+    if items.len() != distances.len() || items.len() > FIRST {
+        return Err(Error::corrupt(format!("row {row} has {} items and {} distances", items.len(), distances.len())));
+    }
+    let found = items.iter().flatten().zip(distances.values());
+    Ok(Some(found.map(|(item, distance)| Found { item: item.into(), distance: *distance }).collect()))
+}
+
 impl Further {
     /// nDCG and the cosines end in additions that round: a hair above 1 is no damage.
     fn check(&self) -> bool {
@@ -173,9 +237,17 @@ impl QueryScore {
             && self.relevant <= self.judged
             && self.chance == chance(self.relevant, self.judged)
             && shares.into_iter().all(|share| (0.0..=1.0).contains(&share))
-            && self.further.as_ref().is_none_or(Further::check);
+            && self.further.as_ref().is_none_or(Further::check)
+            && self.first.as_ref().is_none_or(|first| first_is_sound(first, self.judged));
         if sound { Ok(()) } else { Err(Error::corrupt(format!("the figures of query {} are impossible", self.query))) }
     }
+}
+
+/// Distances ascend and are none below 0 or NaN; there are not more items than are judged.
+fn first_is_sound(first: &[Found], judged: u64) -> bool {
+    first.len() as u64 <= judged
+        && first.iter().all(|found| found.distance >= 0.0)
+        && first.is_sorted_by(|a, b| a.distance <= b.distance)
 }
 
 /// Scores of all ranges in order as one list; refuses gaps, repeats and another number than `expected`.
@@ -212,6 +284,10 @@ pub(crate) mod tests {
                     ndcg_at_100: f64::from(query) / 10.0,
                     cs_p_at_10: (query % 2 == 0).then_some(0.1),
                 }),
+                first: (query != 5).then(|| {
+                    let item = |i: u32| Found { item: format!("{}.jpg", query + i), distance: f64::from(i) / 3.0 };
+                    (0..query * 3).map(item).collect()
+                }),
             })
             .collect()
     }
@@ -236,6 +312,21 @@ pub(crate) mod tests {
         let mut impossible = scores();
         impossible[2].relevant = 31;
         assert!(decode_scores(encode_scores(&impossible).unwrap().into()).is_err());
+    }
+
+    #[test]
+    fn a_head_that_is_no_ranking_is_refused() {
+        let found = |item: &str, distance| Found { item: item.into(), distance };
+        for first in [
+            vec![found("a", 0.2), found("b", 0.1)],
+            vec![found("a", f64::NAN)],
+            (0..31).map(|i| found("a", f64::from(i))).collect(),
+            (0..101).map(|i| found("a", f64::from(i))).collect(),
+        ] {
+            let mut impossible = scores();
+            impossible[1].first = Some(first);
+            assert!(decode_scores(encode_scores(&impossible).unwrap().into()).is_err());
+        }
     }
 
     #[test]

@@ -127,6 +127,7 @@ mod tests {
                 chance: 0.5,
                 p_at: [0.0; 4],
                 further: None,
+                first: None,
             })
             .collect()
     }

@@ -61,7 +61,7 @@ def ranking(query, vector, ids, embeddings, labels):
     asked = [term["attribute"] for term in query["terms"]]
     signs = np.array([1 if term["positive"] else -1 for term in query["terms"]])
     judged = (labels[:, asked] != 0).all(axis=1)
-    if query["image"]:
+    if query["image"] and not query["image"].get("stays"):
         judged &= ids != query["image"]["item"]
     places = np.flatnonzero(judged)
     d2 = ((embeddings[places].astype(np.float64) - vector.astype(np.float64)) ** 2).sum(axis=1)
@@ -74,7 +74,7 @@ def cs_precision(query, fulfilled, places, labels):
     if not query["image"]:
         return np.nan
     image = labels[query["image"]["index"]] == 1
-    first = places[:10][fulfilled[:10] == 1]
+    first = places[:10][fulfilled[:10] == len(query["terms"])]
     has = labels[first] == 1
     norm = np.sqrt(image.sum() * has.sum(axis=1))
     return np.divide((has & image).sum(axis=1), norm, out=np.zeros(len(first)), where=norm > 0).sum() / 10
@@ -94,10 +94,11 @@ def score(query, fulfilled, places, labels):
     return figures + [precision[relevant - 1], precision[:relevant].mean(), *ndcg, cs_precision(query, fulfilled, places, labels)]
 
 
-def image_vector(query, gallery, attribute):
-    """Normalised image ± attribute."""
-    sign = 1 if query["terms"][0]["positive"] else -1
-    vector = gallery[query["image"]["index"]].astype(np.float64) + sign * attribute.astype(np.float64)
+def image_vector(query, gallery, attributes):
+    """Normalised image ± attributes, each embedded alone."""
+    vector = gallery[query["image"]["index"]].astype(np.float64)
+    for term in query["terms"]:
+        vector += (1 if term["positive"] else -1) * attributes[term["attribute"]].astype(np.float64)
     return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
@@ -148,6 +149,16 @@ def check_torchmetrics(ours, queries, rankings):
         largest(f"{name} by torchmetrics", ours[name], theirs)
 
 
+def check_first(ours, ids, rankings, vectors, embeddings):
+    """The first items of every ranking and their distances."""
+    same, distances = 0, []
+    for found, theirs, (_, places), vector in zip(ours["items"], ours["distances"], rankings, vectors):
+        same += found == list(ids[places[: len(found)]]) and len(found) == min(100, len(places))
+        d2 = ((embeddings[places[: len(found)]].astype(np.float64) - vector.astype(np.float64)) ** 2).sum(axis=1)
+        distances.append(np.abs(np.array(theirs) - np.sqrt(d2)).max())
+    print(f"first items: {same} of {len(rankings)} rankings the same, distances differ by at most {max(distances):.3g}")
+
+
 def main():
     store, report_id = Path(sys.argv[1]), sys.argv[2]
     report = document(store, f"reports/{report_id}/manifest.json")
@@ -156,23 +167,26 @@ def main():
     model = document(store, f"models/{generation['model']}/model.json")
     ids, embeddings, labels = gallery(store, generation, report["rows"])
     record = document(store, f"jobs/{report_id}/tasks/queries.json")
-    drawn = json.loads((store / record["output"]["queries"]["object"]["key"]).read_text())
+    (output,) = record["output"].values()
+    drawn = json.loads((store / output["object"]["key"]).read_text())
     queries = drawn["queries"]
 
-    # Of a query by image: the one attribute alone, whatever its sign.
     vectors = np.zeros((len(queries), labels.shape[1]))
     for row, query in enumerate(queries):
         for term in query["terms"]:
-            if term["positive"] or query["image"] or model["settings"]["encoding"] == "three-state":
-                vectors[row, term["attribute"]] = 1 if term["positive"] or query["image"] else -1
-    vectors = attribute_tower(safetensors(store / model["weights"]["key"]), vectors)
-    vectors = [image_vector(q, embeddings, v) if q["image"] else v for q, v in zip(queries, vectors)]
+            if term["positive"] or model["settings"]["encoding"] == "three-state":
+                vectors[row, term["attribute"]] = 1 if term["positive"] else -1
+    weights = safetensors(store / model["weights"]["key"])
+    alone = attribute_tower(weights, np.eye(labels.shape[1]))
+    vectors = attribute_tower(weights, vectors)
+    vectors = [image_vector(q, embeddings, alone) if q["image"] else v for q, v in zip(queries, vectors)]
 
     ours = pq.read_table(store / report["queries"]["key"]).to_pydict()
     rankings = [ranking(query, vector, ids, embeddings, labels) for query, vector in zip(queries, vectors)]
     theirs = np.array([score(query, *ranked, labels) for query, ranked in zip(queries, rankings)])
     for column, name in enumerate(NAMES):
         largest(name, ours[name], theirs[:, column])
+    check_first(ours, ids, rankings, vectors, embeddings)
     for row in report["headline"]:
         chosen = [q["set"] == row["set"] for q in queries]
         ap, chance = theirs[chosen, 0].mean(), theirs[chosen, 1].mean()

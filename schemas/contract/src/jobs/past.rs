@@ -351,7 +351,7 @@ fn is_new_output(output: &TaskOutput) -> bool {
         | TaskOutput::Report { .. }
         | TaskOutput::Gate(_)
         | TaskOutput::IndexedShard { .. } => false,
-        TaskOutput::Answers { .. } => true,
+        TaskOutput::Answers { .. } | TaskOutput::PooledQueries { .. } | TaskOutput::FlooredGate { .. } => true,
     }
 }
 
@@ -387,6 +387,8 @@ impl<C> TaskOutput<C> {
                 TaskOutput::IndexedShard { object, rows, skipped, approximate }
             }
             Self::Answers { object, questions, failed } => TaskOutput::Answers { object, questions, failed },
+            Self::PooledQueries { object, queries, pooled } => TaskOutput::PooledQueries { object, queries, pooled },
+            Self::FlooredGate { decision, floor } => TaskOutput::FlooredGate { decision, floor },
         })
     }
 }

@@ -144,3 +144,66 @@ proptest! {
         prop_assert_eq!(DrawnQueries::decode(&drawn.encode()).unwrap(), drawn);
     }
 }
+
+#[test]
+fn as_the_author_did_the_image_stays_and_may_have_the_attribute_already() {
+    let labels = random_labels(400, 8, true, 3);
+    let author = EvaluateSettings { image_edit: ImageEdit::Author, images: 200, full: 7, ..settings(0, 0) };
+    let drawn = draw_queries(&vocabulary(8), &labels, &author).unwrap();
+    assert_eq!(drawn.sets[3..].iter().map(|set| (set.wanted, set.drawn)).collect::<Vec<_>>(), [(7, 7), (200, 200)]);
+    let images: Vec<&Query> = drawn.queries.iter().filter(|query| query.set == QuerySet::Images).collect();
+    assert!(images.iter().all(|query| query.held_out().is_none()));
+    let has_already = |query: &&&Query| {
+        query.image.as_ref().unwrap().has.contains(&query.terms[0].attribute) == query.terms[0].positive
+    };
+    let already = images.iter().filter(has_already).count();
+    assert!((60..140).contains(&already), "{already} of 200 ask for what is so already");
+    assert_eq!(DrawnQueries::decode(&drawn.encode()).unwrap(), drawn);
+    let held_out = draw_queries(&vocabulary(8), &labels, &settings(0, 0)).unwrap();
+    let text = String::from_utf8(held_out.encode()).unwrap();
+    assert!(
+        text.contains("likeness-queries-2") && !text.contains("stays"),
+        "what says nothing new is written as before"
+    );
+}
+
+#[test]
+fn own_queries_come_last_and_what_no_item_answers_is_left_out_and_told() {
+    // Items 0..4 of two attributes.
+    let labels = [1, 1, 1, -1, -1, -1, -1, -1];
+    let some = |line, with: &[&str], without: &[&str], item: Option<&str>| BroughtQuery {
+        line,
+        name: (line == 1).then(|| "mine".into()),
+        with: with.iter().map(|name| name.to_string()).collect(),
+        without: without.iter().map(|name| name.to_string()).collect(),
+        item: item.map(String::from),
+    };
+    let brought = [
+        some(1, &["A0"], &["A1"], None),
+        some(2, &["A1"], &[], Some("item 3")),
+        some(3, &["A1"], &["A0"], None),
+        some(4, &["A0"], &[], Some("item 9")),
+        some(5, &["A0", "A1"], &[], Some("item 0")),
+    ];
+    let place = |item: &str| item.strip_prefix("item ")?.parse().ok().filter(|place| *place < 4);
+    let mut drawn = draw_queries(&vocabulary(2), &labels, &settings(0, 0)).unwrap();
+    let pooled = drawn.pooled();
+    drawn.add_own(&brought, &labels, place, ImageEdit::HeldOut).unwrap();
+    let left_out = &drawn.left_out;
+    let own: Vec<&Query> = drawn.queries.iter().filter(|query| query.set == QuerySet::Own).collect();
+    assert_eq!(own.iter().map(|query| &*query.text).collect::<Vec<_>>(), ["mine: +A0 −A1", "item 3 +A1"]);
+    assert_eq!((own[1].held_out(), drawn.pooled()), (Some("item 3"), pooled));
+    assert_eq!(left_out.len(), 3);
+    assert!(left_out[0].starts_with("line 3: no item") && left_out[1].contains("item `item 9` is not among"));
+    assert!(left_out[2].starts_with("line 5: no item"), "its own image is the only one that fits, and is no answer");
+    let own = drawn.sets.last().unwrap();
+    assert_eq!((own.set, own.wanted, own.drawn), (QuerySet::Own, 5, 2));
+    assert_eq!(DrawnQueries::decode(&drawn.encode()).unwrap(), drawn);
+    let mut again = draw_queries(&vocabulary(2), &labels, &settings(0, 0)).unwrap();
+    again.add_own(&brought, &labels, place, ImageEdit::Author).unwrap();
+    assert_eq!(again.left_out.len(), 2);
+    let unknown = [some(7, &["Zebra"], &[], None)];
+    assert!(
+        again.add_own(&unknown, &labels, place, ImageEdit::HeldOut).unwrap_err().to_string().starts_with("line 7:")
+    );
+}

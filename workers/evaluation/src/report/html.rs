@@ -82,7 +82,9 @@ fn headline(report: &Report) -> String {
     let head = ["set", "queries", "mAP", "chance", "mAP / chance", "P@1", "P@5", "P@10", "P@100"];
     let rows: Vec<Vec<String>> = report.sets.iter().filter(|set| set.queries > 0).map(headline_row).collect();
     let (ours, random) = (report.pooled.map, report.pooled.random_map);
-    let verdict = if ours.interval[0] > random {
+    let verdict = if report.pooled.queries == 0 {
+        "There are no singles, pairs and triples.".to_string()
+    } else if ours.interval[0] > random {
         format!(
             "Over all {} singles, pairs and triples mAP is {:.3}, where a random order reaches {random:.3}.",
             report.pooled.queries, ours.mean
@@ -97,7 +99,18 @@ fn headline(report: &Report) -> String {
                    that does not. Chance is the mean share of items that fulfil the query: what a random order finds. Small \
                    figures are 95 % bootstrap intervals over the queries.";
     let figures = format!("<div class=\"headline\">{}</div>", table(&head, &rows));
-    figures + &paragraph(&verdict) + &paragraph(reading) + &further(report)
+    figures + &paragraph(&verdict) + &paragraph(reading) + &own_left_out(report) + &further(report)
+}
+
+/// Which of the user's queries are not asked.
+fn own_left_out(report: &Report) -> String {
+    let Some(own) = report.sets.iter().find(|set| set.set == QuerySet::Own && set.left_out > 0) else {
+        return String::new();
+    };
+    let whys: String = report.own_left_out.iter().map(|why| format!("<li>{}</li>\n", escape(why))).collect();
+    let more = if own.left_out as usize > report.own_left_out.len() { "<li>…</li>\n" } else { "" };
+    let title = format!("{} of {} own queries are not asked:", own.left_out, own.wanted);
+    paragraph(&title) + &format!("<ul>\n{whys}{more}</ul>\n")
 }
 
 /// Figures by other definitions, where every set has them.
@@ -138,7 +151,7 @@ fn range(figure: &Figure) -> String {
 
 fn distributions(report: &Report, scores: &[QueryScore]) -> String {
     let key = "<div class=\"key\"><i class=\"set0\"></i>singles<i class=\"set1\"></i>pairs<i class=\"set2\"></i>triples\
-               <i class=\"set3\"></i>full<i class=\"set4\"></i>images<i class=\"mean\"></i>mean<i class=\"chance\"></i>a random order</div>\n";
+               <i class=\"set3\"></i>full<i class=\"set4\"></i>images<i class=\"set5\"></i>own<i class=\"mean\"></i>mean<i class=\"chance\"></i>a random order</div>\n";
     let spread: String = QuerySet::ALL
         .iter()
         .filter_map(|set| report.set(*set))

@@ -116,5 +116,6 @@ fn set_class(set: QuerySet) -> &'static str {
         QuerySet::Triples => "set2",
         QuerySet::Full => "set3",
         QuerySet::Images => "set4",
+        QuerySet::Own => "set5",
     }
 }

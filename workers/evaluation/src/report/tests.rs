@@ -62,6 +62,7 @@ fn example() -> (Report, Vec<QueryScore>) {
                 ndcg_at_100: 0.125,
                 cs_p_at_10: query.image.as_ref().map(|_| 0.375),
             }),
+            first: None,
         })
         .collect();
     (Report::new(subject(200), settings, &drawn, &counts, &scores), scores)

@@ -1,14 +1,17 @@
 use std::sync::Arc;
 
+use likeness_contract::ranking::canonical_d2;
 use proptest::prelude::*;
 
 use super::*;
 use crate::bootstrap::{below, stream};
-use crate::gallery::PlainBlock;
+use crate::gallery::{Judgement, PlainBlock, judge};
 use crate::queries::QuerySet;
 
 const ATTRIBUTES: usize = 3;
 const DIM: usize = 2;
+/// A budget for all queries at once.
+const ALL: usize = 1 << 20;
 
 struct Item {
     id: String,
@@ -43,7 +46,7 @@ fn queries() -> Vec<(Query, Vec<f32>)> {
 fn by_image(item: &Item) -> (Query, Vec<f32>) {
     let query = Query::of(QuerySet::Images, &[(1, item.labels[1] == -1)]);
     let has = (0u32..).zip(&item.labels).filter(|(_, label)| **label == 1).map(|(attribute, _)| attribute).collect();
-    let image = Some(QueryImage { item: item.id.clone(), index: 0, has });
+    let image = Some(QueryImage { item: item.id.clone(), index: 0, has, stays: false });
     (Query { number: 4, text: "q4".into(), image, ..query }, item.embedding.clone())
 }
 
@@ -108,6 +111,9 @@ fn oracle(items: &[Item], query: &Query, embedding: &[f32]) -> QueryScore {
             ndcg_at_100: ndcg_at(100, gains.iter().copied(), &levels),
             cs_p_at_10: query.image.as_ref().map(cs),
         }),
+        first: Some(
+            judged.iter().take(100).map(|(item, d2, _)| Found { item: item.id.clone(), distance: d2.sqrt() }).collect(),
+        ),
     }
 }
 
@@ -118,7 +124,7 @@ fn run(
     threads: usize,
 ) -> Result<Vec<QueryScore>> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-    pool.install(|| score_within(budget, queries, blocks.len(), |i| Ok(Arc::clone(&blocks[i])), &mut |_, _| {}))
+    pool.install(|| score_within(|_| budget, queries, blocks.len(), |i| Ok(Arc::clone(&blocks[i])), &mut |_, _| {}))
 }
 
 proptest! {
@@ -129,7 +135,7 @@ proptest! {
         seed in 0u64..1000,
         cuts in proptest::collection::vec(0usize..50, 0..5),
         threads in 1usize..4,
-        budget in prop_oneof![Just(1usize), Just(400), Just(BUDGET_BYTES)],
+        budget in prop_oneof![Just(1usize), Just(400), Just(ALL)],
     ) {
         let items = items(count, unknown, seed);
         let mut all: Vec<(Query, Vec<f32>)> = queries();
@@ -160,7 +166,7 @@ fn average_precision_with_ties_equals_scikit_learns_on_the_order_by_id() {
         .collect();
     let mut query = queries().swap_remove(0);
     query.1 = vec![0.0, 0.0];
-    let scores = run(&blocks(&items, &[4, 1]), &[query], BUDGET_BYTES, 1).unwrap();
+    let scores = run(&blocks(&items, &[4, 1]), &[query], ALL, 1).unwrap();
     assert!((scores[0].average_precision - 0.466_666_666_666_666_6).abs() < 1e-15, "{}", scores[0].average_precision);
     assert_eq!((scores[0].relevant, scores[0].judged, scores[0].p_at[1]), (3, 6, 0.4));
 }
@@ -170,8 +176,8 @@ fn progress_ends_at_its_total_and_an_error_of_the_loader_ends_the_scoring() {
     let blocks = blocks(&items(50, false, 1), &[10, 10]);
     let mut seen = Vec::new();
     let load = |i: usize| Ok::<_, Error>(Arc::clone(&blocks[i]));
-    score_within(1, &queries(), 3, load, &mut |done, of| seen.push((done, of))).unwrap();
-    assert_eq!(seen.last(), Some(&(27, 27)));
+    score_within(|_| 1, &queries(), 3, load, &mut |done, of| seen.push((done, of))).unwrap();
+    assert_eq!(seen.last(), Some(&(15, 15)));
     let stopped = score(
         &queries(),
         3,
@@ -184,9 +190,8 @@ fn progress_ends_at_its_total_and_an_error_of_the_loader_ends_the_scoring() {
 #[test]
 fn what_does_not_fit_the_gallery_is_named() {
     let mut all = items(30, false, 1);
-    let ask = |blocks: &[Arc<PlainBlock>], query: (Query, Vec<f32>)| {
-        run(blocks, &[query], BUDGET_BYTES, 1).unwrap_err().to_string()
-    };
+    let ask =
+        |blocks: &[Arc<PlainBlock>], query: (Query, Vec<f32>)| run(blocks, &[query], ALL, 1).unwrap_err().to_string();
     let query = || queries().swap_remove(0);
     let fine = blocks(&all, &[]);
     assert_eq!(ask(&fine, (query().0, vec![0.0; 3])), "query `q0` has dimension 3, the gallery 2");
@@ -199,4 +204,12 @@ fn what_does_not_fit_the_gallery_is_named() {
     all[0].labels[0] = 1;
     all[7].id = all[21].id.clone();
     assert_eq!(ask(&blocks(&all, &[9]), query()), format!("item `{}` is twice in the gallery", all[7].id));
+}
+
+#[test]
+fn a_budget_grows_with_the_gallery_within_bounds() {
+    assert_eq!(
+        [0, 200_000, 209_716, 1_000_000, 100_000_000].map(budget_bytes),
+        [64 << 20, 64 << 20, 209_716 * 320, 320_000_000, 384 << 20]
+    );
 }

@@ -86,7 +86,7 @@ pub(crate) fn check_output(output: &TaskOutput) -> Result<(), TaskError> {
             };
             headline.iter().flat_map(of_row).collect()
         }
-        TaskOutput::Gate(gate) => {
+        TaskOutput::Gate(gate) | TaskOutput::FlooredGate { decision: gate, .. } => {
             vec![gate.candidate_map, gate.baseline_map, gate.difference, gate.interval[0], gate.interval[1]]
         }
         TaskOutput::Scan { .. }
@@ -95,6 +95,7 @@ pub(crate) fn check_output(output: &TaskOutput) -> Result<(), TaskError> {
         | TaskOutput::Shard { .. }
         | TaskOutput::IndexedShard { .. }
         | TaskOutput::Queries { .. }
+        | TaskOutput::PooledQueries { .. }
         | TaskOutput::Scores { .. }
         | TaskOutput::Answers { .. } => Vec::new(),
     };

@@ -1,14 +1,14 @@
 //! Queries as vectors of the generation's own model.
 //!
 //! Attributes go through the attribute tower. The image of a query is an item of the gallery, so its embedding is there
-//! already: the query is normalised (image ± embedding of the one attribute alone).
+//! already: the query is normalised (image ± embedding of each attribute alone).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 use likeness_contract::documents::GenerationManifest;
-use likeness_evaluation::{Block, Query, gallery};
+use likeness_evaluation::{Block, Query, Term, gallery};
 use likeness_model::encode_query;
 
 use super::gallery::Gallery;
@@ -42,11 +42,12 @@ pub fn embed_queries(
         let embedding = match &query.image {
             None => embed_attributes(loaded, &query.with(), &query.without(), device)?,
             Some(image) => {
-                let [term] = query.terms[..] else {
-                    return Err(TaskError::invalid(format!("query `{}` changes more than one attribute", query.text)));
+                let change = |term: &Term| {
+                    let attribute = embed_attributes(loaded, &[term.attribute as usize], &[], device)?;
+                    Ok((attribute, term.positive))
                 };
-                let attribute = embed_attributes(loaded, &[term.attribute as usize], &[], device)?;
-                changed(&images[&image.index], &attribute, term.positive)
+                let changes = query.terms.iter().map(change).collect::<Result<Vec<_>, TaskError>>()?;
+                changed(&images[&image.index], &changes)
             }
         };
         Ok((query, embedding))
@@ -66,10 +67,13 @@ fn embed_attributes(
     Ok(loaded.model.embed_attributes(&vector)?.flatten_all()?.to_vec1::<f32>()?)
 }
 
-/// (image ± attribute) / its norm, summed in f64.
-fn changed(image: &[f32], attribute: &[f32], add: bool) -> Vec<f32> {
-    let sign = if add { 1.0 } else { -1.0 };
-    let sum: Vec<f64> = image.iter().zip(attribute).map(|(x, a)| f64::from(*x) + sign * f64::from(*a)).collect();
+/// (image ± attributes) / its norm, summed in f64. An attribute is added or taken away.
+fn changed(image: &[f32], changes: &[(Vec<f32>, bool)]) -> Vec<f32> {
+    let mut sum: Vec<f64> = image.iter().copied().map(f64::from).collect();
+    for (attribute, add) in changes {
+        let sign = if *add { 1.0 } else { -1.0 };
+        sum.iter_mut().zip(attribute).for_each(|(sum, a)| *sum += sign * f64::from(*a));
+    }
     let norm = sum.iter().map(|value| value * value).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
     sum.into_iter().map(|value| (value / norm) as f32).collect()
 }
@@ -109,8 +113,13 @@ mod tests {
 
     #[test]
     fn an_image_moves_towards_an_attribute_or_away_from_it() {
-        assert_eq!(changed(&[1.0, 0.0], &[0.0, 1.0], true), [0.5f32.sqrt(); 2]);
-        assert_eq!(changed(&[1.0, 0.0], &[0.0, 1.0], false), [0.5f32.sqrt(), -(0.5f32.sqrt())]);
-        assert_eq!(changed(&[1.0, 0.0], &[1.0, 0.0], false), [0.0, 0.0]);
+        let by = |attribute: [f32; 2], add| changed(&[1.0, 0.0], &[(attribute.to_vec(), add)]);
+        assert_eq!(by([0.0, 1.0], true), [0.5f32.sqrt(); 2]);
+        assert_eq!(by([0.0, 1.0], false), [0.5f32.sqrt(), -(0.5f32.sqrt())]);
+        assert_eq!(by([1.0, 0.0], false), [0.0, 0.0]);
+        assert_eq!(
+            changed(&[0.5, 0.0], &[(vec![0.5, 0.0], true), (vec![0.0, 1.0], false)]),
+            [0.5f32.sqrt(), -(0.5f32.sqrt())]
+        );
     }
 }

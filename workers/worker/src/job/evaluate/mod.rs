@@ -12,6 +12,7 @@ mod report;
 mod thumbnail;
 
 use likeness_contract::jobs::{EvaluateStage, JobSpec, JobWork, TaskOutput, task_ids};
+use likeness_evaluation::gate::with_floor;
 use likeness_evaluation::{DrawnQueries, QueryScore, decode_scores, scores};
 
 pub(super) use embedding::model_of;
@@ -28,17 +29,21 @@ pub async fn gate(cx: &TaskContext) -> Result<TaskOutput, TaskError> {
         return Err(TaskError::invalid(format!("a job of kind `{}` has no gate", cx.spec().work.kind())));
     };
     let drawn = drawn(cx).await?;
-    let candidate = scored(cx, evaluate, &drawn, false).await?;
+    let candidate = scored(cx, evaluate, drawn.queries.queries.len(), false).await?;
     let compared = match baseline {
-        Some(baseline) => Some((baseline.release, scored(cx, evaluate, &drawn, true).await?)),
+        Some(baseline) => Some((baseline.release, scored(cx, evaluate, drawn.of_baseline, true).await?)),
         None => None,
     };
-    let seed = evaluate.settings.seed;
+    let (seed, floor) = (evaluate.settings.seed, evaluate.settings.floor);
     let decide = move || {
         let compared = compared.as_ref().map(|(release, scores)| (*release, scores.as_slice()));
         likeness_evaluation::gate(&candidate, compared, seed)
     };
-    Ok(TaskOutput::Gate(tokio::task::spawn_blocking(decide).await.map_err(TaskError::transient)??))
+    let decision = tokio::task::spawn_blocking(decide).await.map_err(TaskError::transient)??;
+    if floor == 0.0 {
+        return Ok(TaskOutput::Gate(decision));
+    }
+    Ok(TaskOutput::FlooredGate { decision: with_floor(decision, floor), floor })
 }
 
 fn stage(spec: &JobSpec) -> Result<&EvaluateStage, TaskError> {
@@ -48,24 +53,33 @@ fn stage(spec: &JobSpec) -> Result<&EvaluateStage, TaskError> {
     }
 }
 
-/// The queries that the job drew.
-async fn drawn(cx: &TaskContext) -> Result<DrawnQueries, TaskError> {
-    let record = cx.record(&task_ids::queries()).await?;
-    let TaskOutput::Queries { object, .. } = record.output else {
-        return Err(TaskError::invalid(format!("the record of `{}` is not of drawn queries", record.task)));
-    };
-    let bytes = cx.store.read(&object).await?;
-    DrawnQueries::decode(&bytes).map_err(|error| about(&object.key, error))
+/// What the job drew.
+struct Drawn {
+    queries: DrawnQueries,
+    /// How many of them the generation compared with is asked: the first ones.
+    of_baseline: usize,
 }
 
-/// The scores of all queries, from the records of all ranges in order.
+/// The queries that the job drew.
+async fn drawn(cx: &TaskContext) -> Result<Drawn, TaskError> {
+    let record = cx.record(&task_ids::queries()).await?;
+    let (object, of_baseline) = match record.output {
+        TaskOutput::Queries { object, queries } => (object, queries),
+        TaskOutput::PooledQueries { object, queries: _, pooled } => (object, pooled),
+        _ => return Err(TaskError::invalid(format!("the record of `{}` is not of drawn queries", record.task))),
+    };
+    let bytes = cx.store.read(&object).await?;
+    let queries = DrawnQueries::decode(&bytes).map_err(|error| about(&object.key, error))?;
+    Ok(Drawn { queries, of_baseline: of_baseline as usize })
+}
+
+/// The scores of so many queries, from the records of all ranges in order.
 async fn scored(
     cx: &TaskContext,
     stage: &EvaluateStage,
-    drawn: &DrawnQueries,
+    queries: usize,
     baseline: bool,
 ) -> Result<Vec<QueryScore>, TaskError> {
-    let queries = drawn.queries.len();
     let ranges = queries.div_ceil(stage.settings.queries_per_task.max(1) as usize);
     let mut joined = Vec::with_capacity(ranges);
     for range in 0..ranges {

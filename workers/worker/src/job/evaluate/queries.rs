@@ -1,11 +1,15 @@
 //! Draws the query sets from the labels of the rows that will be searched.
 
-use likeness_contract::jobs::{GenerationRef, TaskOutput};
+use std::collections::HashMap;
+
+use likeness_contract::jobs::{EvaluateStage, GenerationRef, JobWork, TaskOutput};
 use likeness_contract::keys;
-use likeness_evaluation::{Block, draw_queries};
+use likeness_contract::settings::Vocabulary;
+use likeness_evaluation::brought::BroughtFile;
+use likeness_evaluation::{Block, DrawnQueries, QuerySet, draw_queries};
 
 use super::gallery::Gallery;
-use super::stage;
+use super::{about, stage};
 use crate::error::TaskError;
 use crate::runtime::context::TaskContext;
 
@@ -19,17 +23,44 @@ pub async fn run(cx: &TaskContext, generation: &GenerationRef) -> Result<TaskOut
         return Err(TaskError::invalid(format!("nothing to evaluate: there are no {place}")));
     }
     let vocabulary = gallery.manifest.vocabulary.clone();
-    let settings = stage.settings.clone();
-    let draw = move || draw_queries(&vocabulary, &labels, |item| items[item].to_string(), &settings);
+    let (settings, own) = (stage.clone(), own(cx, &stage).await?);
+    let draw = move || draw(&vocabulary, &labels, &items, &settings, own);
     let drawn = tokio::task::spawn_blocking(draw).await.map_err(TaskError::transient)??;
-    if !drawn.queries.iter().any(|query| query.set.is_pooled()) {
+    let is_gated = matches!(cx.spec().work, JobWork::Pipeline { .. });
+    let has_own = drawn.queries.iter().any(|query| query.set == QuerySet::Own);
+    if drawn.pooled() == 0 && (is_gated || !has_own) {
         let (min, items) = (stage.settings.min_relevant, drawn.items);
         let text = format!("no query is possible: among the {items} {place} no attribute has {min} relevant items");
-        return Err(TaskError::invalid(text));
+        return Err(TaskError::invalid([std::slice::from_ref(&text), &drawn.left_out].concat().join("; ")));
     }
-    let queries = drawn.queries.len() as u32;
+    let (queries, pooled) = (drawn.queries.len() as u32, drawn.pooled() as u32);
     let object = cx.create_object(|digest| keys::job_data(cx.job(), "queries", digest, "json"), drawn.encode()).await?;
-    Ok(TaskOutput::Queries { object, queries })
+    Ok(match &cx.spec().work {
+        JobWork::Pipeline { baseline: Some(_), .. } => TaskOutput::PooledQueries { object, queries, pooled },
+        _ => TaskOutput::Queries { object, queries },
+    })
+}
+
+/// The user's own queries.
+async fn own(cx: &TaskContext, stage: &EvaluateStage) -> Result<Option<BroughtFile>, TaskError> {
+    let Some(brought) = &stage.settings.own else { return Ok(None) };
+    let bytes = cx.store.read(&brought.object).await?;
+    BroughtFile::decode(&bytes).map(Some).map_err(|error| about(&brought.object.key, error))
+}
+
+fn draw(
+    vocabulary: &Vocabulary,
+    labels: &[i8],
+    items: &[Box<str>],
+    stage: &EvaluateStage,
+    own: Option<BroughtFile>,
+) -> Result<DrawnQueries, TaskError> {
+    let mut drawn = draw_queries(vocabulary, labels, |item| items[item].to_string(), &stage.settings)?;
+    if let Some(own) = own {
+        let places: HashMap<&str, usize> = items.iter().enumerate().map(|(place, item)| (&**item, place)).collect();
+        drawn.add_own(&own.queries, labels, |item| places.get(item).copied(), stage.settings.image_edit)?;
+    }
+    Ok(drawn)
 }
 
 /// Labels of all searched rows, N×A, and their ids.

@@ -16,7 +16,7 @@ use crate::runtime::context::TaskContext;
 pub async fn run(cx: &TaskContext, generation: &GenerationRef, from: u32, count: u32) -> Result<TaskOutput, TaskError> {
     let gallery = Gallery::open(cx, generation, stage(cx.spec())?.rows).await?;
     let loaded = model_of(cx, &gallery.manifest).await?;
-    let drawn = drawn(cx).await?;
+    let drawn = drawn(cx).await?.queries;
     let who = format!("the query set of job `{}`", cx.job());
     let name = generation.generation.as_str();
     check_vocabulary(&who, &drawn.vocabulary, name, &gallery.manifest.vocabulary)?;

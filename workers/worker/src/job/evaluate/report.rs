@@ -28,8 +28,8 @@ pub async fn run(cx: &TaskContext, generation: &GenerationRef) -> Result<TaskOut
     let stage = stage(cx.spec())?.clone();
     let gallery = Gallery::open(cx, generation, stage.rows).await?;
     let model = model_of(cx, &gallery.manifest).await?.manifest.clone();
-    let drawn = drawn(cx).await?;
-    let scores = scored(cx, &stage, &drawn, false).await?;
+    let drawn = drawn(cx).await?.queries;
+    let scores = scored(cx, &stage, drawn.queries.len(), false).await?;
     let picked = picks(&scores);
     let looked = look(cx, &gallery, &drawn.queries, &picked).await?;
     let sheets = sheets(cx, &gallery, &picked, &looked).await?;

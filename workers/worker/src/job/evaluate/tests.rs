@@ -16,10 +16,13 @@ use likeness_contract::jobs::{
 };
 use likeness_contract::keys;
 use likeness_contract::settings::{
-    Architecture, EvaluateSettings, ModelSettings, Preprocessing, QueryEncoding, Split, TrainSettings, Vocabulary,
+    Architecture, BroughtQueries, EvaluateSettings, ImageEdit, ModelSettings, Preprocessing, QueryEncoding, Split,
+    TrainSettings, Vocabulary,
 };
 use likeness_data::{PartRow, encode_part};
+use likeness_evaluation::brought::BroughtFile;
 use likeness_evaluation::report::Report;
+use likeness_evaluation::{QueryScore, QuerySet, decode_scores};
 use likeness_index::{ShardRows, encode_shard};
 use likeness_link::store::Store;
 use likeness_model::Model;
@@ -207,12 +210,22 @@ impl World {
         }
     }
 
+    async fn record(&self, task: TaskId) -> TaskOutput {
+        let record: TaskRecord =
+            self.shared.store.require(&keys::task_record(&job("evaluation"), &task)).await.unwrap();
+        record.output
+    }
+
     async fn queries(&self, spec: &JobSpec, of: &str) -> u32 {
         let work = TaskWork::EvaluateQueries { generation: generation(of) };
-        let TaskOutput::Queries { queries, .. } = self.done(spec, task_ids::queries(), work).await else {
-            panic!("no queries");
-        };
-        queries
+        match self.done(spec, task_ids::queries(), work).await {
+            TaskOutput::Queries { queries, .. } => queries,
+            TaskOutput::PooledQueries { queries, pooled, .. } => {
+                assert!(pooled > 0 && pooled < queries, "{pooled} of {queries}");
+                queries
+            }
+            other => panic!("no queries: {other:?}"),
+        }
     }
 }
 
@@ -321,7 +334,10 @@ async fn the_gate_asks_the_baseline_the_same_queries_through_its_own_model() {
     let spec = pipeline(&world, Some("old"));
     let queries = world.queries(&spec, "new").await;
     world.ranges(&spec, "new", false, queries).await;
-    world.ranges(&spec, "old", true, queries).await;
+    let TaskOutput::PooledQueries { pooled, .. } = world.record(task_ids::queries()).await else {
+        panic!("not pooled")
+    };
+    world.ranges(&spec, "old", true, pooled).await;
     let TaskOutput::Gate(decision) = world.done(&spec, task_ids::gate(), TaskWork::Gate).await else {
         panic!("no gate")
     };
@@ -381,4 +397,62 @@ async fn a_task_that_lost_its_lease_stops_between_shards() {
     let progress = watch::Sender::new(None);
     let cx = TaskContext::new(&world.shared, Arc::new(message), Arc::new(spec), lease, progress);
     assert_eq!(crate::job::run(&cx).await.unwrap_err().kind, TaskErrorKind::LeaseLost);
+}
+
+/// The same evaluation with other settings.
+fn with(mut spec: JobSpec, change: impl FnOnce(&mut EvaluateSettings)) -> JobSpec {
+    let (JobWork::Evaluate { evaluate, .. } | JobWork::Pipeline { evaluate, .. }) = &mut spec.work else {
+        panic!("evaluates nothing")
+    };
+    change(&mut evaluate.settings);
+    spec
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_floor_refuses_what_the_comparison_would_let_pass_and_stands_in_the_record() {
+    for (floor, passes) in [(0.3, true), (0.999, false)] {
+        let world = World::new().await;
+        world.put_generation("new", 1).await;
+        let spec = with(pipeline(&world, None), |settings| settings.floor = floor);
+        let queries = world.queries(&spec, "new").await;
+        world.ranges(&spec, "new", false, queries).await;
+        let output = world.done(&spec, task_ids::gate(), TaskWork::Gate).await;
+        let TaskOutput::FlooredGate { decision, floor: told } = output else { panic!("no floor: {output:?}") };
+        assert!(decision.interval[0] > 0.2 && decision.candidate_map < 0.999, "{decision:?}");
+        assert_eq!((decision.passed, told), (passes, floor), "{decision:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn own_queries_are_asked_with_and_without_an_image_and_the_report_tells_which_were_not() {
+    let world = World::new().await;
+    world.put_generation("new", 1).await;
+    let lines = "name,with,without,item\nmine,A1,A2,\n,\"A0,A3\",,item-000\n,A1,,item-999\n";
+    let file = BroughtFile::read("mine.csv", lines.into(), &vocabulary()).unwrap();
+    let object = world.put("queries/own.json", file.encode()).await;
+    let own = BroughtQueries { source: "mine.csv".into(), object };
+    let spec = with(evaluation("new", Split::Test), |settings| {
+        (settings.pairs, settings.triples, settings.full, settings.images) = (0, 0, 0, 7);
+        settings.image_edit = ImageEdit::Author;
+        settings.own = Some(own);
+    });
+    let queries = world.queries(&spec, "new").await;
+    world.ranges(&spec, "new", false, queries).await;
+    let work = TaskWork::EvaluateFinish { generation: generation("new") };
+    let output = world.attempt(&spec, task_ids::evaluate_finish(), work).await.unwrap();
+    let TaskOutput::Report { key, headline } = output else { panic!("no report") };
+    let sets: Vec<(&str, u32)> = headline.iter().map(|row| (row.set.as_str(), row.queries)).collect();
+    assert_eq!(sets, [("singles", 10), ("images", 7), ("own", 2)]);
+    let manifest: ReportManifest = world.shared.store.require(&key).await.unwrap();
+    let scores = decode_scores(world.shared.store.read(&manifest.queries).await.unwrap()).unwrap();
+    let own: Vec<&QueryScore> = scores.iter().filter(|score| score.set == QuerySet::Own).collect();
+    assert_eq!((own[0].text.as_str(), own[1].text.as_str()), ("mine: +A1 −A2", "item-000 +A0 +A3"));
+    // The author's way: the image itself stays among the results, here as the nearest or nearly so.
+    let first = own[1].first.as_ref().unwrap();
+    assert!(first.len() == 80 && first.iter().take(30).any(|found| found.item == "item-000"), "{first:?}");
+    let json = world.shared.store.read(&manifest.json).await.unwrap();
+    let report: Report = serde_json::from_slice(&json).unwrap();
+    assert_eq!(report.own_left_out, ["line 4: item `item-999` is not among those that are searched"]);
+    let html = world.shared.store.read(&manifest.html).await.unwrap();
+    assert!(std::str::from_utf8(&html).unwrap().contains("1 of 3 own queries are not asked"));
 }
