@@ -324,7 +324,12 @@ fn conclude(id: &JobId, spec: &JobSpec, run: &mut OpenRun, out: &mut dyn Outbox)
             run.phase = Phase::Gate;
             out.send(Effect::FindRecord { job: id.clone(), run: run.number, task: task_ids::gate() });
         }
-        JobWork::Ingest { .. } | JobWork::Train(_) | JobWork::Embed { .. } | JobWork::Evaluate { .. } => {
+        JobWork::Ingest { .. }
+        | JobWork::Train(_)
+        | JobWork::Embed { .. }
+        | JobWork::EmbedAnew { .. }
+        | JobWork::Import(_)
+        | JobWork::Evaluate { .. } => {
             close(id, run, RunResult::Done { gate: None, release: None }, out);
         }
     }

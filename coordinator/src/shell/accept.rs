@@ -30,7 +30,9 @@ pub(super) async fn submit(api: &Api, request: &JobRequest) -> Answer<JobSummary
     if !resolve::same_job(&spec_accepted, &spec) {
         return Err(conflict(format!("job `{id}` exists already and does something else: give another `--id`")));
     }
-    store.create_document::<Plan>(&keys::job_plan(&id), &planner::plan(&id, &spec_accepted)).await?;
+    let earlier = facts::earlier(store, &api.inbox, &id, &spec_accepted).await?;
+    let plan = planner::copy_from(planner::plan(&id, &spec_accepted), &earlier);
+    store.create_document::<Plan>(&keys::job_plan(&id), &plan).await?;
     let run = match recover::newest_run(store, &id).await? {
         Some(run) => run,
         None => open_run(api, &id, RunNumber(1)).await?,

@@ -27,6 +27,7 @@ PROGRAMS = {
     "decode": "likeness-data",
     "embed": "likeness-worker",
     "evaluation": "likeness-evaluation",
+    "incremental": "likeness-worker",
     "network": "likeness-model",
     "search": "likeness-index",
 }

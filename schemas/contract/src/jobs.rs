@@ -5,8 +5,10 @@
 //! means success and is the only thing that decides. A run is open from the creation of `runs/N` to the
 //! creation of `outcomes/N`; first creator wins.
 
+mod import;
 mod past;
 
+pub use import::{EmbeddingSource, Import, ImportColumns};
 pub use past::{Form, Newest};
 pub(crate) use past::{RequestOf, SpecOf, V1, V2, request_as_v1, request_as_v2, spec_as_v1, spec_as_v2};
 
@@ -257,6 +259,15 @@ pub enum RequestedWork<F: Form = Newest> {
         /// Alias that is promoted.
         alias: Name,
     },
+    /// [`Self::Embed`] that computes every row, whatever earlier generations have.
+    EmbedAnew {
+        /// The model.
+        model: JobId,
+        /// What and how.
+        embed: EmbedRequest,
+    },
+    /// Make a generation of embeddings from elsewhere.
+    Import(Import),
 }
 
 /// A training as asked for.
@@ -360,6 +371,15 @@ pub enum JobWork<F: Form = Newest> {
         /// The release that the new one is compared with; none for the first.
         baseline: Option<Baseline>,
     },
+    /// See [`RequestedWork::EmbedAnew`]; the generation is the job's id.
+    EmbedAnew {
+        /// The model.
+        model: JobId,
+        /// What and how.
+        embed: EmbedStage,
+    },
+    /// See [`RequestedWork::Import`]; the generation is the job's id.
+    Import(Import),
 }
 
 impl JobWork {
@@ -368,7 +388,8 @@ impl JobWork {
         match self {
             Self::Ingest { .. } => "ingest",
             Self::Train(_) => "train",
-            Self::Embed { .. } => "embed",
+            Self::Embed { .. } | Self::EmbedAnew { .. } => "embed",
+            Self::Import(_) => "import",
             Self::Evaluate { .. } => "evaluate",
             Self::Pipeline { .. } => "pipeline",
         }
@@ -457,7 +478,19 @@ pub struct Plan {
 
 impl Message for Plan {
     const NAME: &'static str = "plan";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
+
+    fn write<W: Writer>(&self, writer: W) -> W::Output {
+        match past::plan_v1(self) {
+            Some(old) => writer.newest(&old),
+            None => writer.newest(self),
+        }
+    }
+
+    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        // Version 2 only added kinds of work.
+        body.read(Self::NAME)
+    }
 }
 
 /// Tasks that may run at once.
@@ -560,6 +593,34 @@ pub enum TaskWork {
     },
     /// Compares the new generation with the baseline, or with chance.
     Gate,
+    /// [`Self::EmbedShard`] that copies the rows whose images an earlier generation of the same model has, where it is still there.
+    EmbedShardAfter {
+        /// The model.
+        model: JobId,
+        /// The generation.
+        target: GenerationRef,
+        /// Number of the shard.
+        shard: u32,
+        /// First row among the selected.
+        from: u64,
+        /// Number of rows.
+        rows: u32,
+        /// The earlier generation.
+        earlier: GenerationRef,
+    },
+    /// Lists the rows of embeddings from elsewhere.
+    ImportScan,
+    /// Reads, checks and stores the embeddings of the rows `from..from + rows` of the scan.
+    ImportShard {
+        /// Number of the shard.
+        shard: u32,
+        /// First row.
+        from: u64,
+        /// Number of rows.
+        rows: u32,
+    },
+    /// Writes the manifest of the generation.
+    ImportFinish,
 }
 
 impl TaskWork {
@@ -568,7 +629,12 @@ impl TaskWork {
         match self {
             Self::IngestScan | Self::IngestPart { .. } | Self::IngestFinish => TaskKind::Ingest,
             Self::TrainInit | Self::TrainSlot { .. } | Self::TrainOuter { .. } | Self::TrainFinish => TaskKind::Train,
-            Self::EmbedShard { .. } | Self::EmbedFinish { .. } => TaskKind::Embed,
+            Self::EmbedShard { .. }
+            | Self::EmbedShardAfter { .. }
+            | Self::EmbedFinish { .. }
+            | Self::ImportScan
+            | Self::ImportShard { .. }
+            | Self::ImportFinish => TaskKind::Embed,
             Self::EvaluateQueries { .. } | Self::EvaluateRange { .. } | Self::EvaluateFinish { .. } | Self::Gate => {
                 TaskKind::Evaluate
             }
@@ -587,6 +653,10 @@ pub mod task_ids {
     /// [`super::TaskWork::IngestScan`].
     pub fn scan() -> TaskId {
         id("scan".into())
+    }
+    /// [`super::TaskWork::ImportScan`].
+    pub fn import_scan() -> TaskId {
+        id("shard-list".into())
     }
     /// [`super::TaskWork::IngestPart`].
     pub fn part(part: u32) -> TaskId {
@@ -612,11 +682,11 @@ pub mod task_ids {
     pub fn train_finish() -> TaskId {
         id("model".into())
     }
-    /// [`super::TaskWork::EmbedShard`]; `own` unless it is the baseline's generation.
+    /// [`super::TaskWork::EmbedShard`], `EmbedShardAfter` and `ImportShard`; `own` unless it is the baseline's generation.
     pub fn shard(job: &JobId, generation: &JobId, shard: u32) -> TaskId {
         id(format!("{}shard-{shard:05}", prefix(job, generation)))
     }
-    /// [`super::TaskWork::EmbedFinish`].
+    /// [`super::TaskWork::EmbedFinish`] and [`super::TaskWork::ImportFinish`].
     pub fn embed_finish(job: &JobId, generation: &JobId) -> TaskId {
         id(format!("{}generation", prefix(job, generation)))
     }
@@ -657,7 +727,19 @@ pub struct TaskMessage {
 
 impl Message for TaskMessage {
     const NAME: &'static str = "task";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
+
+    fn write<W: Writer>(&self, writer: W) -> W::Output {
+        match past::task_v1(self) {
+            Some(old) => writer.newest(&old),
+            None => writer.newest(self),
+        }
+    }
+
+    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        // Version 2 only added kinds of work.
+        body.read(Self::NAME)
+    }
 }
 
 /// `tasks/<task>.json`: the task succeeded.
@@ -783,6 +865,41 @@ pub enum TaskOutput<C = CheckpointOutput> {
         skipped: Vec<Skipped>,
         /// Its approximate index.
         approximate: ObjectRef,
+    },
+    /// Of a shard some of whose embeddings were copied from an earlier generation.
+    CopiedShard {
+        /// The shard.
+        object: ObjectRef,
+        /// Rows in it.
+        rows: u64,
+        /// Rows left out.
+        skipped: Vec<Skipped>,
+        /// Its approximate index, if it has one.
+        approximate: Option<ObjectRef>,
+        /// Rows whose embeddings were copied.
+        copied: u64,
+    },
+    /// Of a generation's manifest, if embeddings were copied.
+    Generation {
+        /// Key of the manifest.
+        key: String,
+        /// Rows in all shards.
+        rows: u64,
+        /// Rows whose embeddings were copied.
+        copied: u64,
+    },
+    /// Of a scan of embeddings.
+    ImportScan {
+        /// The list of rows.
+        rows_object: ObjectRef,
+        /// How many.
+        rows: u64,
+        /// D.
+        embedding_dim: u32,
+        /// The attributes.
+        vocabulary: Vocabulary,
+        /// Things the user should know.
+        warnings: Vec<String>,
     },
 }
 

@@ -7,6 +7,7 @@
 )]
 
 mod coordinators;
+mod embedding;
 mod pipeline;
 mod real_data;
 mod search;

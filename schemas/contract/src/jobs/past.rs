@@ -6,8 +6,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CheckpointOutput, DeviceClass, EvaluateStage, JobOptions, JobRequest, JobSpec, JobWork, Priority, RequestedWork,
-    TaskOutput, TaskRecord, TrainRequest, TrainStage,
+    CheckpointOutput, DeviceClass, EvaluateStage, JobOptions, JobRequest, JobSpec, JobWork, Plan, Priority,
+    RequestedWork, TaskMessage, TaskOutput, TaskRecord, TaskWork, TrainRequest, TrainStage,
 };
 use crate::codec::Message;
 use crate::documents::ObjectRef;
@@ -86,6 +86,7 @@ fn is_new_work(work: &JobWork) -> bool {
         | JobWork::Embed { .. }
         | JobWork::Evaluate { .. }
         | JobWork::Pipeline { .. } => false,
+        JobWork::EmbedAnew { .. } | JobWork::Import(_) => true,
     }
 }
 
@@ -97,6 +98,7 @@ fn is_new_request(work: &RequestedWork) -> bool {
         | RequestedWork::Embed { .. }
         | RequestedWork::Evaluate { .. }
         | RequestedWork::Pipeline { .. } => false,
+        RequestedWork::EmbedAnew { .. } | RequestedWork::Import(_) => true,
     }
 }
 
@@ -184,6 +186,8 @@ impl<F: Form> JobWork<F> {
             Self::Pipeline { train, embed, evaluate, alias, baseline } => {
                 JobWork::Pipeline { train: train.map(f)?, embed, evaluate: evaluate.map(g)?, alias, baseline }
             }
+            Self::EmbedAnew { model, embed } => JobWork::EmbedAnew { model, embed },
+            Self::Import(import) => JobWork::Import(import),
         })
     }
 }
@@ -205,6 +209,8 @@ impl<F: Form> RequestedWork<F> {
             Self::Pipeline { train, embed, evaluate, alias } => {
                 RequestedWork::Pipeline { train: train.map(f)?, embed, evaluate: evaluate.map(g)?, alias }
             }
+            Self::EmbedAnew { model, embed } => RequestedWork::EmbedAnew { model, embed },
+            Self::Import(import) => RequestedWork::Import(import),
         })
     }
 }
@@ -227,6 +233,45 @@ impl<T> TrainRequest<T> {
         let Self { dataset, model, train } = self;
         Some(TrainRequest { dataset, model, train: f(train)? })
     }
+}
+
+/// Whether only version 2 of plans and tasks knows this kind of work.
+fn is_new_task(work: &TaskWork) -> bool {
+    matches!(
+        work,
+        TaskWork::EmbedShardAfter { .. } | TaskWork::ImportScan | TaskWork::ImportShard { .. } | TaskWork::ImportFinish
+    )
+}
+
+/// See [`plan_v1`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PlanV1(Plan);
+
+impl Message for PlanV1 {
+    const NAME: &'static str = <Plan as Message>::NAME;
+    const VERSION: u16 = 1;
+}
+
+/// The plan as version 1 wrote it, if that knows all of its tasks.
+pub fn plan_v1(plan: &Plan) -> Option<PlanV1> {
+    let mut tasks = plan.stages.iter().flat_map(|stage| &stage.tasks);
+    (!tasks.any(|task| is_new_task(&task.work))).then(|| PlanV1(plan.clone()))
+}
+
+/// See [`task_v1`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct TaskV1(TaskMessage);
+
+impl Message for TaskV1 {
+    const NAME: &'static str = <TaskMessage as Message>::NAME;
+    const VERSION: u16 = 1;
+}
+
+/// The message as version 1 wrote it, if that knows its task.
+pub fn task_v1(message: &TaskMessage) -> Option<TaskV1> {
+    (!is_new_task(&message.work)).then(|| TaskV1(message.clone()))
 }
 
 /// Version 1: no mAP, no best round.
@@ -314,6 +359,7 @@ fn is_new_output(output: &TaskOutput) -> bool {
         | TaskOutput::Report { .. }
         | TaskOutput::Gate(_)
         | TaskOutput::IndexedShard { .. } => false,
+        TaskOutput::CopiedShard { .. } | TaskOutput::Generation { .. } | TaskOutput::ImportScan { .. } => true,
     }
 }
 
@@ -347,6 +393,13 @@ impl<C> TaskOutput<C> {
             Self::Gate(decision) => TaskOutput::Gate(decision),
             Self::IndexedShard { object, rows, skipped, approximate } => {
                 TaskOutput::IndexedShard { object, rows, skipped, approximate }
+            }
+            Self::CopiedShard { object, rows, skipped, approximate, copied } => {
+                TaskOutput::CopiedShard { object, rows, skipped, approximate, copied }
+            }
+            Self::Generation { key, rows, copied } => TaskOutput::Generation { key, rows, copied },
+            Self::ImportScan { rows_object, rows, embedding_dim, vocabulary, warnings } => {
+                TaskOutput::ImportScan { rows_object, rows, embedding_dim, vocabulary, warnings }
             }
         })
     }

@@ -24,7 +24,7 @@ use crate::guard::guarded;
 use crate::rows::{Place, Scan, ScanRow};
 
 mod columns;
-mod file;
+pub(crate) mod file;
 mod listing;
 
 const IMAGE: &str = "image";

@@ -4,7 +4,7 @@
 //! `from..from + rows` of it. Parts read, decode and check images on all cores; a bad image costs its row, not the task.
 //! The manifest is written last, when every part has its record, so a dataset version is there whole or not at all.
 
-mod source_files;
+pub(super) mod source_files;
 
 use std::sync::Arc;
 use std::time::Instant;

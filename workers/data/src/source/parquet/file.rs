@@ -14,10 +14,10 @@ use super::super::Files;
 use crate::error::{Error, Result};
 
 /// A reader of one file, not yet built.
-pub(super) type Builder = ParquetRecordBatchReaderBuilder<Chunks>;
+pub(crate) type Builder = ParquetRecordBatchReaderBuilder<Chunks>;
 
 /// Reads the footer.
-pub(super) fn open(path: &str, files: Arc<dyn Files>) -> Result<(Builder, Blame)> {
+pub(crate) fn open(path: &str, files: Arc<dyn Files>) -> Result<(Builder, Blame)> {
     let length = files.size(path).map_err(|e| Error::io(path, e))?;
     let blame = Blame { path: path.into(), failure: Arc::default() };
     let chunks = Chunks { files, path: path.into(), length, failure: blame.failure.clone() };
@@ -26,7 +26,7 @@ pub(super) fn open(path: &str, files: Arc<dyn Files>) -> Result<(Builder, Blame)
 }
 
 /// The leaf columns that `wanted` names, nested ones by their dotted path.
-pub(super) fn projection(builder: &Builder, wanted: impl Fn(&str) -> bool) -> ProjectionMask {
+pub(crate) fn projection(builder: &Builder, wanted: impl Fn(&str) -> bool) -> ProjectionMask {
     let schema = builder.parquet_schema();
     let leaves = schema.columns().iter().enumerate().filter(|(_, leaf)| wanted(&leaf.path().string())).map(|(i, _)| i);
     ProjectionMask::leaves(schema, leaves)
@@ -34,7 +34,7 @@ pub(super) fn projection(builder: &Builder, wanted: impl Fn(&str) -> bool) -> Pr
 
 /// Tells what an error of the Parquet reader means. On its way through the reader an I/O error becomes text, so
 /// it is noted where it happens.
-pub(super) struct Blame {
+pub(crate) struct Blame {
     path: String,
     failure: Arc<Mutex<Option<io::Error>>>,
 }
@@ -51,17 +51,17 @@ impl Blame {
 }
 
 /// Not what the reader expects.
-pub(super) fn damaged(path: &str) -> Error {
+pub(crate) fn damaged(path: &str) -> Error {
     Error::invalid(format!("`{path}` is no Parquet file or is damaged"))
 }
 
 /// The file is another one than at the scan.
-pub(super) fn changed(path: &str) -> Error {
+pub(crate) fn changed(path: &str) -> Error {
     Error::invalid(format!("`{path}` is not what it was when it was scanned"))
 }
 
 /// A file of a source as Parquet wants to see it: by ranges.
-pub(super) struct Chunks {
+pub(crate) struct Chunks {
     files: Arc<dyn Files>,
     path: String,
     length: u64,
@@ -103,7 +103,7 @@ impl ChunkReader for Chunks {
 }
 
 /// The rest of a file from some byte on.
-pub(super) struct Tail {
+pub(crate) struct Tail {
     chunks: Chunks,
     next: u64,
 }
