@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use candle_core::Device;
 use likeness_contract::documents::{
-    DatasetManifest, GenerationManifest, ModelManifest, ObjectRef, PartEntry, ShardEntry,
+    DatasetManifest, Embedder, GenerationManifest, ModelManifest, ObjectRef, Origin, PartEntry, ShardEntry,
 };
 use likeness_contract::ids::Digest;
 use likeness_contract::jobs::{DatasetRef, GenerationRef};
@@ -58,9 +58,7 @@ impl Made {
         }
         let manifest = GenerationManifest {
             generation: self.generation(),
-            model: id(self.name),
-            weights,
-            dataset,
+            origin: Origin::Model(Embedder { model: id(self.name), weights, dataset }),
             rows: Split::All,
             embedding_dim: self.dim as u32,
             vocabulary: vocabulary(),

@@ -77,6 +77,11 @@ pub fn embed(job: &str, model: &JobId, shard_rows: u32) -> JobRequest {
     request(job, RequestedWork::Embed { model: model.clone(), embed: gallery(shard_rows) })
 }
 
+/// Embeds the gallery, and copies nothing from earlier generations.
+pub fn embed_anew(job: &str, model: &JobId, shard_rows: u32) -> JobRequest {
+    request(job, RequestedWork::EmbedAnew { model: model.clone(), embed: gallery(shard_rows) })
+}
+
 /// Queries over all rows, so that a small set has relevant items enough.
 pub fn evaluation() -> EvaluateStage {
     let settings = EvaluateSettings { pairs: 20, triples: 10, queries_per_task: 10, ..EvaluateSettings::default() };

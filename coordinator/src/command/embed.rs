@@ -1,8 +1,10 @@
-//! `likeness embed`: a gallery's images into shards, by one model.
+//! `likeness embed`: a gallery's images into shards, by one model; or embeddings that were made elsewhere.
+
+mod import;
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use likeness_contract::documents::ModelManifest;
 use likeness_contract::ids::JobId;
 use likeness_contract::jobs::{DatasetSelector, JobWork, RequestedWork};
@@ -18,14 +20,29 @@ use crate::command::selectors::DatasetArg;
 
 /// Flags of `likeness embed`.
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "\
+Rows whose images an earlier generation by the same model has are copied from it, which gives the same shards as computing them: \
+after a new version of a dataset only what is new is computed. The newest such generation is taken that embeds the dataset's \
+images; `likeness jobs show` tells how many rows were copied.
+
 Examples:
   likeness embed --model train-ac1c409f4bdf6613         all images of the dataset that it was trained on
-  likeness embed --model train-ac1c409f4bdf6613 --dataset new --gallery faces --rows all")]
+  likeness embed --model train-ac1c409f4bdf6613 --dataset new --gallery faces --rows all
+  likeness embed --model train-ac1c409f4bdf6613 --full  copy nothing, compute all of it
+  likeness embed import vectors.parquet --gallery mine  embeddings that were made elsewhere"
+)]
 pub struct EmbedArgs {
+    #[command(subcommand)]
+    command: Option<EmbedCommand>,
     /// The model: the id of the job that trained it.
-    #[arg(long, value_name = "JOB")]
-    model: JobId,
+    #[arg(long, value_name = "JOB", required = true)]
+    model: Option<JobId>,
+    /// Compute every row, also those that an earlier generation by this model has.
+    #[arg(long)]
+    full: bool,
     /// Dataset, or dataset@version [default: the version that the model was trained on].
     #[arg(long)]
     dataset: Option<DatasetArg>,
@@ -41,16 +58,28 @@ pub struct EmbedArgs {
     embed: EmbedOptions,
 }
 
+#[derive(Debug, Subcommand)]
+enum EmbedCommand {
+    /// Make a generation of embeddings from elsewhere: Parquet files, or a .npy array with a table of ids.
+    Import(import::ImportArgs),
+}
+
 /// Submits the job.
 pub async fn run(global: &Global, args: EmbedArgs) -> Outcome {
+    if let Some(EmbedCommand::Import(import)) = args.command {
+        return import::run(global, import).await;
+    }
+    let model = args.model.ok_or_else(|| Failure::usage("say `--model JOB`"))?;
     let file = JobFile::read(args.config.as_deref())?;
     let (job, embed) = (args.job.or(file.job), args.embed.or(file.embed));
     let client = global.connection.client().await?;
     let dataset = match args.dataset.or(file.dataset) {
         Some(DatasetArg(selector)) => selector,
-        None => trained_on(&client, &args.model).await?,
+        None => trained_on(&client, &model).await?,
     };
-    let work = RequestedWork::Embed { model: args.model, embed: embed.resolve(&dataset)? };
+    let embed = embed.resolve(&dataset)?;
+    let work =
+        if args.full { RequestedWork::EmbedAnew { model, embed } } else { RequestedWork::Embed { model, embed } };
     let summary = client.submit(job.request(work)).await?;
     follow::submitted(global, &client, summary, args.detach).await
 }

@@ -309,7 +309,7 @@ fn csv_source(file: &Path, options: CsvOptions, table: TableOptions) -> Outcome<
 }
 
 /// The path as workers on this machine see it, a URL as it is. It need not be there: workers may see more than we do.
-fn absolute(path: &Path) -> Outcome<String> {
+pub fn absolute(path: &Path) -> Outcome<String> {
     if let Some(url) = path.to_str().filter(|path| likeness_link::remote::is_remote(path)) {
         return Ok(url.into());
     }

@@ -100,6 +100,9 @@ async fn show(global: &Global, client: &Client, job: &JobId) -> Outcome {
         return Ok(Exit::Done);
     }
     print(&detail);
+    if let Some(words) = summary::copied(client, &detail).await? {
+        line(format!("  {words}"));
+    }
     if detail.summary.state == JobState::Running && detail.active.is_empty() {
         let workers = client.status().await?.workers;
         waits(&detail, &workers).into_iter().for_each(|text| line(format!("  {text}")));
@@ -149,9 +152,10 @@ fn what(work: &JobWork) -> String {
     match work {
         JobWork::Ingest { dataset, part_rows, .. } => format!("into dataset {dataset}, {part_rows} rows per part"),
         JobWork::Train(train) => training(train),
-        JobWork::Embed { model, embed } => {
+        JobWork::Embed { model, embed } | JobWork::EmbedAnew { model, embed } => {
             format!("{} images of {} by model {model}", embed.gallery_rows, embed.dataset.dataset)
         }
+        JobWork::Import(import) => format!("embeddings from elsewhere into gallery {}", import.gallery),
         JobWork::Evaluate { generation, .. } => format!("of {}/{}", generation.gallery, generation.generation),
         JobWork::Pipeline { train, embed, alias, baseline, .. } => {
             let compared = baseline.as_ref().map_or("chance".into(), |b| format!("release {}", b.release));

@@ -23,7 +23,7 @@ use crate::command::weights;
 /// Rows of an ingest part and of a gallery shard unless said otherwise: 30–120 s of work on a processor.
 pub const DEFAULT_ROWS: u32 = 8192;
 /// Largest shard; a searcher loads and drops shards as a whole.
-const MAX_SHARD_ROWS: u32 = 65_536;
+pub const MAX_SHARD_ROWS: u32 = 65_536;
 
 /// A parser of words that serde knows, with the words for `--help` and for suggestions.
 pub fn words<T>(words: &'static [&'static str]) -> impl TypedValueParser<Value = T>

@@ -68,7 +68,10 @@ impl GenerationArg {
             Self::Job(job) => job,
         };
         let gallery = match client.show(job).await?.spec.work {
-            JobWork::Embed { embed, .. } | JobWork::Pipeline { embed, .. } => embed.gallery,
+            JobWork::Embed { embed, .. } | JobWork::EmbedAnew { embed, .. } | JobWork::Pipeline { embed, .. } => {
+                embed.gallery
+            }
+            JobWork::Import(import) => import.gallery,
             other => {
                 let message = format!("job `{job}` is of kind {}: it embedded no gallery", other.kind());
                 return Err(Failure::usage(message));

@@ -1,9 +1,11 @@
 //! What came of a job, in the words of its kind.
 
 use likeness_contract::datasets::{DatasetAbout, LabelCounts};
-use likeness_contract::documents::{DatasetManifest, GateDecision, HeadlineRow, ReportManifest};
+use likeness_contract::documents::{DatasetManifest, GateDecision, GenerationManifest, HeadlineRow, ReportManifest};
 use likeness_contract::ids::{JobId, Name};
-use likeness_contract::jobs::{Baseline, JobWork, RunResult, TaskFailure, ZeroLabel};
+use likeness_contract::jobs::{
+    Baseline, Import, JobWork, RunResult, TaskFailure, TaskOutput, TaskRecord, ZeroLabel, task_ids,
+};
 use likeness_contract::keys;
 use likeness_contract::messages::{JobDetail, JobState};
 use likeness_contract::searches::SearchManifest;
@@ -42,9 +44,12 @@ async fn print_done(client: &Client, detail: &JobDetail) -> Outcome<()> {
             line(format!("model {job} is trained ({})", took(detail)));
             line(format!("  likeness embed --model {job}"));
         }
-        JobWork::Embed { embed, .. } => {
+        JobWork::Embed { embed, .. } | JobWork::EmbedAnew { embed, .. } => {
             let rows = count(embed.gallery_rows, "image");
             line(format!("generation {}/{job}: {rows} embedded ({})", embed.gallery, took(detail)));
+            if let Some(words) = copied(client, detail).await? {
+                line(format!("  {words}"));
+            }
             line(format!("  likeness evaluate {}/{job}", embed.gallery));
         }
         JobWork::Search(_) => {
@@ -54,6 +59,7 @@ async fn print_done(client: &Client, detail: &JobDetail) -> Outcome<()> {
             line(format!("{questions} asked of {alias} release {release}, {failed} failed ({})", took(detail)));
             say(format!("  likeness search --answers {job} --out answers.parquet"));
         }
+        JobWork::Import(import) => print_import(client, job, import).await?,
         JobWork::Evaluate { .. } | JobWork::Pipeline { .. } => {
             let report: ReportManifest = client.store().require(&keys::report_manifest(job)).await?;
             print_report(&report);
@@ -61,6 +67,36 @@ async fn print_done(client: &Client, detail: &JobDetail) -> Outcome<()> {
             line(format!("({}; `likeness report show {job} --html report.html` copies it out)", took(detail)));
         }
     }
+    Ok(())
+}
+
+/// How many rows an embedding copied from an earlier generation instead of computing them; none where it did not, or is not done.
+pub async fn copied(client: &Client, detail: &JobDetail) -> Outcome<Option<String>> {
+    let (JobWork::Embed { .. }, JobState::Done) = (&detail.spec.work, detail.summary.state) else { return Ok(None) };
+    let job = &detail.summary.job;
+    let key = keys::task_record(job, &task_ids::embed_finish(job, job));
+    let record: Option<TaskRecord> = client.store().document(&key).await?;
+    Ok(match record.map(|record| record.output) {
+        Some(TaskOutput::Generation { rows, copied, .. }) => Some(copied_words(rows, copied)),
+        _ => None,
+    })
+}
+
+fn copied_words(rows: u64, copied: u64) -> String {
+    let (copied, of) = (thousands(copied), thousands(rows));
+    format!("{copied} of {of} rows copied from an earlier generation (`--full` computes all)")
+}
+
+async fn print_import(client: &Client, job: &JobId, import: &Import) -> Outcome<()> {
+    let gallery = &import.gallery;
+    let manifest: GenerationManifest = client.store().require(&keys::generation_manifest(gallery, job)).await?;
+    let (rows, dim) = (count(manifest.total_rows(), "embedding"), manifest.embedding_dim);
+    line(format!("generation {gallery}/{job}: {rows} of {dim} numbers, {} attributes", manifest.vocabulary.len()));
+    let record: Option<TaskRecord> = client.store().document(&keys::task_record(job, &task_ids::import_scan())).await?;
+    if let Some(TaskOutput::ImportScan { warnings, .. }) = record.map(|record| record.output) {
+        warnings.iter().for_each(|warning| line(format!("  warning: {warning}")));
+    }
+    line(format!("  likeness releases promote NAME {gallery}/{job}"));
     Ok(())
 }
 

@@ -96,8 +96,10 @@ async fn bring(client: &Client, text: &str, bytes: Bytes, architecture: Architec
 
 /// What of the file is taken, in words.
 fn check(text: &str, bytes: &[u8], architecture: Architecture) -> Outcome<String> {
-    let plan =
-        Header::parse(bytes).and_then(|header| plan_start(architecture, WholeParts::default(), &header.shapes()));
+    let plan = Header::parse(bytes).and_then(|header| {
+        header.check_types()?;
+        plan_start(architecture, WholeParts::default(), &header.shapes())
+    });
     let plan = plan.map_err(|reason| Failure::usage(format!("`{text}` is no start for this training: {reason}")))?;
     Ok(plan.words(architecture))
 }

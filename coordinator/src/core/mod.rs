@@ -6,6 +6,7 @@
 //! | module | decides |
 //! |---|---|
 //! | [`resolve`] | what a request means, or why it can't be met |
+//! | [`earlier`] | which generation an embedding copies from |
 //! | [`planner`] | which tasks a job has, and their order |
 //! | [`reactor`] | what every piece of news does to the jobs |
 //! | [`run`], [`attempts`] | which tasks are published, which are given up |
@@ -13,6 +14,7 @@
 //! | [`retention`] | which old things may be deleted |
 
 pub mod attempts;
+pub mod earlier;
 pub mod job;
 pub mod outbox;
 pub mod planner;

@@ -19,6 +19,8 @@ const SLOTS_PER_ROUND: u32 = 1;
 
 /// Name of the stage that a scan's record expands.
 const PARTS: &str = "parts";
+/// Name of the stage that a scan of embeddings from elsewhere expands.
+const SHARDS: &str = "embed shards";
 /// Name of the stage that the queries' record expands into ranges over the job's own generation.
 const SCORES: &str = "scores";
 /// Name of the stage that the queries' record expands into ranges over the generation compared with.
@@ -51,9 +53,10 @@ pub fn plan(job: &JobId, spec: &JobSpec) -> Plan {
         JobWork::Train(train) => {
             plan_train(&mut stages, train);
         }
-        JobWork::Embed { model, embed } => {
+        JobWork::Embed { model, embed } | JobWork::EmbedAnew { model, embed } => {
             plan_embed(&mut stages, job, model, &own_generation(job, embed), embed, &[], "");
         }
+        JobWork::Import(_) => plan_import(&mut stages, job),
         JobWork::Evaluate { generation, .. } => {
             plan_evaluate(&mut stages, generation, &[]);
         }
@@ -65,6 +68,18 @@ pub fn plan(job: &JobId, spec: &JobSpec) -> Plan {
     Plan { stages: stages.0 }
 }
 
+/// The plan with embeddings that copy: of `(target, earlier)` the shards of the generation `target` copy from `earlier`.
+pub fn copy_from(mut plan: Plan, earlier: &[(GenerationRef, GenerationRef)]) -> Plan {
+    for task in plan.stages.iter_mut().flat_map(|stage| &mut stage.tasks) {
+        let TaskWork::EmbedShard { model, target, shard, from, rows } = &task.work else { continue };
+        if let Some((_, earlier)) = earlier.iter().find(|(of, _)| of == target) {
+            let (model, target, earlier) = (model.clone(), target.clone(), earlier.clone());
+            task.work = TaskWork::EmbedShardAfter { model, target, shard: *shard, from: *from, rows: *rows, earlier };
+        }
+    }
+    plan
+}
+
 /// The tasks of a stage with `expands`, from the record of the task that it names.
 pub fn expand(
     spec: &JobSpec,
@@ -74,6 +89,9 @@ pub fn expand(
 ) -> Result<Vec<PlannedTask>, ExpandError> {
     match (stage.name.as_str(), &record.output, &spec.work) {
         (PARTS, TaskOutput::Scan { rows, .. }, JobWork::Ingest { part_rows, .. }) => parts(*rows, *part_rows),
+        (SHARDS, TaskOutput::ImportScan { rows, .. }, JobWork::Import(import)) => {
+            imported_shards(job, *rows, import.shard_rows)
+        }
         (SCORES | BASELINE_SCORES, TaskOutput::Queries { .. } | TaskOutput::PooledQueries { .. }, work) => {
             let baseline = stage.name == BASELINE_SCORES;
             let asked = asked_generation(job, work, baseline);
@@ -90,6 +108,8 @@ pub fn device_of(spec: &JobSpec, work: &TaskWork) -> DeviceClass {
         TaskWork::IngestScan
         | TaskWork::IngestFinish
         | TaskWork::EmbedFinish { .. }
+        | TaskWork::ImportScan
+        | TaskWork::ImportFinish
         | TaskWork::EvaluateQueries { .. }
         | TaskWork::SearchFinish
         | TaskWork::Gate => DeviceClass::Any,
@@ -99,6 +119,8 @@ pub fn device_of(spec: &JobSpec, work: &TaskWork) -> DeviceClass {
         | TaskWork::TrainOuter { .. }
         | TaskWork::TrainFinish
         | TaskWork::EmbedShard { .. }
+        | TaskWork::EmbedShardAfter { .. }
+        | TaskWork::ImportShard { .. }
         | TaskWork::EvaluateRange { .. }
         | TaskWork::EvaluateFinish { .. }
         | TaskWork::SearchPart { .. } => spec.device,
@@ -142,6 +164,23 @@ fn plan_ingest(stages: &mut Stages) {
     let scan = stages.push_one("scan", &[], task_ids::scan(), TaskWork::IngestScan);
     let parts = stages.push_expanding(PARTS, &[scan], task_ids::scan());
     stages.push_one("dataset", &[parts], task_ids::ingest_finish(), TaskWork::IngestFinish);
+}
+
+fn plan_import(stages: &mut Stages, job: &JobId) {
+    let scan = stages.push_one("embed scan", &[], task_ids::import_scan(), TaskWork::ImportScan);
+    let shards = stages.push_expanding(SHARDS, &[scan], task_ids::import_scan());
+    stages.push_one("generation", &[shards], task_ids::embed_finish(job, job), TaskWork::ImportFinish);
+}
+
+fn imported_shards(job: &JobId, rows: u64, shard_rows: u32) -> Result<Vec<PlannedTask>, ExpandError> {
+    if rows == 0 {
+        return Err(ExpandError::Empty("the files hold no row"));
+    }
+    let shard_task = |(shard, (from, rows))| PlannedTask {
+        id: task_ids::shard(job, job, shard),
+        work: TaskWork::ImportShard { shard, from, rows },
+    };
+    Ok((0..).zip(few_slices(rows, shard_rows)?).map(shard_task).collect())
 }
 
 /// Returns the stage after which the model is there.

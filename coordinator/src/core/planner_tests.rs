@@ -106,6 +106,49 @@ fn an_embedding_is_cut_into_shards_of_which_the_last_is_smaller() {
 }
 
 #[test]
+fn embeddings_that_copy_name_what_they_copy_from() {
+    let plan = plan(&job_id("j"), &pipeline(Some(baseline(true))));
+    let target = |plan: &Plan| -> Vec<(String, Option<String>)> {
+        let tasks = plan.stages.iter().flat_map(|stage| &stage.tasks);
+        let of = |work: &TaskWork| match work {
+            TaskWork::EmbedShard { target, .. } => Some((target.generation.to_string(), None)),
+            TaskWork::EmbedShardAfter { target, earlier, .. } => {
+                Some((target.generation.to_string(), Some(earlier.generation.to_string())))
+            }
+            _ => None,
+        };
+        let mut all: Vec<_> = tasks.filter_map(|task| of(&task.work)).collect();
+        all.dedup();
+        all
+    };
+    let made = target(&plan);
+    let compared = made.iter().find(|(generation, _)| generation != "j").unwrap().0.clone();
+    let of = |id: &str| GenerationRef { gallery: baseline(true).generation.gallery, generation: job_id(id) };
+    let copying = copy_from(plan.clone(), &[(of(&compared), of("before"))]);
+    assert_eq!(target(&copying), [("j".into(), None), (compared, Some("before".into()))]);
+    assert_eq!(drawn(&copying), drawn(&plan), "ids and stages are the same");
+    assert_eq!(copy_from(plan.clone(), &[]), plan);
+}
+
+#[test]
+fn an_import_learns_its_shards_from_its_scan() {
+    let (job, spec) = (job_id("j"), import(100));
+    let plan = plan(&job, &spec);
+    assert_eq!(
+        drawn(&plan),
+        ["embed scan []: shard-list", "embed shards [0]: (shard-list)", "generation [1]: generation"]
+    );
+    let scanned = |rows| record(&job, "shard-list", import_scan_output(rows));
+    let shards = expand(&spec, &job, &plan.stages[1], &scanned(230)).unwrap();
+    let ids: Vec<&str> = shards.iter().map(|task| task.id.as_str()).collect();
+    assert_eq!(ids, ["shard-00000", "shard-00001", "shard-00002"]);
+    assert_eq!(shards[2].work, TaskWork::ImportShard { shard: 2, from: 200, rows: 30 });
+    assert!(matches!(expand(&spec, &job, &plan.stages[1], &scanned(0)), Err(ExpandError::Empty(_))));
+    let other = record(&job, "shard-list", scan_output(5));
+    assert!(matches!(expand(&spec, &job, &plan.stages[1], &other), Err(ExpandError::Mismatch { .. })));
+}
+
+#[test]
 fn an_evaluation_learns_the_number_of_its_queries_from_the_first_task() {
     let job = job_id("j");
     let generation = GenerationRef { gallery: name("all"), generation: job_id("g") };

@@ -327,6 +327,8 @@ fn conclude(id: &JobId, spec: &JobSpec, run: &mut OpenRun, out: &mut dyn Outbox)
         JobWork::Ingest { .. }
         | JobWork::Train(_)
         | JobWork::Embed { .. }
+        | JobWork::EmbedAnew { .. }
+        | JobWork::Import(_)
         | JobWork::Evaluate { .. }
         | JobWork::Search(_) => {
             close(id, run, RunResult::Done { gate: None, release: None }, out);

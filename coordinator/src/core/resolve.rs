@@ -75,7 +75,18 @@ pub fn resolve(request: &JobRequest, facts: &Facts) -> Result<Resolved, ApiError
             (JobWork::Ingest { dataset: dataset.clone(), source, part_rows: *part_rows }, *device)
         }
         RequestedWork::Train(train) => (JobWork::Train(resolve_train(train, facts)?), one_class(*device, facts)?),
-        RequestedWork::Embed { model, embed } => (resolve_embed(model, embed, facts)?, *device),
+        RequestedWork::Embed { model, embed } => {
+            let (model, embed) = resolve_embed(model, embed, facts)?;
+            (JobWork::Embed { model, embed }, *device)
+        }
+        RequestedWork::EmbedAnew { model, embed } => {
+            let (model, embed) = resolve_embed(model, embed, facts)?;
+            (JobWork::EmbedAnew { model, embed }, *device)
+        }
+        RequestedWork::Import(import) => {
+            check(validate::import(import))?;
+            (JobWork::Import(import.clone()), *device)
+        }
         RequestedWork::Evaluate { generation, evaluate } => (resolve_evaluate(generation, evaluate, facts)?, *device),
         RequestedWork::Pipeline { train, embed, evaluate, alias } => {
             (resolve_pipeline(train, embed, evaluate, alias, facts)?, one_class(*device, facts)?)
@@ -145,9 +156,12 @@ pub fn named_datasets(work: &RequestedWork) -> Vec<DatasetSelector> {
         RequestedWork::Ingest { dataset, source: IngestSource::Append(append), .. } => {
             vec![DatasetSelector { dataset: dataset.clone(), version: append.base.clone() }]
         }
-        RequestedWork::Ingest { .. } | RequestedWork::Evaluate { .. } | RequestedWork::Search(_) => Vec::new(),
+        RequestedWork::Ingest { .. }
+        | RequestedWork::Import(_)
+        | RequestedWork::Evaluate { .. }
+        | RequestedWork::Search(_) => Vec::new(),
         RequestedWork::Train(train) => vec![train.dataset.clone()],
-        RequestedWork::Embed { embed, .. } => vec![embed.dataset.clone()],
+        RequestedWork::Embed { embed, .. } | RequestedWork::EmbedAnew { embed, .. } => vec![embed.dataset.clone()],
         RequestedWork::Pipeline { train, embed, .. } => vec![train.dataset.clone(), embed.dataset.clone()],
     }
 }
@@ -199,11 +213,11 @@ fn start_is_there(train: &TrainSettings, facts: &Facts) -> Result<(), ApiError> 
     own.then_some(()).ok_or_else(|| invalid(format!("`{}` is not the weights of model `{model}`", weights.key)))
 }
 
-fn resolve_embed(model: &JobId, request: &EmbedRequest, facts: &Facts) -> Result<JobWork, ApiError> {
+fn resolve_embed(model: &JobId, request: &EmbedRequest, facts: &Facts) -> Result<(JobId, EmbedStage), ApiError> {
     let manifest = facts.model(model)?;
     let dataset = facts.dataset(&request.dataset)?;
     same_vocabulary(&format!("model `{model}`"), &manifest.vocabulary, &dataset_name(dataset), &dataset.vocabulary)?;
-    Ok(JobWork::Embed { model: model.clone(), embed: embed_stage(request, dataset)? })
+    Ok((model.clone(), embed_stage(request, dataset)?))
 }
 
 fn embed_stage(request: &EmbedRequest, manifest: &DatasetManifest) -> Result<EmbedStage, ApiError> {
@@ -237,7 +251,12 @@ fn resolve_evaluate(generation: &GenerationRef, evaluate: &EvaluateStage, facts:
     let text = generation_name(generation);
     not_empty(manifest.total_rows(), || format!("{text} is empty"))?;
     check(covers(&text, manifest.rows, evaluate.rows))?;
-    let model = facts.model(&manifest.model)?;
+    let Some(embedder) = manifest.embedder() else {
+        return Err(invalid(format!(
+            "{text} was imported: there is no model to embed queries for it, so it can be searched but not evaluated"
+        )));
+    };
+    let model = facts.model(&embedder.model)?;
     let whose = format!("model `{}`", model.model);
     same_vocabulary(&whose, &model.vocabulary, &text, &manifest.vocabulary)?;
     let (trained, embedded) = (model.settings.embedding_dim, manifest.embedding_dim);
@@ -297,10 +316,16 @@ fn baseline(
 ) -> Result<Baseline, ApiError> {
     let whose = format!("release {} of `{}`", release.number, release.alias);
     let model = facts.compared_model.as_ref().filter(|model| model.model == release.model);
-    let model = model.ok_or_else(|| gone(&whose, &format!("model `{}`", release.model)))?;
     let generation = facts.compared_generation.as_ref().filter(|g| g.generation == release.generation);
+    if generation.is_some_and(|generation| generation.embedder().is_none()) {
+        return Err(invalid(format!(
+            "{whose} serves embeddings that were made elsewhere, with which nothing can be compared: give another `--alias`"
+        )));
+    }
+    let model = model.ok_or_else(|| gone(&whose, &format!("model `{}`", release.model)))?;
     same_vocabulary(&whose, &model.vocabulary, "the new dataset", vocabulary)?;
-    let own = generation.filter(|g| g.dataset == embed.dataset && g.rows == embed.rows);
+    let of_the_same = |g: &&GenerationManifest| g.embedder().is_some_and(|e| e.dataset == embed.dataset);
+    let own = generation.filter(of_the_same).filter(|g| g.rows == embed.rows);
     let (release, model) = (release.number, release.model.clone());
     Ok(match own {
         Some(own) => Baseline { release, model, generation: own.generation.clone(), embed: false },

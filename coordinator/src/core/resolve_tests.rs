@@ -1,7 +1,7 @@
 use super::super::testing::*;
 use super::*;
-use likeness_contract::documents::{ObjectRef, PartEntry, ShardEntry};
-use likeness_contract::jobs::{IngestSource, JobOptions, Priority};
+use likeness_contract::documents::{Embedder, ObjectRef, Origin, PartEntry, ShardEntry};
+use likeness_contract::jobs::{EmbeddingSource, Import, IngestSource, JobOptions, Priority};
 use likeness_contract::keys;
 use likeness_contract::searches::QuestionPart;
 use likeness_contract::settings::{
@@ -47,9 +47,7 @@ fn generation_ref(id: &str) -> GenerationRef {
 fn generation_manifest(id: &str, rows: Split) -> GenerationManifest {
     GenerationManifest {
         generation: generation_ref(id),
-        model: job_id(id),
-        weights: Digest::of(b"w"),
-        dataset: dataset_ref(),
+        origin: Origin::Model(Embedder { model: job_id(id), weights: Digest::of(b"w"), dataset: dataset_ref() }),
         rows,
         embedding_dim: 64,
         vocabulary: vocabulary(),
@@ -587,4 +585,32 @@ fn own_queries_must_be_in_the_store_and_their_name_makes_no_other_job() {
 fn a_floor_is_of_a_pipeline_alone_and_a_share() {
     refused(&evaluation(|e| e.settings.floor = 0.2), &facts(), ApiErrorKind::Invalid, "of a pipeline's gate");
     refused(&evaluation(|e| e.settings.floor = 1.5), &facts(), ApiErrorKind::Invalid, "`floor` is 1.5");
+}
+
+#[test]
+fn embeddings_from_elsewhere_are_imported_but_nothing_asks_them() {
+    let JobSpec { work: JobWork::Import(good), .. } = import(100) else { panic!("an import") };
+    let resolved = resolve(&request(RequestedWork::Import(good.clone())), &Facts::default()).unwrap();
+    assert!(resolved.id.as_str().starts_with("import-"));
+    let refused = |change: &dyn Fn(&mut Import)| {
+        let mut import = good.clone();
+        change(&mut import);
+        resolve(&request(RequestedWork::Import(import)), &Facts::default()).unwrap_err().message
+    };
+    assert!(refused(&|import| import.shard_rows = 0).contains("`shard_rows` is 0"));
+    let files = |files: &[&str]| EmbeddingSource::Parquet { files: files.iter().map(ToString::to_string).collect() };
+    assert!(refused(&|import| import.source = files(&[])).contains("names no file"));
+    assert!(refused(&|import| import.source = files(&["/a", "/a"])).contains("`/a` is named twice"));
+    assert!(refused(&|import| import.source = files(&["s3://me:secret@b/a"])).contains("names a user"));
+
+    let mut facts = facts();
+    facts.generation.as_mut().unwrap().origin = Origin::Elsewhere;
+    let error = resolve(&evaluation(|_| ()), &facts).unwrap_err();
+    assert!(error.message.contains("was imported: there is no model"), "{}", error.message);
+    let serving = release(1, "imported");
+    facts.compared_generation = facts.generation.clone();
+    facts.compared_generation.as_mut().unwrap().generation = serving.generation.clone();
+    facts.releases = vec![serving];
+    let error = resolve(&request(pipeline()), &facts).unwrap_err();
+    assert!(error.message.contains("give another `--alias`"), "{}", error.message);
 }

@@ -6,8 +6,8 @@ use likeness_contract::codec::{self, Encoding, Message};
 use likeness_contract::documents::{GateDecision, ObjectRef};
 use likeness_contract::ids::{Digest, JobId, Name, RunNumber, TaskId, WorkerId};
 use likeness_contract::jobs::{
-    DatasetRef, DeviceClass, EmbedStage, EvaluateStage, IngestSource, JobOptions, JobSpec, JobWork, Outcome, Priority,
-    TaskOutput, TaskRecord, TrainStage,
+    DatasetRef, DeviceClass, EmbedStage, EmbeddingSource, EvaluateStage, Import, ImportColumns, IngestSource,
+    JobOptions, JobSpec, JobWork, Outcome, Priority, TaskOutput, TaskRecord, TrainStage, ZeroLabel,
 };
 use likeness_contract::settings::{
     Architecture, EvaluateSettings, ModelSettings, Preprocessing, QueryEncoding, Split, TrainSettings, Vocabulary,
@@ -103,6 +103,17 @@ pub(crate) fn object() -> ObjectRef {
 
 pub(crate) fn scan_output(rows: u64) -> TaskOutput {
     TaskOutput::Scan { rows_object: object(), rows, vocabulary: vocabulary(), warnings: Vec::new() }
+}
+
+pub(crate) fn import(shard_rows: u32) -> JobSpec {
+    let source = EmbeddingSource::Parquet { files: vec!["/data/vectors.parquet".into()] };
+    let (columns, zero) = (ImportColumns::default(), ZeroLabel::Auto);
+    spec(JobWork::Import(Import { gallery: name("all"), source, columns, zero, normalize: false, shard_rows }))
+}
+
+pub(crate) fn import_scan_output(rows: u64) -> TaskOutput {
+    let (rows_object, vocabulary, warnings) = (object(), vocabulary(), Vec::new());
+    TaskOutput::ImportScan { rows_object, rows, embedding_dim: 64, vocabulary, warnings }
 }
 
 pub(crate) fn shard_output() -> TaskOutput {

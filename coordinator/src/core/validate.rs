@@ -1,6 +1,6 @@
 //! The ranges of all settings: what is checked before a job is accepted, so that no worker meets nonsense later.
 
-use likeness_contract::jobs::{CsvColumns, IngestSource, ReadFrom, ReadSource};
+use likeness_contract::jobs::{CsvColumns, EmbeddingSource, Import, IngestSource, ReadFrom, ReadSource};
 use likeness_contract::keys;
 use likeness_contract::searches::{MAX_PART_BYTES, MAX_PART_QUESTIONS, QuestionPart};
 use likeness_contract::settings::{
@@ -78,6 +78,25 @@ fn attributes(columns: &CsvColumns) -> Checked {
     let attributes = &columns.attributes;
     let twice = attributes.iter().enumerate().find(|(i, name)| attributes[..*i].contains(name));
     twice.map_or(Ok(()), |(_, name)| Err(format!("`attributes` of the source names `{name}` twice")))
+}
+
+/// Embeddings from elsewhere.
+pub fn import(import: &Import) -> Checked {
+    let Import { gallery: _, source, columns, zero: _, normalize: _, shard_rows } = import;
+    let named: Vec<&String> = match source {
+        EmbeddingSource::Parquet { files } => files.iter().collect(),
+        EmbeddingSource::Npy { file, table } => vec![file, table],
+    };
+    ensure(!named.is_empty(), || "`files` of the embeddings names no file".into())?;
+    for (i, file) in named.iter().enumerate() {
+        ensure(!file.trim().is_empty(), || "a file of embeddings has an empty name".into())?;
+        ensure(!named[..i].contains(file), || format!("`{file}` is named twice"))?;
+        source_path(file)?;
+    }
+    let attributes = &columns.attributes;
+    let twice = attributes.iter().enumerate().find(|(i, name)| attributes[..*i].contains(name));
+    ensure(twice.is_none(), || "`attributes` names a column twice".into())?;
+    rows_per_file("shard_rows", *shard_rows)
 }
 
 /// A source is stored and shown, so a URL must hold no secret. Neither message repeats it.

@@ -30,7 +30,9 @@ pub(super) async fn submit(api: &Api, request: &JobRequest) -> Answer<JobSummary
     if !resolve::same_job(&spec_accepted, &spec) {
         return Err(conflict(format!("job `{id}` exists already and does something else: give another `--id`")));
     }
-    store.create_document::<Plan>(&keys::job_plan(&id), &planner::plan(&id, &spec_accepted)).await?;
+    let earlier = facts::earlier(store, &api.inbox, &id, &spec_accepted).await?;
+    let plan = planner::copy_from(planner::plan(&id, &spec_accepted), &earlier);
+    store.create_document::<Plan>(&keys::job_plan(&id), &plan).await?;
     let run = match recover::newest_run(store, &id).await? {
         Some(run) => {
             made_is_there(api, &id, &spec_accepted).await?;
@@ -132,9 +134,10 @@ fn made(id: &JobId, spec: &JobSpec) -> Option<String> {
     match &spec.work {
         JobWork::Ingest { dataset, .. } => Some(keys::dataset_manifest(dataset, id)),
         JobWork::Train(_) => Some(keys::model_manifest(id)),
-        JobWork::Embed { embed, .. } | JobWork::Pipeline { embed, .. } => {
+        JobWork::Embed { embed, .. } | JobWork::EmbedAnew { embed, .. } | JobWork::Pipeline { embed, .. } => {
             Some(keys::generation_manifest(&embed.gallery, id))
         }
+        JobWork::Import(import) => Some(keys::generation_manifest(&import.gallery, id)),
         JobWork::Evaluate { .. } => Some(keys::report_manifest(id)),
         JobWork::Search(_) => Some(keys::search_manifest(id)),
     }

@@ -210,12 +210,14 @@ impl Api {
         let Some(manifest) = facts::generation_manifest(store, &generation).await? else {
             return Err(resolve::unknown_generation(&generation, &facts::generations(store).await?).into());
         };
-        if facts::model(store, &manifest.model).await?.is_none() {
-            let message = format!("model `{}` of that generation is not in the store", manifest.model);
+        if let Some(embedder) = manifest.embedder()
+            && facts::model(store, &embedder.model).await?.is_none()
+        {
+            let message = format!("model `{}` of that generation is not in the store", embedder.model);
             return Err(ApiError { kind: ApiErrorKind::NotFound, message, nearest: Vec::new() }.into());
         }
         let report = self.report_of(&generation, report).await?;
-        let model = manifest.model;
+        let model = manifest.model_name().clone();
         let (job, rolls_back_to, gate) = Default::default();
         let replaces = Replaces::Newest;
         self.release(Wanted { alias, job, replaces, rolls_back_to, model, generation, report, gate }).await

@@ -7,10 +7,13 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt};
 use likeness_contract::documents::{GenerationManifest, ModelManifest, ObjectRef};
 use likeness_contract::ids::{JobId, Name};
-use likeness_contract::jobs::{DatasetRef, DeviceClass, EvaluateStage, GenerationRef, JobRequest, RequestedWork};
+use likeness_contract::jobs::{
+    DatasetRef, DeviceClass, EvaluateStage, GenerationRef, JobRequest, JobSpec, RequestedWork,
+};
 use likeness_contract::keys;
 use likeness_contract::searches::{QuestionPart, SearchFile};
 use likeness_contract::settings::{InitWeights, TrainSettings};
+use likeness_link::error::chain;
 use likeness_link::{Result, Store, removals};
 use tokio::time::Instant;
 
@@ -18,6 +21,7 @@ use super::context::Context;
 use super::events::ask;
 use super::leader::Inbox;
 use super::releases;
+use crate::core::earlier;
 use crate::core::resolve::{self, Facts};
 
 /// Folder of galleries.
@@ -43,16 +47,23 @@ pub(super) async fn gather(cx: &Context, inbox: &Inbox, request: &JobRequest) ->
     }
     match &request.work {
         RequestedWork::Ingest { dataset, .. } => facts.removals = removals::newest(store, dataset).await?,
+        RequestedWork::Import(_) => {}
         RequestedWork::Train(train) => {
             facts.trainers = trainers(cx, request.device).await;
             add_start(store, &train.train, &mut facts).await?;
         }
-        RequestedWork::Embed { model, .. } => add_model(store, model, &mut facts).await?,
+        RequestedWork::Embed { model, .. } | RequestedWork::EmbedAnew { model, .. } => {
+            add_model(store, model, &mut facts).await?
+        }
         RequestedWork::Evaluate { generation, evaluate } => {
             add_own_queries(store, evaluate, &mut facts).await?;
             facts.generation = generation_manifest(store, generation).await?;
             match &facts.generation {
-                Some(manifest) => add_model(store, &manifest.model.clone(), &mut facts).await?,
+                Some(manifest) => {
+                    if let Some(embedder) = manifest.embedder().cloned() {
+                        add_model(store, &embedder.model, &mut facts).await?;
+                    }
+                }
                 None => facts.generations = generations(store).await?,
             }
         }
@@ -72,6 +83,36 @@ pub(super) async fn gather(cx: &Context, inbox: &Inbox, request: &JobRequest) ->
         }
     }
     Ok(facts)
+}
+
+/// What a job's embeddings copy from: `(target, earlier)`, for `planner::copy_from`.
+pub(super) async fn earlier(
+    store: &Store,
+    inbox: &Inbox,
+    job: &JobId,
+    spec: &JobSpec,
+) -> Result<Vec<(GenerationRef, GenerationRef)>> {
+    let mut earlier = Vec::new();
+    for wanted in earlier::copying(job, spec) {
+        let asked = wanted.clone();
+        let candidates = move |core: &crate::core::reactor::Reactor| {
+            earlier::candidates(core.jobs().flat_map(earlier::embedded), &asked)
+        };
+        for candidate in ask(inbox, candidates).await.unwrap_or_default() {
+            let manifest = generation_manifest(store, &candidate).await;
+            match manifest {
+                Ok(Some(_)) => {
+                    earlier.push((wanted.generation, candidate));
+                    break;
+                }
+                // It was never finished, or it is collected; one that can't be read is of no use either.
+                Ok(None) => {}
+                Err(error) if error.is_transient() => return Err(error),
+                Err(error) => tracing::warn!(error = %chain(&error), "an earlier generation is of no use"),
+            }
+        }
+    }
+    Ok(earlier)
 }
 
 /// Every dataset, with the complete versions of those that are named.

@@ -205,7 +205,8 @@ async fn look_at(cx: &Context, manifest: &GenerationManifest, doubt: &Doubt) -> 
 }
 
 async fn look_at_kit(cx: &Context, manifest: &GenerationManifest) -> Result<()> {
-    let model: ModelManifest = cx.store.require(&keys::model_manifest(&manifest.model)).await?;
+    let Some(embedder) = manifest.embedder() else { return Ok(()) };
+    let model: ModelManifest = cx.store.require(&keys::model_manifest(&embedder.model)).await?;
     cx.store.read(&model.weights).await.map(drop)
 }
 

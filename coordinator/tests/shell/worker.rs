@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use likeness_contract::documents::{
-    DatasetManifest, GateDecision, GenerationManifest, ModelManifest, ObjectRef, PartEntry, ShardEntry,
+    DatasetManifest, Embedder, GateDecision, GenerationManifest, ModelManifest, ObjectRef, Origin, PartEntry,
+    ShardEntry,
 };
 use likeness_contract::ids::{Digest, JobId, WorkerId};
 use likeness_contract::jobs::{
@@ -168,10 +169,16 @@ impl Hands {
             TaskWork::IngestFinish => self.finish_dataset(job).await,
             TaskWork::TrainInit | TaskWork::TrainSlot { .. } | TaskWork::TrainOuter { .. } => checkpoint(),
             TaskWork::TrainFinish => self.finish_model(job).await,
-            TaskWork::EmbedShard { rows, .. } => {
+            TaskWork::EmbedShard { rows, .. }
+            | TaskWork::EmbedShardAfter { rows, .. }
+            | TaskWork::ImportShard { rows, .. } => {
                 TaskOutput::Shard { object: Some(object()), rows: u64::from(*rows), skipped: Vec::new() }
             }
-            TaskWork::EmbedFinish { .. } => self.finish_generation(job).await,
+            TaskWork::ImportScan => {
+                let (rows_object, vocabulary, warnings) = (object(), vocabulary(), Vec::new());
+                TaskOutput::ImportScan { rows_object, rows: 25, embedding_dim: 8, vocabulary, warnings }
+            }
+            TaskWork::EmbedFinish { .. } | TaskWork::ImportFinish => self.finish_generation(job).await,
             TaskWork::EvaluateQueries { .. } => TaskOutput::Queries { object: object(), queries: 30 },
             TaskWork::EvaluateRange { from, queries, .. } => {
                 TaskOutput::Scores { object: object(), from: *from, queries: *queries }
@@ -244,9 +251,7 @@ impl Hands {
         let generation = likeness_contract::jobs::GenerationRef { gallery: embed.gallery, generation: job.clone() };
         let manifest = GenerationManifest {
             generation,
-            model: job.clone(),
-            weights: object().digest,
-            dataset: embed.dataset,
+            origin: Origin::Model(Embedder { model: job.clone(), weights: object().digest, dataset: embed.dataset }),
             rows: embed.rows,
             embedding_dim: train.model.embedding_dim,
             vocabulary: train.vocabulary,

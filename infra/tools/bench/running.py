@@ -28,6 +28,7 @@ PROGRAMS = {
     "embed": "likeness-worker",
     "evaluation": "likeness-evaluation",
     "ingest": "likeness-worker",
+    "incremental": "likeness-worker",
     "network": "likeness-model",
     "protocol": "likeness-tests",
     "search": "likeness-index",

@@ -124,13 +124,9 @@ impl Message for ModelManifest {
 pub struct GenerationManifest {
     /// Gallery and generation.
     pub generation: GenerationRef,
-    /// The model that embedded it.
-    pub model: JobId,
-    /// Digest of its weights.
-    pub weights: Digest,
-    /// The images.
-    pub dataset: DatasetRef,
-    /// Rows of the dataset that are in the gallery.
+    /// Where its embeddings are from.
+    pub origin: Origin,
+    /// Rows of the dataset, or splits of the rows from elsewhere, that are in the gallery.
     pub rows: Split,
     /// D.
     pub embedding_dim: u32,
@@ -142,23 +138,69 @@ pub struct GenerationManifest {
     pub skipped: Vec<Skipped>,
 }
 
+/// Where the embeddings of a generation are from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// A model of ours embedded images of a dataset.
+    Model(Embedder),
+    /// They were made elsewhere and imported: nothing embeds queries for them, and there are no images.
+    Elsewhere,
+}
+
+/// What embedded a generation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Embedder {
+    /// The model.
+    pub model: JobId,
+    /// Digest of its weights.
+    pub weights: Digest,
+    /// The images.
+    pub dataset: DatasetRef,
+}
+
 impl Message for GenerationManifest {
     const NAME: &'static str = "generation";
-    const VERSION: u16 = 2;
+    const VERSION: u16 = 3;
 
     fn write<W: Writer>(&self, writer: W) -> W::Output {
-        match past::GenerationManifestV1::of(self) {
+        if let Some(old) = past::GenerationManifestV1::of(self) {
+            return writer.newest(&old);
+        }
+        match past::GenerationManifestV2::of(self) {
             Some(old) => writer.newest(&old),
             None => writer.newest(self),
         }
     }
 
-    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
-        body.read::<past::GenerationManifestV1>(Self::NAME).map(Self::from)
+    fn upgrade(version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        match version {
+            0 | 1 => body.read::<past::GenerationManifestV1>(Self::NAME).map(Self::from),
+            _ => body.read::<past::GenerationManifestV2>(Self::NAME).map(Self::from),
+        }
     }
 }
 
 impl GenerationManifest {
+    /// What embedded it; none of embeddings from elsewhere.
+    pub fn embedder(&self) -> Option<&Embedder> {
+        match &self.origin {
+            Origin::Model(embedder) => Some(embedder),
+            Origin::Elsewhere => None,
+        }
+    }
+
+    /// The dataset whose images it embeds; none of embeddings from elsewhere.
+    pub fn dataset(&self) -> Option<&DatasetRef> {
+        self.embedder().map(|embedder| &embedder.dataset)
+    }
+
+    /// What a release or a report calls its model: of embeddings from elsewhere the job that imported them, of which there is no
+    /// `model.json`.
+    pub fn model_name(&self) -> &JobId {
+        self.embedder().map_or(&self.generation.generation, |embedder| &embedder.model)
+    }
+
     /// Rows of all shards.
     pub fn total_rows(&self) -> u64 {
         self.shards.iter().map(|shard| shard.rows).sum()

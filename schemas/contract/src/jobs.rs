@@ -5,9 +5,11 @@
 //! means success and is the only thing that decides. A run is open from the creation of `runs/N` to the
 //! creation of `outcomes/N`; first creator wins.
 
+mod import;
 mod past;
 mod source;
 
+pub use import::{EmbeddingSource, Import, ImportColumns};
 pub use past::{Form, Newest};
 pub(crate) use past::{RequestOf, SpecOf, V1, V2, request_as_v1, request_as_v2, spec_as_v1, spec_as_v2};
 pub use source::{AppendSource, CelebaSplit, LabelWords, ReadFrom, ReadSource};
@@ -276,6 +278,15 @@ pub enum RequestedWork<F: Form = Newest> {
     },
     /// Answer a file of questions.
     Search(SearchFile),
+    /// [`Self::Embed`] that computes every row, whatever earlier generations have.
+    EmbedAnew {
+        /// The model.
+        model: JobId,
+        /// What and how.
+        embed: EmbedRequest,
+    },
+    /// Make a generation of embeddings from elsewhere.
+    Import(Import),
 }
 
 /// A training as asked for.
@@ -381,6 +392,15 @@ pub enum JobWork<F: Form = Newest> {
     },
     /// See [`RequestedWork::Search`]; the answers are the job's id.
     Search(SearchStage),
+    /// See [`RequestedWork::EmbedAnew`]; the generation is the job's id.
+    EmbedAnew {
+        /// The model.
+        model: JobId,
+        /// What and how.
+        embed: EmbedStage,
+    },
+    /// See [`RequestedWork::Import`]; the generation is the job's id.
+    Import(Import),
 }
 
 impl JobWork {
@@ -389,7 +409,8 @@ impl JobWork {
         match self {
             Self::Ingest { .. } => "ingest",
             Self::Train(_) => "train",
-            Self::Embed { .. } => "embed",
+            Self::Embed { .. } | Self::EmbedAnew { .. } => "embed",
+            Self::Import(_) => "import",
             Self::Evaluate { .. } => "evaluate",
             Self::Pipeline { .. } => "pipeline",
             Self::Search(_) => "search",
@@ -601,6 +622,34 @@ pub enum TaskWork {
     },
     /// Writes the manifest of a file's answers.
     SearchFinish,
+    /// [`Self::EmbedShard`] that copies the rows whose images an earlier generation of the same model has, where it is still there.
+    EmbedShardAfter {
+        /// The model.
+        model: JobId,
+        /// The generation.
+        target: GenerationRef,
+        /// Number of the shard.
+        shard: u32,
+        /// First row among the selected.
+        from: u64,
+        /// Number of rows.
+        rows: u32,
+        /// The earlier generation.
+        earlier: GenerationRef,
+    },
+    /// Lists the rows of embeddings from elsewhere.
+    ImportScan,
+    /// Reads, checks and stores the embeddings of the rows `from..from + rows` of the scan.
+    ImportShard {
+        /// Number of the shard.
+        shard: u32,
+        /// First row.
+        from: u64,
+        /// Number of rows.
+        rows: u32,
+    },
+    /// Writes the manifest of the generation.
+    ImportFinish,
 }
 
 impl TaskWork {
@@ -609,7 +658,12 @@ impl TaskWork {
         match self {
             Self::IngestScan | Self::IngestPart { .. } | Self::IngestFinish => TaskKind::Ingest,
             Self::TrainInit | Self::TrainSlot { .. } | Self::TrainOuter { .. } | Self::TrainFinish => TaskKind::Train,
-            Self::EmbedShard { .. } | Self::EmbedFinish { .. } => TaskKind::Embed,
+            Self::EmbedShard { .. }
+            | Self::EmbedShardAfter { .. }
+            | Self::EmbedFinish { .. }
+            | Self::ImportScan
+            | Self::ImportShard { .. }
+            | Self::ImportFinish => TaskKind::Embed,
             Self::EvaluateQueries { .. } | Self::EvaluateRange { .. } | Self::EvaluateFinish { .. } | Self::Gate => {
                 TaskKind::Evaluate
             }
@@ -630,6 +684,10 @@ pub mod task_ids {
     /// [`super::TaskWork::IngestScan`].
     pub fn scan() -> TaskId {
         id("scan".into())
+    }
+    /// [`super::TaskWork::ImportScan`].
+    pub fn import_scan() -> TaskId {
+        id("shard-list".into())
     }
     /// [`super::TaskWork::IngestPart`].
     pub fn part(part: u32) -> TaskId {
@@ -655,11 +713,11 @@ pub mod task_ids {
     pub fn train_finish() -> TaskId {
         id("model".into())
     }
-    /// [`super::TaskWork::EmbedShard`]; `own` unless it is the baseline's generation.
+    /// [`super::TaskWork::EmbedShard`], `EmbedShardAfter` and `ImportShard`; `own` unless it is the baseline's generation.
     pub fn shard(job: &JobId, generation: &JobId, shard: u32) -> TaskId {
         id(format!("{}shard-{shard:05}", prefix(job, generation)))
     }
-    /// [`super::TaskWork::EmbedFinish`].
+    /// [`super::TaskWork::EmbedFinish`] and [`super::TaskWork::ImportFinish`].
     pub fn embed_finish(job: &JobId, generation: &JobId) -> TaskId {
         id(format!("{}generation", prefix(job, generation)))
     }
@@ -871,6 +929,41 @@ pub enum TaskOutput<C = CheckpointOutput> {
         decision: GateDecision,
         /// Least mAP over the pooled queries.
         floor: f64,
+    },
+    /// Of a shard some of whose embeddings were copied from an earlier generation.
+    CopiedShard {
+        /// The shard.
+        object: ObjectRef,
+        /// Rows in it.
+        rows: u64,
+        /// Rows left out.
+        skipped: Vec<Skipped>,
+        /// Its approximate index, if it has one.
+        approximate: Option<ObjectRef>,
+        /// Rows whose embeddings were copied.
+        copied: u64,
+    },
+    /// Of a generation's manifest, if embeddings were copied.
+    Generation {
+        /// Key of the manifest.
+        key: String,
+        /// Rows in all shards.
+        rows: u64,
+        /// Rows whose embeddings were copied.
+        copied: u64,
+    },
+    /// Of a scan of embeddings.
+    ImportScan {
+        /// The list of rows.
+        rows_object: ObjectRef,
+        /// How many.
+        rows: u64,
+        /// D.
+        embedding_dim: u32,
+        /// The attributes.
+        vocabulary: Vocabulary,
+        /// Things the user should know.
+        warnings: Vec<String>,
     },
 }
 

@@ -277,6 +277,7 @@ fn specs_and_plans() {
     let spec = JobSpec { work, device: DeviceClass::Any, priority: Priority::Lo, options: options() };
     check("evaluate-own", &spec);
 
+    imports();
     let planned = |id: TaskId, work| PlannedTask { id, work };
     let scan = planned(task_ids::scan(), TaskWork::IngestScan);
     let stages = vec![
@@ -284,6 +285,28 @@ fn specs_and_plans() {
         Stage { name: "parts".into(), after: vec![0], tasks: vec![], expands: Some(task_ids::scan()) },
     ];
     check("ingest", &Plan { stages });
+    let (model, target, earlier) = (job("m"), generation(), generation());
+    let work = TaskWork::EmbedShardAfter { model, target, shard: 0, from: 0, rows: 10, earlier };
+    let tasks = vec![planned(task_ids::shard(&job("j"), &job("j"), 0), work)];
+    let stages = vec![Stage { name: "embed".into(), after: vec![], tasks, expands: None }];
+    check("embed-after", &Plan { stages });
+}
+
+/// Embeddings that are all computed, or were made elsewhere.
+fn imports() {
+    let spec =
+        |work| JobSpec { work, device: DeviceClass::Any, priority: Priority::Lo, options: JobOptions::default() };
+    check("embed-anew", &spec(JobWork::EmbedAnew { model: job("train-1"), embed: embed_stage() }));
+    let (file, table) = ("s3://b/vectors.npy".into(), "s3://b/ids.csv".into());
+    let import = Import {
+        gallery: name("mine"),
+        source: EmbeddingSource::Npy { file, table },
+        columns: ImportColumns { item: Some("who".into()), attributes: vec!["hat".into()], ..Default::default() },
+        zero: ZeroLabel::No,
+        normalize: true,
+        shard_rows: 8_192,
+    };
+    check("import", &spec(JobWork::Import(import)));
 }
 
 #[test]
@@ -303,6 +326,20 @@ fn task_messages() {
         ("range", TaskWork::EvaluateRange { generation: target.clone(), from: 170, queries: 170 }),
         ("report", TaskWork::EvaluateFinish { generation: target }),
         ("gate", TaskWork::Gate),
+        (
+            "shard-after",
+            TaskWork::EmbedShardAfter {
+                model: job("m"),
+                target: generation(),
+                shard: 2,
+                from: 4_096,
+                rows: 10,
+                earlier: generation(),
+            },
+        ),
+        ("import-scan", TaskWork::ImportScan),
+        ("import-shard", TaskWork::ImportShard { shard: 2, from: 4_096, rows: 10 }),
+        ("import-finish", TaskWork::ImportFinish),
     ];
     for (case, work) in works {
         check(case, &TaskMessage { job: job("pipeline-1"), run: RunNumber(2), task: task(case), work });
@@ -365,6 +402,30 @@ fn records_runs_and_outcomes() {
             TaskOutput::PooledQueries { object: object("jobs/e/data/queries-0.json"), queries: 1280, pooled: 680 },
         ),
         ("floored-gate", TaskOutput::FlooredGate { decision: gate(false), floor: 0.2 }),
+        (
+            "copied-shard",
+            TaskOutput::CopiedShard {
+                object: object("galleries/g/n/shard-0.parquet"),
+                rows: 8_192,
+                skipped: skipped(),
+                approximate: Some(object("galleries/g/n/approximate-0.bin")),
+                copied: 8_110,
+            },
+        ),
+        (
+            "generation",
+            TaskOutput::Generation { key: "galleries/g/n/manifest.json".into(), rows: 9_032, copied: 8_942 },
+        ),
+        (
+            "import-scan",
+            TaskOutput::ImportScan {
+                rows_object: object("jobs/i/data/rows-0.parquet"),
+                rows: 9_032,
+                embedding_dim: 300,
+                vocabulary: vocabulary(),
+                warnings: vec!["column `x` is no label".into()],
+            },
+        ),
     ];
     for (case, output) in outputs {
         let record = TaskRecord {
@@ -574,9 +635,7 @@ fn manifests_and_releases() {
     check("trained", &manifest);
     let manifest = GenerationManifest {
         generation: generation(),
-        model: job("train-1"),
-        weights: Digest::of(b"weights"),
-        dataset: dataset(),
+        origin: Origin::Model(Embedder { model: job("train-1"), weights: Digest::of(b"weights"), dataset: dataset() }),
         rows: Split::All,
         embedding_dim: 300,
         vocabulary: vocabulary(),
@@ -591,7 +650,8 @@ fn manifests_and_releases() {
     check("embedded", &manifest);
     let shards = manifest.shards.iter().cloned();
     let indexed = |entry| ShardEntry { approximate: Some(object("galleries/g/n/approximate-0.bin")), ..entry };
-    check("indexed", &GenerationManifest { shards: shards.map(indexed).collect(), ..manifest });
+    check("indexed", &GenerationManifest { shards: shards.map(indexed).collect(), ..manifest.clone() });
+    check("imported", &GenerationManifest { origin: Origin::Elsewhere, ..manifest });
     let manifest = ReportManifest {
         report: job("evaluate-1"),
         generation: generation(),

@@ -29,6 +29,9 @@ const FOOTER_HINT: usize = 64 << 10;
 /// The bytes of an image file, checked against the digest that is stored beside it.
 pub async fn image_bytes(store: &Store, image: &ImageRef) -> Result<Bytes> {
     let ImageRef { part, row } = image;
+    if part.is_empty() {
+        return Err(Error::new(ErrorKind::NotFound, "its embedding was made elsewhere: there is no image of it"));
+    }
     let path =
         Path::parse(part).map_err(|e| Error::new(ErrorKind::Invalid, format!("`{part}` is no key")).because(e))?;
     let batch = read_row(store, path, *row as usize).await.map_err(|e| of_parquet(part, e))?;

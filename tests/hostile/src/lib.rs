@@ -137,9 +137,9 @@ pub fn parquet(bytes: &[u8]) {
 
 fn whole(source: &IngestSource, bytes: &[u8]) {
     let files: Arc<dyn Files> = Arc::new(OneFile(Bytes::copy_from_slice(bytes)));
-    if let Ok(found) = scan_from(source, Arc::clone(&files)) {
+    if let Ok(found) = scan_from(source, Arc::clone(&files), None) {
         let rows = &found.rows[..found.rows.len().min(16)];
-        let _refused = read_rows_from(source, rows, files, &|_| ());
+        let _refused = read_rows_from(&found.places, rows, files, &|_| ());
     }
 }
 
@@ -160,5 +160,9 @@ impl Files for OneFile {
 
     fn is_folder(&self, path: &str) -> std::io::Result<bool> {
         Ok(path == "dir")
+    }
+
+    fn list(&self, _folder: &str) -> std::io::Result<Vec<String>> {
+        Ok(vec!["a.jpg".into()])
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use likeness_contract::settings::Vocabulary;
-use likeness_data::{PartRow, Place, Scan, ScanRow, encode_part, encode_rows};
+use likeness_data::{PartRow, Place, Places, Scan, ScanRow, encode_part, encode_rows};
 use likeness_hostile::{ATTRIBUTES, DIM, TARGETS};
 use likeness_index::{ShardRows, encode_shard};
 
@@ -118,8 +118,10 @@ fn seeds() {
         problem: (n == 2).then(|| "no image".into()),
     };
     let vocabulary = Vocabulary { names: ["a", "b", "c"].map(str::to_string).to_vec() };
-    let scan = Scan { vocabulary, rows: (0..3).map(scan_row).collect(), warnings: vec![] };
-    put("scan", "three", &encode_rows(&scan));
+    let places = Places { dir: String::new(), files: vec![] };
+    let zeros = vec![None; ATTRIBUTES];
+    let scan = Scan { vocabulary, rows: (0..3).map(scan_row).collect(), warnings: vec![], places, zeros };
+    put("scan", "three", &encode_rows(&scan, String::new()));
     let unit = |n: usize| (0..DIM).map(move |d| if d == n { 1.0 } else { 0.0 });
     let shard = ShardRows {
         item_ids: (0..3).map(|n| n.to_string()).collect(),

@@ -9,6 +9,7 @@
 mod approximate;
 mod coordinators;
 mod datasets;
+mod embedding;
 mod pipeline;
 mod real_data;
 mod search;

@@ -69,7 +69,7 @@ async fn a_task_done_twice_by_two_workers_gives_the_same_bytes() {
     assert_eq!(weights(&client, &jobs::id("twin")).await, weights(&client, &model).await);
 
     let once = done(&client, jobs::embed("once", &model, 30)).await;
-    let twice = done(&client, jobs::embed("twice", &model, 30)).await;
+    let twice = done(&client, jobs::embed_anew("twice", &model, 30)).await;
     let shards = async |job: &JobId| {
         let records = records(&client, job).await;
         let digest = |output: TaskOutput| match output {

@@ -2,6 +2,7 @@
 //!
 //! * [`source`] reads what users have (CelebA as distributed, Parquet, CSV, folders of images): a scan lists the rows
 //!   without touching images, reading takes some of these rows and checks every image by decoding it.
+//! * [`embeddings`] reads vectors that were made elsewhere.
 //! * [`rows`] is the scan as bytes, [`part`] a dataset part as bytes; both are Parquet.
 //! * [`image`] turns encoded bytes into pixels and pixels into the model's input; common JPEGs go straight there by a
 //!   decoder of our own (`jpeg`).
@@ -15,6 +16,7 @@
 
 pub mod augment;
 mod columns;
+pub mod embeddings;
 mod error;
 mod guard;
 pub mod image;
@@ -31,6 +33,7 @@ mod testing;
 pub use crate::augment::Augment;
 pub use crate::image::{ImageError, Loader, Rgb8, check as check_image, decode_rgb};
 pub use crate::images::{Crops, TrainImages};
+pub use embeddings::{EmbeddingList, read_embeddings, scan_embeddings};
 pub use error::{Error, ErrorKind, Result};
 pub use part::{EncodedPart, Part, PartItem, PartRow, PartWriter, encode_part, part_items};
 pub use rows::{Place, Scan, ScanRow, count_labels, decode_notes, decode_rows, encode_rows};

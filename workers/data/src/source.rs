@@ -26,7 +26,7 @@ pub mod folder;
 mod glob;
 mod labels;
 pub mod parquet;
-mod split;
+pub(crate) mod split;
 
 /// Where the images of a scan's rows are: what tasks need to read them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -306,7 +306,7 @@ fn inside(dir: &str, path: &str) -> String {
 const MAX_LIST_BYTES: u64 = 1 << 30;
 
 /// The text of a list; `expected` says what should be there when nothing is.
-fn read_list(files: &dyn Files, path: &str, expected: &str) -> Result<String> {
+pub(crate) fn read_list(files: &dyn Files, path: &str, expected: &str) -> Result<String> {
     let bytes = match read_whole(files, path, MAX_LIST_BYTES) {
         Ok(Ok(bytes)) => bytes,
         Ok(Err(too_large)) => return Err(Error::invalid(format!("`{path}`: {too_large}"))),
@@ -356,6 +356,11 @@ fn reason(error: &Error) -> String {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
     }
+}
+
+/// [`check_names`] of names that need not be there.
+pub(crate) fn check_names_if_any(place: &str, names: &[String]) -> Result<()> {
+    if names.is_empty() { Ok(()) } else { check_names(place, names) }
 }
 
 /// Refuses attribute names that a query could not tell apart.

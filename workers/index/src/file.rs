@@ -118,6 +118,18 @@ pub fn decode_shard(bytes: Bytes, dim: usize, attributes: usize) -> Result<Shard
     Ok(rows)
 }
 
+/// The digests of the images of a file's rows, in order; nothing else of it is read.
+///
+/// Fails with `Corrupt`, saying what is wrong.
+pub fn decode_image_digests(bytes: Bytes, dim: usize, attributes: usize) -> Result<Vec<[u8; DIGEST_BYTES]>> {
+    let file = ShardFile::open(bytes, dim, attributes)?;
+    let mut digests = Vec::with_capacity(file.rows());
+    for group in 0..file.groups() {
+        file.image_digests(group, &mut digests)?;
+    }
+    Ok(digests)
+}
+
 /// All columns but the embeddings.
 #[derive(Debug, Default)]
 pub(crate) struct Columns {
@@ -189,13 +201,17 @@ impl<R: ChunkReader + Clone + 'static> ShardFile<R> {
             self.read(3, Type::INT32, group, |values| push_small(split, "split", "code", values.bytes))?;
             self.read(4, Type::INT32, group, |values| push_numbers(source_part, values))?;
             self.read(5, Type::INT32, group, |values| push_numbers(source_row, values))?;
-            self.read(6, Type::FIXED_LEN_BYTE_ARRAY, group, |values| {
-                image_digest.extend_from_slice(values.bytes.as_chunks::<DIGEST_BYTES>().0);
-                Ok(())
-            })?;
+            self.image_digests(group, image_digest)?;
         }
         columns.ids.shrink();
         Ok(columns)
+    }
+
+    fn image_digests(&self, group: usize, all: &mut Vec<[u8; DIGEST_BYTES]>) -> Result<()> {
+        self.read(6, Type::FIXED_LEN_BYTE_ARRAY, group, |values| {
+            all.extend_from_slice(values.bytes.as_chunks::<DIGEST_BYTES>().0);
+            Ok(())
+        })
     }
 
     /// Reads a column of a group and compares its checksum, if the file has them.

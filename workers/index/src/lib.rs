@@ -36,7 +36,7 @@ pub use approximate::{Approximate, Approximation, top_k_approximate, top_k_appro
 pub use cache::Cache;
 pub use cancel::Cancel;
 pub use error::{Error, ErrorKind, Result};
-pub use file::{decode_shard, encode_shard};
+pub use file::{decode_image_digests, decode_shard, encode_shard};
 pub use filter::{Filter, Label, RowSet};
 pub use rows::ShardRows;
 pub use search::{Query, Survivors, survivors, top_k, top_k_batch};

@@ -22,7 +22,7 @@ const STEP: &str = "step";
 /// What a file holds.
 #[derive(Debug)]
 pub(crate) struct Contents {
-    /// Its `f32` tensors.
+    /// Its tensors.
     pub tensors: Stored,
     /// Optimizer steps behind it; none of a file of weights.
     pub step: Option<u64>,
@@ -49,29 +49,35 @@ pub(crate) fn write_checkpoint(tensors: &Tensors, optimizer: &Optimizer, step: u
     file.write()
 }
 
-/// Reads what either of them wrote, or PyTorch.
+/// Reads what either of them wrote, or PyTorch. Numbers of 16 bits are widened, which changes none of them.
 ///
 /// # Errors
-/// `Corrupt` for what is no safetensors, is cut short or holds other than `f32`; `NotFinite` names the tensor.
+/// `Corrupt` for what is no safetensors, is cut short or holds other than `f32`, `f16` or `bf16`; `NotFinite` names the
+/// tensor.
 pub(crate) fn read(bytes: &[u8]) -> Result<Contents> {
     let corrupt = |e| Error::corrupt("the weights are no intact safetensors").because(e);
     let file = SafeTensors::deserialize(bytes).map_err(corrupt)?;
     let mut contents = Contents { tensors: Stored::new(), step: None };
     for (name, view) in file.tensors() {
         match view.dtype() {
-            Dtype::F32 => {
+            Dtype::F32 | Dtype::F16 | Dtype::BF16 => {
                 contents.tensors.insert(name.clone(), stored(&name, &view)?);
             }
             Dtype::U64 if name == STEP => contents.step = Some(step(&view)?),
             Dtype::I64 if name.ends_with("num_batches_tracked") => {}
-            other => return Err(Error::corrupt(format!("tensor `{name}` is {other:?} instead of F32"))),
+            other => return Err(Error::corrupt(format!("tensor `{name}` is {other:?} instead of F32, F16 or BF16"))),
         }
     }
     Ok(contents)
 }
 
 fn stored(name: &str, view: &TensorView<'_>) -> Result<StoredTensor> {
-    let values: Vec<f32> = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    let (data, halves) = (view.data(), view.data().as_chunks::<2>().0);
+    let values: Vec<f32> = match view.dtype() {
+        Dtype::F16 => halves.iter().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
+        Dtype::BF16 => halves.iter().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
+        _ => data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+    };
     check_finite(name, &values)?;
     Ok(StoredTensor { shape: view.shape().to_vec(), values })
 }
@@ -133,5 +139,35 @@ impl File {
         // One entry only: the order of more would differ from run to run.
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         safetensors::serialize(views, Some(metadata)).map_err(invalid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(dtype: Dtype, bytes: &[u8]) -> Vec<u8> {
+        let view = TensorView::new(dtype, vec![3], bytes).unwrap();
+        safetensors::serialize([("w", view)], None).unwrap()
+    }
+
+    #[test]
+    fn numbers_of_16_bits_are_widened() {
+        let values = [1.5f32, -0.25, 65_504.0];
+        let f16: Vec<u8> = values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect();
+        assert_eq!(read(&file(Dtype::F16, &f16)).unwrap().tensors["w"].values, values);
+        let values = [1.5f32, -0.25, 3.0e38];
+        let bf16: Vec<u8> = values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
+        let read_back = read(&file(Dtype::BF16, &bf16)).unwrap().tensors["w"].values.clone();
+        assert_eq!(read_back[..2], values[..2]);
+        assert_eq!(read_back[2], half::bf16::from_f32(values[2]).to_f32());
+    }
+
+    #[test]
+    fn infinities_and_other_types_are_refused_by_name() {
+        let infinite: Vec<u8> = [f32::INFINITY; 3].iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect();
+        assert!(read(&file(Dtype::F16, &infinite)).unwrap_err().to_string().contains("`w`"));
+        let error = read(&file(Dtype::F64, &[0; 24])).unwrap_err().to_string();
+        assert!(error.contains("`w` is F64 instead of F32, F16 or BF16"), "{error}");
     }
 }

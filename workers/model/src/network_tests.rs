@@ -149,3 +149,33 @@ fn embeddings_equal_those_layer_by_layer() {
         }
     }
 }
+
+/// Rows of a gallery are copied between generations on the strength of this.
+#[test]
+fn an_image_is_embedded_to_the_same_bits_whatever_is_beside_it() {
+    const MANY: usize = 67;
+    for (architecture, px) in [(Architecture::CnnS, 64), (Architecture::CnnS, 41), (Architecture::ResNet50, 49)] {
+        let images = tensor(7, &[MANY, 3, px, px]);
+        for compute in [
+            CpuCompute { whole_network: true, winograd: Winograd::On },
+            CpuCompute { whole_network: true, winograd: Winograd::Inference },
+            CpuCompute { whole_network: true, winograd: Winograd::Off },
+        ] {
+            let trainer = trainer(architecture, px, compute);
+            let embed = |from: usize, rows: usize| -> Vec<u32> {
+                let some = images.narrow(0, from, rows).unwrap().contiguous().unwrap();
+                flat(&trainer.model().embed_images(&some).unwrap()).into_iter().map(f32::to_bits).collect()
+            };
+            let all = embed(0, 64);
+            for (from, rows) in [(0, 1), (5, 2), (17, 3), (31, 33), (3, 61), (40, 5)] {
+                let dim = all.len() / 64;
+                let beside = embed(from, rows);
+                let end = (from + rows).min(64);
+                assert!(
+                    beside[..(end - from) * dim] == all[from * dim..end * dim],
+                    "{architecture:?} at {px}, {compute:?}: {rows} images from {from}"
+                );
+            }
+        }
+    }
+}

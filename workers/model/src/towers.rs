@@ -9,6 +9,8 @@ use crate::tensors::Builder;
 
 /// As PyTorch's `F.normalize`: a vector shorter than this is not blown up to unit length.
 const NORM_EPS: f64 = 1e-12;
+/// Rows of a product with the head in inference. One of another shape may add in another order.
+const HEAD_ROWS: usize = 64;
 
 /// Backbone, `fc`, L2.
 #[derive(Debug)]
@@ -26,7 +28,25 @@ impl ImageTower {
     /// `(B, 3, H, W)` → `(B, D)`, rows of unit length
     pub fn forward(&self, images: &Tensor, mode: &mut Mode<'_>) -> Result<Tensor> {
         let features = self.backbone.forward(images, mode)?;
-        unit(&self.head.forward(&features, mode)?)
+        let outputs = if matches!(mode, Mode::Eval) {
+            self.serve_head(&features)?
+        } else {
+            self.head.forward(&features, mode)?
+        };
+        unit(&outputs)
+    }
+
+    /// The head in inference: always on [`HEAD_ROWS`] rows, some of them zeros, so that an image's embedding has the same bits
+    /// whatever is beside it.
+    fn serve_head(&self, features: &Tensor) -> Result<Tensor> {
+        let rows = features.dim(0)?;
+        let mut outputs = Vec::with_capacity(rows.div_ceil(HEAD_ROWS));
+        for from in (0..rows).step_by(HEAD_ROWS) {
+            let some = HEAD_ROWS.min(rows - from);
+            let padded = features.narrow(0, from, some)?.pad_with_zeros(0, 0, HEAD_ROWS - some)?;
+            outputs.push(self.head.forward(&padded.contiguous()?, &Mode::Eval)?.narrow(0, 0, some)?);
+        }
+        Ok(Tensor::cat(&outputs, 0)?)
     }
 
     /// The same with a backbone that serves while the head learns.

@@ -19,6 +19,7 @@ use likeness_link::Store;
 use likeness_model::Model;
 
 use crate::error::TaskError;
+use crate::job::embed::earlier::LastImages;
 use crate::job::train::training_set::LastTrainingSet;
 use crate::runtime::device::DeviceThread;
 
@@ -54,6 +55,8 @@ enum Block {
 pub struct Cache {
     /// The decoded images of the training at hand: its next round wants them again.
     pub training_set: LastTrainingSet,
+    /// Where the images of an earlier generation lie: the next task that copies from it wants it again.
+    pub embedded_images: LastImages,
     store: Store,
     datasets: Mutex<Recent<String, Arc<DatasetManifest>>>,
     generations: Mutex<Recent<GenerationRef, Arc<GenerationManifest>>>,
@@ -79,6 +82,7 @@ impl Cache {
             specs: Mutex::new(Recent::new(MANIFESTS)),
             blocks: Mutex::new(Recent::new(capacity_bytes)),
             training_set: LastTrainingSet::default(),
+            embedded_images: LastImages::default(),
         }
     }
 

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use candle_core::{Device, Tensor};
 use likeness_contract::codec::{self, Encoding};
 use likeness_contract::documents::{
-    DatasetManifest, GenerationManifest, ModelManifest, ObjectRef, PartEntry, ShardEntry,
+    DatasetManifest, Embedder, GenerationManifest, ModelManifest, ObjectRef, Origin, PartEntry, ShardEntry,
 };
 use likeness_contract::ids::{Digest, JobId, Name, WorkerId};
 use likeness_contract::jobs::{DatasetRef, GenerationRef};
@@ -177,9 +177,7 @@ impl Bench {
         let key = keys::generation_manifest(&gallery, &job);
         let manifest = GenerationManifest {
             generation: GenerationRef { gallery, generation: job.clone() },
-            model: job,
-            weights: model_manifest.weights.digest,
-            dataset,
+            origin: Origin::Model(Embedder { model: job, weights: model_manifest.weights.digest, dataset }),
             rows: Split::All,
             embedding_dim: DIM as u32,
             vocabulary: vocabulary(),

@@ -625,6 +625,7 @@ impl World {
 fn output(work: &TaskWork) -> TaskOutput {
     match work {
         TaskWork::IngestScan => scan_output(300),
+        TaskWork::ImportScan => import_scan_output(300),
         TaskWork::EvaluateQueries { .. } => TaskOutput::Queries { object: object(), queries: 450 },
         TaskWork::Gate => TaskOutput::Gate(gate_decision(true)),
         _ => shard_output(),

@@ -2,15 +2,17 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{GenerationManifest, HeadlineRow, ModelManifest, ObjectRef, ReportManifest, ShardEntry, Skipped};
+use super::{
+    Embedder, GenerationManifest, HeadlineRow, ModelManifest, ObjectRef, Origin, ReportManifest, ShardEntry, Skipped,
+};
 use crate::codec::Message;
 use crate::ids::{Digest, JobId};
 use crate::jobs::{DatasetRef, GenerationRef};
 use crate::settings::{EvaluateSettings, EvaluateSettingsV1, ModelSettings, Split, TrainSettingsV1, Vocabulary};
 
-/// Version 1 of a generation: no approximate indexes.
+/// Versions 1 and 2 of a generation: always by a model of ours.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct GenerationManifestV1 {
+pub struct GenerationOf<S> {
     generation: GenerationRef,
     model: JobId,
     weights: Digest,
@@ -18,12 +20,18 @@ pub struct GenerationManifestV1 {
     rows: Split,
     embedding_dim: u32,
     vocabulary: Vocabulary,
-    shards: Vec<ShardEntryV1>,
+    shards: Vec<S>,
     skipped: Vec<Skipped>,
 }
 
+/// Version 1: no approximate indexes.
+pub type GenerationManifestV1 = GenerationOf<ShardEntryV1>;
+/// Version 2.
+pub type GenerationManifestV2 = GenerationOf<ShardEntry>;
+
+/// A shard in version 1.
 #[derive(Debug, Serialize, Deserialize)]
-struct ShardEntryV1 {
+pub struct ShardEntryV1 {
     shard: u32,
     object: ObjectRef,
     rows: u64,
@@ -34,54 +42,58 @@ impl Message for GenerationManifestV1 {
     const VERSION: u16 = 1;
 }
 
+impl Message for GenerationManifestV2 {
+    const NAME: &'static str = GenerationManifest::NAME;
+    const VERSION: u16 = 2;
+}
+
 impl GenerationManifestV1 {
-    /// The same manifest, if no shard has an approximate index.
+    /// The same manifest, if it is by a model and no shard has an approximate index.
     pub fn of(manifest: &GenerationManifest) -> Option<Self> {
-        let GenerationManifest {
-            generation,
-            model,
-            weights,
-            dataset,
-            rows,
-            embedding_dim,
-            vocabulary,
-            shards,
-            skipped,
-        } = manifest;
         let entry = |entry: &ShardEntry| {
             let ShardEntry { shard, object, rows, approximate } = entry.clone();
             approximate.is_none().then_some(ShardEntryV1 { shard, object, rows })
         };
-        Some(Self {
-            generation: generation.clone(),
-            model: model.clone(),
-            weights: *weights,
-            dataset: dataset.clone(),
-            rows: *rows,
-            embedding_dim: *embedding_dim,
-            vocabulary: vocabulary.clone(),
-            shards: shards.iter().map(entry).collect::<Option<_>>()?,
-            skipped: skipped.clone(),
-        })
+        of(manifest, entry)
     }
 }
 
-impl From<GenerationManifestV1> for GenerationManifest {
-    fn from(old: GenerationManifestV1) -> Self {
-        let GenerationManifestV1 {
-            generation,
-            model,
-            weights,
-            dataset,
-            rows,
-            embedding_dim,
-            vocabulary,
-            shards,
-            skipped,
-        } = old;
-        let entry = |ShardEntryV1 { shard, object, rows }| ShardEntry { shard, object, rows, approximate: None };
-        let shards = shards.into_iter().map(entry).collect();
-        Self { generation, model, weights, dataset, rows, embedding_dim, vocabulary, shards, skipped }
+impl GenerationManifestV2 {
+    /// The same manifest, if it is by a model.
+    pub fn of(manifest: &GenerationManifest) -> Option<Self> {
+        of(manifest, |entry| Some(entry.clone()))
+    }
+}
+
+fn of<S>(manifest: &GenerationManifest, entry: impl Fn(&ShardEntry) -> Option<S>) -> Option<GenerationOf<S>> {
+    let GenerationManifest { generation, origin, rows, embedding_dim, vocabulary, shards, skipped } = manifest;
+    let Origin::Model(Embedder { model, weights, dataset }) = origin else { return None };
+    Some(GenerationOf {
+        generation: generation.clone(),
+        model: model.clone(),
+        weights: *weights,
+        dataset: dataset.clone(),
+        rows: *rows,
+        embedding_dim: *embedding_dim,
+        vocabulary: vocabulary.clone(),
+        shards: shards.iter().map(entry).collect::<Option<_>>()?,
+        skipped: skipped.clone(),
+    })
+}
+
+impl From<ShardEntryV1> for ShardEntry {
+    fn from(ShardEntryV1 { shard, object, rows }: ShardEntryV1) -> Self {
+        Self { shard, object, rows, approximate: None }
+    }
+}
+
+impl<S: Into<ShardEntry>> From<GenerationOf<S>> for GenerationManifest {
+    fn from(old: GenerationOf<S>) -> Self {
+        let GenerationOf { generation, model, weights, dataset, rows, embedding_dim, vocabulary, shards, skipped } =
+            old;
+        let origin = Origin::Model(Embedder { model, weights, dataset });
+        let shards = shards.into_iter().map(Into::into).collect();
+        Self { generation, origin, rows, embedding_dim, vocabulary, shards, skipped }
     }
 }
 

@@ -83,7 +83,7 @@ fn is_new_work(work: &JobWork) -> bool {
     match work {
         JobWork::Ingest { source, .. } => !source.is_of_before(),
         JobWork::Train(_) | JobWork::Embed { .. } | JobWork::Evaluate { .. } | JobWork::Pipeline { .. } => false,
-        JobWork::Search(_) => true,
+        JobWork::Search(_) | JobWork::EmbedAnew { .. } | JobWork::Import(_) => true,
     }
 }
 
@@ -95,13 +95,21 @@ fn is_new_request(work: &RequestedWork) -> bool {
         | RequestedWork::Embed { .. }
         | RequestedWork::Evaluate { .. }
         | RequestedWork::Pipeline { .. } => false,
-        RequestedWork::Search(_) => true,
+        RequestedWork::Search(_) | RequestedWork::EmbedAnew { .. } | RequestedWork::Import(_) => true,
     }
 }
 
 /// Whether only version 2 of plans and tasks knows this kind of work.
 fn is_new_task(work: &TaskWork) -> bool {
-    matches!(work, TaskWork::SearchPart { .. } | TaskWork::SearchFinish)
+    matches!(
+        work,
+        TaskWork::SearchPart { .. }
+            | TaskWork::SearchFinish
+            | TaskWork::EmbedShardAfter { .. }
+            | TaskWork::ImportScan
+            | TaskWork::ImportShard { .. }
+            | TaskWork::ImportFinish
+    )
 }
 
 /// See [`plan_v1`].
@@ -220,6 +228,8 @@ impl<F: Form> JobWork<F> {
                 JobWork::Pipeline { train: train.map(f)?, embed, evaluate: evaluate.map(g)?, alias, baseline }
             }
             Self::Search(search) => JobWork::Search(search),
+            Self::EmbedAnew { model, embed } => JobWork::EmbedAnew { model, embed },
+            Self::Import(import) => JobWork::Import(import),
         })
     }
 }
@@ -242,6 +252,8 @@ impl<F: Form> RequestedWork<F> {
                 RequestedWork::Pipeline { train: train.map(f)?, embed, evaluate: evaluate.map(g)?, alias }
             }
             Self::Search(file) => RequestedWork::Search(file),
+            Self::EmbedAnew { model, embed } => RequestedWork::EmbedAnew { model, embed },
+            Self::Import(import) => RequestedWork::Import(import),
         })
     }
 }
@@ -352,6 +364,7 @@ fn is_new_output(output: &TaskOutput) -> bool {
         | TaskOutput::Gate(_)
         | TaskOutput::IndexedShard { .. } => false,
         TaskOutput::Answers { .. } | TaskOutput::PooledQueries { .. } | TaskOutput::FlooredGate { .. } => true,
+        TaskOutput::CopiedShard { .. } | TaskOutput::Generation { .. } | TaskOutput::ImportScan { .. } => true,
     }
 }
 
@@ -389,6 +402,13 @@ impl<C> TaskOutput<C> {
             Self::Answers { object, questions, failed } => TaskOutput::Answers { object, questions, failed },
             Self::PooledQueries { object, queries, pooled } => TaskOutput::PooledQueries { object, queries, pooled },
             Self::FlooredGate { decision, floor } => TaskOutput::FlooredGate { decision, floor },
+            Self::CopiedShard { object, rows, skipped, approximate, copied } => {
+                TaskOutput::CopiedShard { object, rows, skipped, approximate, copied }
+            }
+            Self::Generation { key, rows, copied } => TaskOutput::Generation { key, rows, copied },
+            Self::ImportScan { rows_object, rows, embedding_dim, vocabulary, warnings } => {
+                TaskOutput::ImportScan { rows_object, rows, embedding_dim, vocabulary, warnings }
+            }
         })
     }
 }

@@ -4,9 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::BATCH_COUNT;
+
 /// Longest header that is read, as safetensors itself has it.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 const METADATA: &str = "__metadata__";
+/// Kinds of numbers that weights may have.
+const WEIGHT_TYPES: [&str; 3] = ["F32", "F16", "BF16"];
 
 /// What a file holds, without the values.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +61,17 @@ impl Header {
             header.tensors.insert(name, tensor);
         }
         Ok(header)
+    }
+
+    /// Refuses a tensor whose numbers no model is read from; counts of batches are skipped.
+    pub fn check_types(&self) -> Result<(), String> {
+        let other = |(name, tensor): &(&String, &HeaderTensor)| {
+            !name.ends_with(BATCH_COUNT) && !WEIGHT_TYPES.contains(&tensor.dtype.as_str())
+        };
+        match self.tensors.iter().find(other) {
+            None => Ok(()),
+            Some((name, tensor)) => Err(format!("`{name}` holds {}, expected F32, F16 or BF16", tensor.dtype)),
+        }
     }
 
     /// The header as bytes, to be followed by the values as they were.
@@ -111,6 +126,18 @@ mod tests {
         let (header, bytes) = file();
         assert_eq!(header.data_start % 8, 0);
         assert_eq!(Header::parse(&bytes).unwrap(), header);
+    }
+
+    #[test]
+    fn numbers_of_16_bits_are_weights_and_others_are_named() {
+        let (mut header, _) = file();
+        for (dtype, taken) in [("F32", true), ("F16", true), ("BF16", true), ("F64", false), ("F8_E4M3", false)] {
+            header.tensors.get_mut("w").unwrap().dtype = dtype.into();
+            assert_eq!(header.check_types().is_ok(), taken, "{dtype}");
+        }
+        let count = HeaderTensor { dtype: "I64".into(), shape: vec![], data_offsets: [0, 8] };
+        header.tensors = BTreeMap::from([(format!("bn1.{BATCH_COUNT}"), count)]);
+        assert_eq!(header.check_types(), Ok(()));
     }
 
     #[test]

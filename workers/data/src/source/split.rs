@@ -25,7 +25,7 @@ pub(super) fn named(word: &str) -> Option<u8> {
 }
 
 /// The split that a cell of a split column names.
-pub(super) fn of_word(word: &str) -> Option<u8> {
+pub(crate) fn of_word(word: &str) -> Option<u8> {
     match word.trim() {
         "0" => Some(0),
         "1" => Some(1),

@@ -1,24 +1,33 @@
 //! Embed: images of a dataset become a gallery's shards, and the shards a generation.
 //!
 //! Images are decoded on all cores ahead of the device, which never waits for more than one batch. The same
-//! rows, model and kind of device give the same bytes: batches are cut by row number alone.
+//! rows, model and kind of device give the same bytes, however they are cut into batches. So rows whose images an earlier generation
+//! of the same model has are copied from it ([`earlier`]).
 //!
 //! A shard that is large enough to gain by it gets an approximate index, as an object beside it. It follows from the shard's
 //! rows alone, and without it every search is exact, so nothing is lost where it was not made.
+
+pub mod earlier;
+pub mod import;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
-use likeness_contract::documents::{DatasetManifest, GenerationManifest, PartEntry, ShardEntry, Skipped};
+use likeness_contract::documents::{
+    DatasetManifest, Embedder, GenerationManifest, ObjectRef, Origin, PartEntry, ShardEntry, Skipped,
+};
 use likeness_contract::ids::{Digest, JobId, Name};
 use likeness_contract::jobs::{EmbedStage, GenerationRef, JobSpec, JobWork, TaskOutput, TaskRecord, task_ids};
 use likeness_contract::keys;
 use likeness_contract::settings::Split;
 use likeness_data::{Loader, Part};
 use likeness_index::{Approximate, Shard, ShardRows, encode_shard};
+use likeness_link::error::ErrorKind;
 use tokio::sync::mpsc;
+
+use earlier::Known;
 
 use crate::cache::LoadedModel;
 use crate::error::TaskError;
@@ -31,7 +40,8 @@ const BATCHES_AHEAD: usize = 2;
 /// Largest distance of an embedding's norm from 1.
 const NORM_TOLERANCE: f64 = 1e-3;
 
-/// Embeds the rows `from..from + rows` of the selected rows of the dataset and writes them as one shard.
+/// Embeds the rows `from..from + rows` of the selected rows of the dataset and writes them as one shard; copies what the
+/// generation `after` has of them.
 pub async fn shard(
     cx: &TaskContext,
     model: &JobId,
@@ -39,6 +49,7 @@ pub async fn shard(
     shard: u32,
     from: u64,
     rows: u32,
+    after: Option<&GenerationRef>,
 ) -> Result<TaskOutput, TaskError> {
     let stage = embed_stage(cx.spec())?;
     let dataset = cx.cache.dataset(&stage.dataset).await?;
@@ -46,27 +57,118 @@ pub async fn shard(
     check_vocabulary(&loaded, &dataset)?;
     let selected = select(cx, &dataset, stage.rows, from, rows).await?;
     let (selected, removed) = without_removed(cx, &stage.dataset.dataset, selected).await?;
-    let (embedded, mut skipped) = embed(cx, &loaded, selected).await?;
+    let (dim, attributes) = (loaded.manifest.settings.embedding_dim as usize, dataset.vocabulary.len());
+    let known = match after {
+        Some(generation) => earlier::copy(cx, &loaded, generation, &selected).await?,
+        None => Known::nothing(selected.len(), dim),
+    };
+    let copied = known.count() as u64;
+    if let Some((entry, held)) = &known.whole
+        && let Some(made) = copy_whole(cx, target, shard, entry, held).await?
+    {
+        return Ok(made.output(removed, copied));
+    }
+    let (embedded, mut skipped) = embed(cx, &loaded, selected, known).await?;
     skipped.extend(removed);
-    let rows = embedded.item_ids.len();
-    if rows == 0 {
+    if embedded.is_empty() {
         return Ok(TaskOutput::Shard { object: None, rows: 0, skipped });
     }
-    let (dim, attributes) = (loaded.manifest.settings.embedding_dim as usize, dataset.vocabulary.len());
-    check_unit_rows(&embedded.embeddings, rows, dim)?;
-    let least = cx.approximate_rows;
+    let made = store_shard(cx, target, shard, embedded, dim, attributes).await?;
+    Ok(made.output(skipped, copied))
+}
+
+/// A shard in the store.
+struct Made {
+    object: ObjectRef,
+    rows: u64,
+    approximate: Option<ObjectRef>,
+}
+
+impl Made {
+    fn output(self, skipped: Vec<Skipped>, copied: u64) -> TaskOutput {
+        let Self { object, rows, approximate } = self;
+        match approximate {
+            _ if copied > 0 => TaskOutput::CopiedShard { object, rows, skipped, approximate, copied },
+            None => TaskOutput::Shard { object: Some(object), rows, skipped },
+            Some(approximate) => TaskOutput::IndexedShard { object, rows, skipped, approximate },
+        }
+    }
+}
+
+/// Stores rows as a shard, with an approximate index where there are enough of them.
+async fn store_shard(
+    cx: &TaskContext,
+    target: &GenerationRef,
+    shard: u32,
+    rows: ShardRows,
+    dim: usize,
+    attributes: usize,
+) -> Result<Made, TaskError> {
+    let (count, least) = (rows.len() as u64, cx.approximate_rows);
     let encode = move || {
-        let bytes = encode_shard(&embedded, dim, attributes)?;
-        let index = index(embedded, shard, dim, attributes, least, &Digest::of(&bytes))?;
+        let bytes = encode_shard(&rows, dim, attributes)?;
+        let index = index(rows, shard, dim, attributes, least, &Digest::of(&bytes))?;
         Ok::<_, likeness_index::Error>((bytes, index))
     };
     let (bytes, index) = tokio::task::spawn_blocking(encode).await.map_err(TaskError::transient)??;
+    create_shard(cx, target, shard, bytes, count, index).await
+}
+
+async fn create_shard(
+    cx: &TaskContext,
+    target: &GenerationRef,
+    shard: u32,
+    bytes: Vec<u8>,
+    rows: u64,
+    index: Option<Vec<u8>>,
+) -> Result<Made, TaskError> {
     let key = |digest: &_| keys::shard(&target.gallery, &target.generation, shard, digest);
-    let (object, rows) = (cx.create_object(key, bytes).await?, rows as u64);
-    let Some(index) = index else { return Ok(TaskOutput::Shard { object: Some(object), rows, skipped }) };
+    let object = cx.create_object(key, bytes).await?;
     let key = |digest: &_| keys::approximate(&target.gallery, &target.generation, shard, digest);
-    let approximate = cx.create_object(key, index).await?;
-    Ok(TaskOutput::IndexedShard { object, rows, skipped, approximate })
+    let approximate = match index {
+        Some(index) => Some(cx.create_object(key, index).await?),
+        None => None,
+    };
+    Ok(Made { object, rows, approximate })
+}
+
+/// Copies the objects of an earlier shard that has the very same rows; none where it lacks the approximate index that this one
+/// is to have, or has one that is of no use. The generation is whole by itself: the earlier one may go.
+async fn copy_whole(
+    cx: &TaskContext,
+    target: &GenerationRef,
+    shard: u32,
+    entry: &ShardEntry,
+    held: &Arc<Shard>,
+) -> Result<Option<Made>, TaskError> {
+    let read = |object: ObjectRef| async move {
+        match cx.store.read(&object).await {
+            Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Corrupt) => Ok(None),
+            read => read.map(Some),
+        }
+    };
+    let ShardEntry { shard: _, object, rows, approximate } = entry.clone();
+    let digest = object.digest;
+    let index = match approximate {
+        _ if !is_indexed(rows, cx.approximate_rows) => None,
+        None => return Ok(None),
+        Some(index) => {
+            let Some(bytes) = read(index).await? else { return Ok(None) };
+            let (held, bytes_there) = (Arc::clone(held), bytes.clone());
+            let check = move || Approximate::decode(&bytes_there, &held, digest.as_bytes()).is_ok();
+            if !tokio::task::spawn_blocking(check).await.map_err(TaskError::transient)? {
+                return Ok(None);
+            }
+            Some(bytes.into())
+        }
+    };
+    let Some(bytes) = read(object).await? else { return Ok(None) };
+    create_shard(cx, target, shard, bytes.into(), rows, index).await.map(Some)
+}
+
+/// Whether a shard of so many rows is to have an approximate index.
+fn is_indexed(rows: u64, least: Option<NonZeroU32>) -> bool {
+    least.is_some_and(|least| rows >= u64::from(least.get()))
 }
 
 /// The file of a shard's approximate index; none for fewer than `least` rows, and for so few that it would be of no use.
@@ -78,7 +180,7 @@ fn index(
     least: Option<NonZeroU32>,
     digest: &Digest,
 ) -> likeness_index::Result<Option<Vec<u8>>> {
-    if least.is_none_or(|least| rows.len() < least.get() as usize) {
+    if !is_indexed(rows.len() as u64, least) {
         return Ok(None);
     }
     let shard = Shard::new(number, rows, dim, attributes)?.with_codes()?;
@@ -91,10 +193,11 @@ pub async fn finish(cx: &TaskContext, model: &JobId, target: &GenerationRef) -> 
     let stage = embed_stage(cx.spec())?;
     let dataset = cx.cache.dataset(&stage.dataset).await?;
     let loaded = cx.cache.model(model, &cx.device).await?;
-    let (mut shards, mut skipped) = (Vec::new(), Vec::new());
+    let (mut shards, mut skipped, mut copied) = (Vec::new(), Vec::new(), 0);
     let planned = shard_count(stage)?;
     for number in 0..planned {
         let record = cx.record(&task_ids::shard(cx.job(), &target.generation, number)).await?;
+        copied += copied_rows(&record);
         let (entry, left_out) = entry(number, record)?;
         shards.extend(entry);
         skipped.extend(left_out);
@@ -106,9 +209,11 @@ pub async fn finish(cx: &TaskContext, model: &JobId, target: &GenerationRef) -> 
     }
     let manifest = GenerationManifest {
         generation: target.clone(),
-        model: model.clone(),
-        weights: loaded.manifest.weights.digest,
-        dataset: stage.dataset.clone(),
+        origin: Origin::Model(Embedder {
+            model: model.clone(),
+            weights: loaded.manifest.weights.digest,
+            dataset: stage.dataset.clone(),
+        }),
         rows: stage.rows,
         embedding_dim: loaded.manifest.settings.embedding_dim,
         vocabulary: dataset.vocabulary.clone(),
@@ -118,7 +223,15 @@ pub async fn finish(cx: &TaskContext, model: &JobId, target: &GenerationRef) -> 
     let key = keys::generation_manifest(&target.gallery, &target.generation);
     cx.ensure_leased()?;
     cx.store.create_document(&key, &manifest).await?;
-    Ok(TaskOutput::Manifest { key })
+    let rows = manifest.total_rows();
+    Ok(if copied > 0 { TaskOutput::Generation { key, rows, copied } } else { TaskOutput::Manifest { key } })
+}
+
+fn copied_rows(record: &TaskRecord) -> u64 {
+    match record.output {
+        TaskOutput::CopiedShard { copied, .. } => copied,
+        _ => 0,
+    }
 }
 
 /// What the manifest says of a shard; nothing of one whose rows were all left out.
@@ -128,6 +241,9 @@ fn entry(shard: u32, record: TaskRecord) -> Result<(Option<ShardEntry>, Vec<Skip
         TaskOutput::IndexedShard { object, rows, skipped, approximate } => {
             (Some(object), rows, skipped, Some(approximate))
         }
+        TaskOutput::CopiedShard { object, rows, skipped, approximate, copied: _ } => {
+            (Some(object), rows, skipped, approximate)
+        }
         _ => return Err(TaskError::invalid(format!("the record of `{}` is not of a shard", record.task))),
     };
     Ok((object.map(|object| ShardEntry { shard, object, rows, approximate }), skipped))
@@ -135,7 +251,7 @@ fn entry(shard: u32, record: TaskRecord) -> Result<(Option<ShardEntry>, Vec<Skip
 
 fn embed_stage(spec: &JobSpec) -> Result<&EmbedStage, TaskError> {
     match &spec.work {
-        JobWork::Embed { embed, .. } | JobWork::Pipeline { embed, .. } => Ok(embed),
+        JobWork::Embed { embed, .. } | JobWork::EmbedAnew { embed, .. } | JobWork::Pipeline { embed, .. } => Ok(embed),
         other => Err(TaskError::invalid(format!("a job of kind `{}` embeds nothing", other.kind()))),
     }
 }
@@ -166,6 +282,12 @@ struct Selected {
     part: Arc<Part>,
     part_number: u32,
     row: u32,
+}
+
+impl Selected {
+    fn image_digest(&self) -> [u8; 32] {
+        self.part.image_digest(self.row as usize)
+    }
 }
 
 /// Some of the selected rows of one part.
@@ -246,60 +368,71 @@ struct Batch {
     skipped: Vec<Skipped>,
 }
 
+/// The selected rows with their embeddings: those that are known, and the others computed.
 async fn embed(
     cx: &TaskContext,
     loaded: &Arc<LoadedModel>,
     selected: Vec<Selected>,
+    known: Known,
 ) -> Result<(ShardRows, Vec<Skipped>), TaskError> {
     let preprocessing = loaded.manifest.settings.preprocessing.clone();
-    let px = preprocessing.input_px as usize;
+    let (px, dim) = (preprocessing.input_px as usize, loaded.manifest.settings.embedding_dim as usize);
+    let Known { mut embeddings, mut there, whole: _ } = known;
+    let missing: Vec<usize> = (0..selected.len()).filter(|position| !there[*position]).collect();
+    let (done, of) = ((selected.len() - missing.len()) as u64, selected.len() as u64);
     let selected = Arc::new(selected);
     let (sender, mut batches) = mpsc::channel(BATCHES_AHEAD);
     let source = Arc::clone(&selected);
-    let decoder = tokio::task::spawn_blocking(move || decode_all(&Loader::new(&preprocessing), px, &source, &sender));
+    let decode = move || decode_all(&Loader::new(&preprocessing), px, &source, &missing, &sender);
+    let decoder = tokio::task::spawn_blocking(decode);
 
-    let started = Instant::now();
-    let (mut rows, mut skipped, mut done) = (empty_rows(), Vec::new(), 0);
+    let (started, mut computed) = (Instant::now(), 0);
+    let mut skipped = Vec::new();
     while let Some(Batch { kept, pixels, skipped: left_out }) = batches.recv().await {
-        done += kept.len() + left_out.len();
+        computed += (kept.len() + left_out.len()) as u64;
         skipped.extend(left_out);
         if !kept.is_empty() {
             let (model, count) = (Arc::clone(loaded), kept.len());
             let embed = move |device: &Device| embed_batch(&model, pixels, count, px, device);
-            rows.embeddings.extend(cx.device.run(embed).await?);
-            kept.iter().for_each(|position| push_row(&mut rows, &selected[*position]));
+            let values = cx.device.run(embed).await?;
+            check_unit_rows(&values, count, dim)?;
+            for (position, embedding) in kept.iter().zip(values.chunks_exact(dim)) {
+                embeddings[position * dim..][..dim].copy_from_slice(embedding);
+                there[*position] = true;
+            }
         }
-        let rate = done as f64 / started.elapsed().as_secs_f64().max(1e-9);
-        cx.progress(done as u64, selected.len() as u64, format!("{rate:.0} images/s"));
+        let rate = computed as f64 / started.elapsed().as_secs_f64().max(1e-9);
+        cx.progress(done + computed, of, format!("{rate:.0} images/s"));
     }
     // The channel also closes when the decoder panics; its rows must not go missing in silence.
     decoder.await.map_err(TaskError::transient)?;
-    Ok((rows, skipped))
+    Ok((rows_of(&selected, embeddings, &there, dim), skipped))
 }
 
-/// Sends every batch, in order; ends early when nobody listens any more.
-fn decode_all(loader: &Loader, px: usize, selected: &[Selected], sender: &mpsc::Sender<Batch>) {
-    for (number, rows) in selected.chunks(BATCH_ROWS).enumerate() {
-        let batch = decode_batch(loader, px, rows, number * BATCH_ROWS);
-        if sender.blocking_send(batch).is_err() {
+/// Sends the images of the positions `missing` batch by batch, in order; ends early when nobody listens any more.
+fn decode_all(loader: &Loader, px: usize, selected: &[Selected], missing: &[usize], sender: &mpsc::Sender<Batch>) {
+    for positions in missing.chunks(BATCH_ROWS) {
+        if sender.blocking_send(decode_batch(loader, px, selected, positions)).is_err() {
             return;
         }
     }
 }
 
-fn decode_batch(loader: &Loader, px: usize, rows: &[Selected], first: usize) -> Batch {
+fn decode_batch(loader: &Loader, px: usize, selected: &[Selected], positions: &[usize]) -> Batch {
     let image_len = 3 * px * px;
-    let images: Vec<&[u8]> = rows.iter().map(|row| row.part.image(row.row as usize)).collect();
-    let mut pixels = vec![0f32; rows.len() * image_len];
+    let rows = positions.iter().map(|position| &selected[*position]);
+    let images: Vec<&[u8]> = rows.map(|row| row.part.image(row.row as usize)).collect();
+    let mut pixels = vec![0f32; positions.len() * image_len];
     let results = loader.load_batch(&images, &mut pixels);
-    let (mut kept, mut skipped) = (Vec::with_capacity(rows.len()), Vec::new());
-    for (position, (result, row)) in results.into_iter().zip(rows).enumerate() {
+    let (mut kept, mut skipped) = (Vec::with_capacity(positions.len()), Vec::new());
+    for (place, (result, position)) in results.into_iter().zip(positions).enumerate() {
         match result {
             Ok(()) => {
-                pixels.copy_within(position * image_len..(position + 1) * image_len, kept.len() * image_len);
-                kept.push(first + position);
+                pixels.copy_within(place * image_len..(place + 1) * image_len, kept.len() * image_len);
+                kept.push(*position);
             }
             Err(error) => {
+                let row = &selected[*position];
                 let item = row.part.item(row.row as usize).to_string();
                 skipped.push(Skipped { item, reason: error.to_string() });
             }
@@ -322,16 +455,16 @@ fn embed_batch(
     Ok(embeddings.flatten_all()?.to_vec1::<f32>()?)
 }
 
-fn empty_rows() -> ShardRows {
-    ShardRows {
-        item_ids: Vec::new(),
-        embeddings: Vec::new(),
-        labels: Vec::new(),
-        split: Vec::new(),
-        source_part: Vec::new(),
-        source_row: Vec::new(),
-        image_digest: Vec::new(),
+/// The rows whose embeddings `(N, D)` are there.
+fn rows_of(selected: &[Selected], mut embeddings: Vec<f32>, there: &[bool], dim: usize) -> ShardRows {
+    let mut rows = ShardRows::default();
+    for (position, row) in selected.iter().enumerate().filter(|(position, _)| there[*position]) {
+        embeddings.copy_within(position * dim..(position + 1) * dim, rows.len() * dim);
+        push_row(&mut rows, row);
     }
+    embeddings.truncate(rows.len() * dim);
+    rows.embeddings = embeddings;
+    rows
 }
 
 /// Everything about a row but its embedding.
@@ -361,8 +494,11 @@ fn check_unit_rows(embeddings: &[f32], rows: usize, dim: usize) -> Result<(), Ta
 }
 
 #[cfg(test)]
+#[path = "embed/tests.rs"]
+mod copy_tests;
+
+#[cfg(test)]
 mod tests {
-    use likeness_contract::documents::ObjectRef;
     use likeness_contract::ids::{RunNumber, TaskId, WorkerId};
 
     use super::*;

@@ -7,7 +7,7 @@
 
 mod grow;
 mod notes;
-mod source_files;
+pub(super) mod source_files;
 
 use std::sync::{Arc, mpsc};
 use std::time::Instant;

@@ -27,8 +27,14 @@ pub async fn run(cx: &TaskContext) -> Result<TaskOutput, TaskError> {
         TaskWork::TrainOuter { round } => train::outer::run(cx, round).await,
         TaskWork::TrainFinish => train::finish::run(cx).await,
         TaskWork::EmbedShard { model, target, shard, from, rows } => {
-            embed::shard(cx, &model, &target, shard, from, rows).await
+            embed::shard(cx, &model, &target, shard, from, rows, None).await
         }
+        TaskWork::EmbedShardAfter { model, target, shard, from, rows, earlier } => {
+            embed::shard(cx, &model, &target, shard, from, rows, Some(&earlier)).await
+        }
+        TaskWork::ImportScan => embed::import::scan(cx).await,
+        TaskWork::ImportShard { shard, from, rows } => embed::import::shard(cx, shard, from, rows).await,
+        TaskWork::ImportFinish => embed::import::finish(cx).await,
         TaskWork::EmbedFinish { model, target } => embed::finish(cx, &model, &target).await,
         TaskWork::EvaluateQueries { generation } => evaluate::queries(cx, &generation).await,
         TaskWork::EvaluateRange { generation, from, queries } => evaluate::range(cx, &generation, from, queries).await,

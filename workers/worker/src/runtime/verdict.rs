@@ -94,6 +94,9 @@ pub(crate) fn check_output(output: &TaskOutput) -> Result<(), TaskError> {
         | TaskOutput::Manifest { .. }
         | TaskOutput::Shard { .. }
         | TaskOutput::IndexedShard { .. }
+        | TaskOutput::CopiedShard { .. }
+        | TaskOutput::Generation { .. }
+        | TaskOutput::ImportScan { .. }
         | TaskOutput::Queries { .. }
         | TaskOutput::PooledQueries { .. }
         | TaskOutput::Scores { .. }

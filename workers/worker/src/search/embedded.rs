@@ -26,9 +26,9 @@ pub enum Key {
 }
 
 impl Key {
-    /// None for a term that is its own embedding.
+    /// None for a term that is its own embedding, and for one that nothing can embed.
     pub fn of(kit: &Kit, input: &Input) -> Option<Self> {
-        let computed = |input: Digest| Some(Self::Computed(kit.model.manifest.weights.digest, input));
+        let computed = |input: Digest| Some(Self::Computed(kit.model.as_ref()?.manifest.weights.digest, input));
         match input {
             Input::Attributes(values) => {
                 let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();

@@ -8,6 +8,7 @@ use likeness_contract::datasets::Removed;
 use likeness_contract::documents::{DatasetManifest, GenerationManifest};
 use likeness_contract::jobs::GenerationRef;
 use likeness_contract::messages::{HeldShards, Placement};
+use likeness_contract::settings::{Architecture, ModelSettings, Preprocessing, QueryEncoding};
 use likeness_index::{Filter, RowSet, Shard};
 
 use super::loader::Loaded;
@@ -19,10 +20,26 @@ use crate::cache::LoadedModel;
 pub struct Kit {
     /// Shards and vocabulary.
     pub generation: Arc<GenerationManifest>,
-    /// Where the images lie.
-    pub dataset: Arc<DatasetManifest>,
-    /// Embeds the queries.
-    pub model: Arc<LoadedModel>,
+    /// Where the images lie; embeddings from elsewhere have none.
+    pub dataset: Option<Arc<DatasetManifest>>,
+    /// Embeds the queries; nothing does for embeddings from elsewhere.
+    pub model: Option<Arc<LoadedModel>>,
+}
+
+impl Kit {
+    /// What questions are checked against. Of embeddings from elsewhere only the dimension says anything, since
+    /// [`super::query::check_kinds`] lets nothing through that a tower would have to embed.
+    pub fn settings(&self) -> ModelSettings {
+        match &self.model {
+            Some(model) => model.manifest.settings.clone(),
+            None => ModelSettings {
+                architecture: Architecture::CnnS,
+                embedding_dim: self.generation.embedding_dim,
+                encoding: QueryEncoding::ThreeState,
+                preprocessing: Preprocessing::imagenet(64),
+            },
+        }
+    }
 }
 
 /// A shard in memory, and perhaps on a device too.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::Device;
-use likeness_contract::documents::{GenerationManifest, ModelManifest, ObjectRef, ShardEntry};
+use likeness_contract::documents::{Embedder, GenerationManifest, ModelManifest, ObjectRef, ShardEntry};
 use likeness_contract::ids::Digest;
 use likeness_contract::messages::Served;
 use likeness_index::{Approximate, Cache, Shard};
@@ -24,10 +24,11 @@ const DISTANCE: &str = "euclidean";
 /// Manifests and model of a generation.
 pub async fn load_kit(cx: &SearchContext, served: &Served) -> Result<Kit, TaskError> {
     let generation = cx.cache.generation(&served.generation).await?;
-    let dataset = cx.cache.dataset(&generation.dataset).await?;
+    let Some(embedder) = generation.embedder() else { return Ok(Kit { generation, dataset: None, model: None }) };
+    let dataset = cx.cache.dataset(&embedder.dataset).await?;
     let model = cx.cache.model(&served.model, &cx.device).await?;
-    fits(&generation, &model.manifest).map_err(TaskError::invalid)?;
-    Ok(Kit { generation, dataset, model })
+    fits(&generation, embedder, &model.manifest).map_err(TaskError::invalid)?;
+    Ok(Kit { generation, dataset: Some(dataset), model: Some(model) })
 }
 
 /// Threads that load shards. They give way to whatever answers queries: after the loss of a searcher the others load its
@@ -218,10 +219,10 @@ impl Kept {
 }
 
 /// Whether a model embeds queries for a generation.
-fn fits(generation: &GenerationManifest, model: &ModelManifest) -> Result<(), String> {
+fn fits(generation: &GenerationManifest, embedder: &Embedder, model: &ModelManifest) -> Result<(), String> {
     let name = &model.model;
-    if generation.model != *name || generation.weights != model.weights.digest {
-        let (made_by, of) = (&generation.model, &generation.generation.generation);
+    if embedder.model != *name || embedder.weights != model.weights.digest {
+        let (made_by, of) = (&embedder.model, &generation.generation.generation);
         return Err(format!("generation `{of}` was embedded by model `{made_by}`, not by these weights of `{name}`"));
     }
     if model.settings.embedding_dim != generation.embedding_dim {

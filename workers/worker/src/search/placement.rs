@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use likeness_contract::codec::Message;
 use likeness_contract::ids::Name;
-use likeness_contract::jobs::GenerationRef;
+use likeness_contract::jobs::{DatasetRef, GenerationRef};
 use likeness_contract::messages::{AliasState, Placement, Presence, Served};
 use likeness_contract::subjects::{ALIASES_BUCKET, PLACEMENT_BUCKET, PRESENCE_BUCKET};
 use likeness_link::error::chain;
@@ -233,7 +233,9 @@ impl Keep {
     /// A generation whose removals are not known is not answered for.
     async fn kit_and_removals(&self, served: &Served) -> Result<Kit, TaskError> {
         let kit = loader::load_kit(&self.searcher.cx, served).await?;
-        self.searcher.removals.refresh(&self.searcher.cx.store, &kit.generation.dataset.dataset).await?;
+        if let Some(dataset) = kit.generation.dataset() {
+            self.searcher.removals.refresh(&self.searcher.cx.store, &dataset.dataset).await?;
+        }
         Ok(kit)
     }
 
@@ -259,7 +261,7 @@ impl Keep {
                         tracing::warn!(generation = %generation.generation, shard = number, trouble, "no approximate index");
                     }
                     keeper.on_loaded(&generation, Some(number));
-                    self.add_shard(&generation, &kit.generation.dataset.dataset, loaded);
+                    self.add_shard(&generation, kit.generation.dataset(), loaded);
                 }
                 Err(error) => failed(keeper, &generation, Some(number), &error),
             }
@@ -268,12 +270,13 @@ impl Keep {
     }
 
     /// Adds a shard without its removed rows; looks again afterwards, for those who heard of more meanwhile did not see it.
-    fn add_shard(&self, generation: &GenerationRef, dataset: &Name, loaded: Loaded) {
+    fn add_shard(&self, generation: &GenerationRef, dataset: Option<&DatasetRef>, loaded: Loaded) {
         let (number, removals) = (loaded.shard.number(), &self.searcher.removals);
-        loaded.shard.take_out(&removals.of(dataset));
+        let removed = || dataset.map(|dataset| removals.of(&dataset.dataset)).unwrap_or_default();
+        loaded.shard.take_out(&removed());
         self.searcher.holdings.add_shard(generation, loaded);
         let held = self.searcher.holdings.shards(generation).and_then(|shards| shards.get(&number).cloned());
-        held.into_iter().for_each(|shard| shard.take_out(&removals.of(dataset)));
+        held.into_iter().for_each(|shard| shard.take_out(&removed()));
     }
 
     fn inventory(&self) -> BTreeMap<GenerationRef, Inventory> {

@@ -136,6 +136,23 @@ pub fn invalid(message: impl Into<String>) -> SearchError {
     SearchError { kind: SearchErrorKind::Invalid, message: message.into(), nearest: Vec::new() }
 }
 
+/// Refuses terms that a model would have to embed where there is none.
+pub fn check_kinds(request: &SearchRequest, has_model: bool) -> Result<(), SearchError> {
+    let embeds = |term: &WeightedTerm| matches!(term.term, Term::Attributes { .. } | Term::Image { .. });
+    if has_model || !request.terms.iter().any(embeds) {
+        return Ok(());
+    }
+    Err(no_model())
+}
+
+/// The error for a term that nothing can embed.
+pub fn no_model() -> SearchError {
+    invalid(
+        "this release serves embeddings that were made elsewhere: there is no model to embed attributes or images with; \
+         ask by a stored item or a vector, and by known labels",
+    )
+}
+
 /// Checks a request against the model that will embed it.
 pub fn check(
     request: &SearchRequest,

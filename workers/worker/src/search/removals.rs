@@ -18,6 +18,7 @@ use likeness_link::{Store, removals};
 use tokio::task::JoinSet;
 
 use super::Searcher;
+use super::holdings::Held;
 use crate::error::TaskError;
 
 /// How often the lists are looked at when nobody says that they grew.
@@ -68,9 +69,14 @@ pub async fn follow(searcher: &Arc<Searcher>) -> Result<JoinSet<()>, TaskError> 
     Ok(tasks)
 }
 
+/// The dataset of what is held; embeddings from elsewhere have none, and nothing is removed of them.
+fn dataset_of(held: &Held) -> Option<&Name> {
+    held.kit.generation.dataset().map(|dataset| &dataset.dataset)
+}
+
 async fn look(searcher: &Arc<Searcher>) {
     let held = searcher.holdings.snapshot();
-    let datasets: BTreeSet<&Name> = held.values().map(|held| &held.kit.generation.dataset.dataset).collect();
+    let datasets: BTreeSet<&Name> = held.values().filter_map(dataset_of).collect();
     for dataset in datasets {
         match searcher.removals.refresh(&searcher.cx.store, dataset).await {
             Ok(false) => {}
@@ -89,7 +95,7 @@ async fn apply(searcher: &Arc<Searcher>, dataset: &Name, removed: Arc<Removed>) 
     let (holdings, dataset) = (Arc::clone(&searcher.holdings), dataset.clone());
     let work = move || {
         let held = holdings.snapshot().into_values();
-        let of_dataset = held.filter(|held| held.kit.generation.dataset.dataset == dataset);
+        let of_dataset = held.filter(|held| dataset_of(held) == Some(&dataset));
         of_dataset.flat_map(|held| held.shards.into_values()).for_each(|shard| shard.take_out(&removed));
     };
     if let Err(panic) = tokio::task::spawn_blocking(work).await {

@@ -154,8 +154,8 @@ impl Query<'_> {
     async fn question(&self) -> Result<Pinned, SearchError> {
         let served = self.served()?;
         let kit = self.kit(&served).await?;
-        let model = &kit.model.manifest;
-        let question = query::check(self.request, &model.vocabulary, &model.settings)?;
+        query::check_kinds(self.request, kit.model.is_some())?;
+        let question = query::check(self.request, &kit.generation.vocabulary, &kit.settings())?;
         let vector = self.embed(&kit, &question).await?;
         let left_out = question.items();
         let Question { terms: _, k, filter, recall, explain } = question;
@@ -248,18 +248,21 @@ impl Query<'_> {
 
     /// An item that was removed is none, also where its embedding is still known.
     fn is_shown(&self, kit: &Kit, item: &str) -> Result<(), SearchError> {
-        let dataset = &kit.generation.dataset.dataset;
+        let Some(dataset) = kit.generation.dataset() else { return Ok(()) };
         let gone = |reason| error(SearchErrorKind::NotFound, format!("item `{item}` {reason}"));
-        self.searcher.removals.of(dataset).reason(item).map_or(Ok(()), |reason| Err(gone(reason)))
+        self.searcher.removals.of(&dataset.dataset).reason(item).map_or(Ok(()), |reason| Err(gone(reason)))
     }
 
     async fn embed_anew(&self, kit: &Arc<Kit>, input: &Input) -> Result<Vec<f32>, SearchError> {
         let device = &self.searcher.cx.device;
         let failed = |e: TaskError| unavailable(format!("the query can't be embedded: {}", e.chain()));
-        let model = Arc::clone(&kit.model);
+        let model = || kit.model.clone().ok_or_else(query::no_model);
         match input {
-            Input::Attributes(vector) => query::embed_attributes(device, model, vector.clone()).await.map_err(failed),
+            Input::Attributes(vector) => {
+                query::embed_attributes(device, model()?, vector.clone()).await.map_err(failed)
+            }
             Input::Image(bytes) => {
+                let model = model()?;
                 let (bytes, of) = (bytes.clone(), Arc::clone(&model));
                 let decoded = tokio::task::spawn_blocking(move || query::pixels(&of, &bytes)).await;
                 let pixels = decoded.map_err(|panic| unavailable(format!("the image can't be decoded: {panic}")))??;
@@ -507,10 +510,16 @@ fn next_cursor(
 fn hit(kit: &Kit, candidate: Candidate, detail: Detail) -> Result<Hit, SearchError> {
     let Candidate { d2, item, shard, row: _ } = candidate;
     let Detail { labels, source_part, source_row } = detail;
-    let part = kit.dataset.parts.get(source_part as usize).ok_or_else(|| {
-        unavailable(format!("shard {shard} refers to part {source_part}, which the dataset does not have"))
-    })?;
-    let image = ImageRef { part: part.object.key.clone(), row: source_row };
+    let part = match &kit.dataset {
+        Some(dataset) => {
+            dataset.parts.get(source_part as usize).map(|part| part.object.key.clone()).ok_or_else(|| {
+                unavailable(format!("shard {shard} refers to part {source_part}, which the dataset does not have"))
+            })?
+        }
+        // Embeddings from elsewhere have no images.
+        None => String::new(),
+    };
+    let image = ImageRef { part, row: source_row };
     Ok(Hit { item, distance: d2.sqrt(), labels, image })
 }
 

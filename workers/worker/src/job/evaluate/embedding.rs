@@ -18,11 +18,14 @@ use crate::runtime::context::TaskContext;
 
 /// The model that embedded a generation, checked against it: vocabulary, dimension, weights.
 pub async fn model_of(cx: &TaskContext, generation: &GenerationManifest) -> Result<Arc<LoadedModel>, TaskError> {
-    let loaded = cx.cache.model(&generation.model, &cx.device).await?;
-    let (model, name) = (generation.model.as_str(), generation.generation.generation.as_str());
+    let name = generation.generation.generation.as_str();
+    let elsewhere = || TaskError::invalid(format!("generation `{name}` was imported: no model embeds queries for it"));
+    let embedder = generation.embedder().ok_or_else(elsewhere)?;
+    let loaded = cx.cache.model(&embedder.model, &cx.device).await?;
+    let model = embedder.model.as_str();
     gallery::check_vocabulary(&format!("model `{model}`"), &loaded.manifest.vocabulary, name, &generation.vocabulary)?;
     gallery::check_dimension(model, loaded.manifest.settings.embedding_dim, name, generation.embedding_dim)?;
-    if loaded.manifest.weights.digest != generation.weights {
+    if loaded.manifest.weights.digest != embedder.weights {
         let text = format!("generation `{name}` was embedded with other weights than model `{model}` has");
         return Err(TaskError::invalid(text));
     }

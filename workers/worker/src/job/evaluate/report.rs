@@ -36,7 +36,7 @@ pub async fn run(cx: &TaskContext, generation: &GenerationRef) -> Result<TaskOut
     let trec = trec_files(cx, &gallery, &drawn.queries, looked.labels.items()).await?;
     let curve = curve(cx, &model).await?;
 
-    let subject = subject(cx, &gallery, &model, &stage, looked.labels.items());
+    let subject = subject(cx, &gallery, &model, &stage, looked.labels.items())?;
     let write = move || {
         let report = Report::new(subject, stage.settings, &drawn, &looked.labels, &scores);
         let html = report_html(&report, &scores, curve.as_ref(), &sheets);
@@ -78,18 +78,24 @@ async fn store(
     Ok(TaskOutput::Report { key, headline: adopted.document.headline })
 }
 
-fn subject(cx: &TaskContext, gallery: &Gallery, model: &ModelManifest, stage: &EvaluateStage, items: u64) -> Subject {
-    Subject {
+fn subject(
+    cx: &TaskContext,
+    gallery: &Gallery,
+    model: &ModelManifest,
+    stage: &EvaluateStage,
+    items: u64,
+) -> Result<Subject, TaskError> {
+    Ok(Subject {
         report: cx.job().clone(),
         generation: gallery.manifest.generation.clone(),
         model: model.model.clone(),
         weights: model.weights.digest,
         model_settings: model.settings.clone(),
         train_settings: model.train.clone(),
-        dataset: gallery.manifest.dataset.clone(),
+        dataset: gallery.dataset()?.clone(),
         rows: stage.rows,
         items,
-    }
+    })
 }
 
 /// Rankings and judgements of a sample of the queries.
@@ -153,7 +159,7 @@ async fn sheets(
     picked: &[Pick],
     looked: &Looked,
 ) -> Result<Vec<Sheet>, TaskError> {
-    let dataset = cx.cache.dataset(&gallery.manifest.dataset).await?;
+    let dataset = cx.cache.dataset(gallery.dataset()?).await?;
     let pictures = thumbnails(cx, &dataset, looked.places.values().copied()).await?;
     let thumbnail = |hit: &Hit| Thumbnail {
         item: hit.item.clone(),

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use candle_core::{Device, Tensor};
 use likeness_contract::codec::Message;
 use likeness_contract::documents::{
-    DatasetManifest, GenerationManifest, ModelManifest, ObjectRef, PartEntry, ReportManifest, ShardEntry,
+    DatasetManifest, Embedder, GenerationManifest, ModelManifest, ObjectRef, Origin, PartEntry, ReportManifest,
+    ShardEntry,
 };
 use likeness_contract::ids::{Digest, JobId, Name, RunNumber, TaskId, WorkerId};
 use likeness_contract::jobs::{
@@ -160,9 +161,7 @@ impl World {
         }
         let manifest = GenerationManifest {
             generation: generation(id),
-            model: job(id),
-            weights: weights.digest,
-            dataset: self.dataset.clone(),
+            origin: Origin::Model(Embedder { model: job(id), weights: weights.digest, dataset: self.dataset.clone() }),
             rows: Split::All,
             embedding_dim: DIM as u32,
             vocabulary: vocabulary(),
@@ -370,7 +369,9 @@ async fn a_model_of_another_vocabulary_is_refused_and_both_are_named() {
     let mut model: ModelManifest = world.shared.store.require(&key).await.unwrap();
     let gallery = keys::generation_manifest(&name("faces"), &job("new"));
     let mut other: GenerationManifest = world.shared.store.require(&gallery).await.unwrap();
-    (model.model, other.model, other.generation) = (job("odd"), job("odd"), generation("odd"));
+    (model.model, other.generation) = (job("odd"), generation("odd"));
+    let Origin::Model(embedder) = &mut other.origin else { panic!("by a model") };
+    embedder.model = job("odd");
     model.vocabulary.names[2] = "Zebra".into();
     world.put_document(&keys::model_manifest(&job("odd")), &model).await;
     world.put_document(&keys::generation_manifest(&name("faces"), &job("odd")), &other).await;

@@ -16,7 +16,7 @@ use crate::search::explain::{self, Curve};
 use crate::search::fan_out::{Taken, patience_until};
 use crate::search::gather::{Asked, Gather, Partial};
 use crate::search::holdings::Kit;
-use crate::search::query::Input;
+use crate::search::query::{Input, no_model};
 
 impl Query<'_> {
     /// The places of attributes that are explained.
@@ -25,7 +25,7 @@ impl Query<'_> {
         for (attribute, _) in explained {
             let (attribute, position) = (*attribute, *attribute as usize);
             let toward = self.attributes_alone(kit, &[position], &[]).await?;
-            let away = match kit.model.manifest.settings.encoding {
+            let away = match kit.model.as_ref().ok_or_else(no_model)?.manifest.settings.encoding {
                 QueryEncoding::ThreeState => Some(self.attributes_alone(kit, &[], &[position]).await?),
                 QueryEncoding::MultiHot => None,
             };
@@ -40,7 +40,8 @@ impl Query<'_> {
         with: &[usize],
         without: &[usize],
     ) -> Result<Vec<f32>, SearchError> {
-        let (settings, attributes) = (&kit.model.manifest.settings, kit.model.manifest.vocabulary.len());
+        let manifest = &kit.model.as_ref().ok_or_else(no_model)?.manifest;
+        let (settings, attributes) = (&manifest.settings, manifest.vocabulary.len());
         let input = Input::Attributes(encode_query(settings.encoding, attributes, with, without));
         let embedded = timeout_at(self.deadline, self.embed_term(kit, &input)).await;
         Ok(embedded.map_err(|_| too_late())??.to_vec())
