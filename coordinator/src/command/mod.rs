@@ -13,6 +13,7 @@ mod evaluate;
 mod exit;
 mod follow;
 mod ingest;
+mod init;
 mod jobs;
 mod models;
 mod options;
@@ -99,6 +100,11 @@ enum Command {
     Evaluate(evaluate::EvaluateArgs),
     /// Train, embed, evaluate, pass the gate, promote.
     Pipeline(pipeline::PipelineArgs),
+    /// Write a config file with every option of a pipeline, its meaning and its default.
+    Init(init::InitArgs),
+    /// Show which options are in force and where they come from.
+    #[command(subcommand)]
+    Config(config::show::ConfigCommand),
     /// Find images by attributes, by an image, by an item.
     Search(search::SearchArgs),
     /// List, show, watch, cancel and retry jobs.
@@ -202,6 +208,8 @@ async fn dispatch(cli: Cli) -> Outcome {
         Command::Embed(args) => embed::run(&global, args).await,
         Command::Evaluate(args) => evaluate::run(&global, args).await,
         Command::Pipeline(args) => pipeline::run(&global, args).await,
+        Command::Init(args) => init::run(&args),
+        Command::Config(command) => config::show::run(&global, command),
         Command::Search(args) => search::run(&global, args).await,
         Command::Jobs(command) => jobs::run(&global, command).await,
         Command::Models(command) => models::run(&global, command).await,

@@ -1,20 +1,21 @@
 //! `likeness pipeline`: train → embed → evaluate → gate → promote, as one job.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use likeness_contract::ids::Name;
 use likeness_contract::jobs::{DatasetSelector, JobRequest, RequestedWork};
 use likeness_contract::settings::InitWeights;
+use likeness_link::client::Client;
 
 use crate::command::Global;
-use crate::command::config::JobFile;
+use crate::command::config::{JobFile, Target};
 use crate::command::exit::{Failure, Outcome};
 use crate::command::follow;
 use crate::command::options::{
     self, EmbedOptions, EvaluateOptions, JobOptions, ModelOptions, TrainOptions, train_request,
 };
-use crate::command::selectors::{DatasetArg, dataset_or_only};
+use crate::command::selectors::dataset_or_only;
 
 /// Alias without a name.
 pub const DEFAULT_ALIAS: &str = "main";
@@ -30,23 +31,11 @@ Examples:
   likeness pipeline --dataset celeba --architecture resnet50 --device cuda --alias faces
   likeness pipeline --config job.toml --epochs 30       flags win over the file
   likeness pipeline --init main --patience 5            go on from the model that serves, stop when its mAP stays
-
-job.toml (every key is optional):
-  dataset = \"celeba\"
-  alias = \"main\"
-  [job]       # id, device, priority
-  [model]     # architecture, embedding_dim, encoding, input_px, crop
-  [train]     # epochs, batch_size, inner_steps, margin, optimizer, lr, clip_norm, init, patience, seed, …
-  [embed]     # gallery, rows, shard_rows
-  [evaluate]  # rows, pairs, triples, min_relevant, seed")]
+  likeness init && likeness pipeline --config job.toml  all options in a file")]
 pub struct PipelineArgs {
-    /// Dataset, or dataset@version [default: the only one that there is].
-    #[arg(long)]
-    dataset: Option<DatasetArg>,
-    /// Alias that is promoted [default: main].
-    #[arg(long)]
-    alias: Option<Name>,
-    /// Read options from this file; flags win.
+    #[command(flatten)]
+    target: Target,
+    /// Read options from this file; flags win. `likeness init` writes one with every key.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print the job's id and don't wait.
@@ -88,7 +77,8 @@ impl PipelineOptions {
         Ok(self.job.request(work))
     }
 
-    fn or(self, file: &JobFile) -> Self {
+    /// These options, and those of `file` where they are open.
+    pub fn or(self, file: &JobFile) -> Self {
         Self {
             job: self.job.or(file.job.clone()),
             model: self.model.or(file.model.clone()),
@@ -104,20 +94,32 @@ pub fn alias_or_main(alias: Option<Name>) -> Outcome<Name> {
     alias.map_or_else(|| Name::new(DEFAULT_ALIAS).map_err(Failure::failed), Ok)
 }
 
-/// Submits the job.
-pub async fn run(global: &Global, args: PipelineArgs) -> Outcome {
-    let file = JobFile::read(args.config.as_deref())?;
-    let options = args.options.or(&file);
-    let alias = alias_or_main(args.alias.or(file.alias))?;
-    // Mistakes in settings are said before anything is asked of the network.
+/// The job that flags and file ask for: mistakes in settings are said before anything is asked of the network.
+pub async fn requested(
+    global: &Global,
+    config: Option<&Path>,
+    target: Target,
+    options: PipelineOptions,
+) -> Outcome<(Client, JobRequest)> {
+    let file = JobFile::read(config)?;
+    let options = options.or(&file);
+    let alias = alias_or_main(target.alias.or(file.alias))?;
     options.model.resolve()?;
     options.train.resolve()?;
     options.evaluate.resolve()?;
     let client = global.connection.client().await?;
-    let dataset = dataset_or_only(&client, args.dataset.or(file.dataset)).await?;
+    let dataset = dataset_or_only(&client, target.dataset.or(file.dataset)).await?;
     let init = options::start(&client, &options.model, &options.train).await?;
-    let job = client.submit(options.request(dataset, alias, init)?).await?;
-    follow::submitted(global, &client, job, args.detach).await
+    let request = options.request(dataset, alias, init)?;
+    Ok((client, request))
+}
+
+/// Submits the job.
+pub async fn run(global: &Global, args: PipelineArgs) -> Outcome {
+    let PipelineArgs { target, config, detach, options } = args;
+    let (client, request) = requested(global, config.as_deref(), target, options).await?;
+    let job = client.submit(request).await?;
+    follow::submitted(global, &client, job, detach).await
 }
 
 #[cfg(test)]

@@ -9,9 +9,12 @@
 //! | [`planner`] | which tasks a job has, and their order |
 //! | [`reactor`] | what every piece of news does to the jobs |
 //! | [`run`], [`attempts`] | which tasks are published, which are given up |
+//! | [`shares`], [`workers`] | how many tasks of a job lie in the queue |
 //! | [`promote`] | whether a release may be made, and whether searchers are ready for it |
 
 pub mod attempts;
+#[cfg(test)]
+mod fairness;
 pub mod job;
 pub mod outbox;
 pub mod planner;
@@ -19,6 +22,7 @@ pub mod promote;
 pub mod reactor;
 pub mod resolve;
 pub mod run;
+pub mod shares;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]

@@ -17,6 +17,7 @@ use likeness_contract::messages::{JobEvent, JobNews, TaskEvent, TaskNews};
 use super::job::{ClosedJob, Job, OpenedJob, Progress, Tally};
 use super::outbox::{Effect, Outbox, Promotion};
 use super::run::{OpenRun, Phase};
+use super::shares::Shares;
 use super::workers::Workers;
 
 /// Id under which a failed promotion stands among the failures of a run.
@@ -215,6 +216,7 @@ impl Reactor {
         out.send(Effect::Announce(JobEvent { job: id.clone(), run: outcome.run, at_ms: now_ms, what }));
         job.progress = Progress::Closed { outcome, tally };
         self.open.remove(&id);
+        self.fill(now_ms, out);
     }
 
     /// Time passed: tasks of the windows without news are looked after, and runs that somebody else closed.
@@ -242,6 +244,7 @@ impl Reactor {
     }
 
     fn advance_all(&mut self, now_ms: u64, out: &mut dyn Outbox) {
+        self.fill(now_ms, out);
         for id in self.open.clone() {
             self.advance(&id, now_ms, out);
         }
@@ -249,17 +252,38 @@ impl Reactor {
 
     /// Whatever a job can do next.
     fn advance(&mut self, id: &JobId, now_ms: u64, out: &mut dyn Outbox) {
-        let Some(Job { spec, progress: Progress::Open(run), .. }) = self.jobs.get_mut(id) else { return };
+        let Some(Job { progress: Progress::Open(run), .. }) = self.jobs.get_mut(id) else { return };
         if self.replaying || run.phase != Phase::Working {
             return;
         }
         for task in run.take_untold() {
             out.send(Effect::FindRecord { job: id.clone(), run: run.number, task });
         }
-        run.fill(spec, id, &self.workers, now_ms, out);
+        if run.take_stirred() {
+            self.fill(now_ms, out);
+        }
+        let Some(Job { progress: Progress::Open(run), .. }) = self.jobs.get_mut(id) else { return };
         if run.is_idle() {
             run.phase = Phase::Listing;
             out.send(Effect::ListRecords { job: id.clone(), run: run.number });
+        }
+    }
+
+    /// Publishes tasks of all jobs into the room that they have. What one job no longer wants is the others' room.
+    fn fill(&mut self, now_ms: u64, out: &mut dyn Outbox) {
+        if self.replaying {
+            return;
+        }
+        let working = self.open_jobs().filter_map(|job| match &job.progress {
+            Progress::Open(run) if run.phase == Phase::Working => Some((&job.spec, run)),
+            _ => None,
+        });
+        let shares = Shares::of(working.flat_map(|(spec, run)| run.wants(spec)), &self.workers);
+        for id in &self.open {
+            let Some(Job { spec, progress: Progress::Open(run), .. }) = self.jobs.get_mut(id) else { continue };
+            if run.phase == Phase::Working {
+                run.fill(spec, id, &shares, now_ms, out);
+            }
         }
     }
 
