@@ -19,6 +19,7 @@ mod models;
 mod options;
 mod output;
 mod pipeline;
+mod plan;
 mod progress;
 mod quickstart;
 mod reconcile;
@@ -49,6 +50,7 @@ const EXAMPLES: &str = "\
 Examples:
   likeness up                                          everything on this machine, until Ctrl-C
   likeness ingest celeba ~/celeba                      images and labels become dataset `celeba`
+  likeness plan --dataset celeba --epochs 15           what a pipeline would take
   likeness pipeline --dataset celeba --epochs 15       train, embed, evaluate, gate, promote
   likeness search --with Smiling,Eyeglasses --without Male --sheet faces.png
   likeness jobs watch JOB                              follow a job again after Ctrl-C
@@ -100,6 +102,8 @@ enum Command {
     Evaluate(evaluate::EvaluateArgs),
     /// Train, embed, evaluate, pass the gate, promote.
     Pipeline(pipeline::PipelineArgs),
+    /// What a pipeline would take: tasks, images, bytes, device-hours, memory of searchers. Nothing is started.
+    Plan(plan::PlanArgs),
     /// Write a config file with every option of a pipeline, its meaning and its default.
     Init(init::InitArgs),
     /// Show which options are in force and where they come from.
@@ -208,6 +212,7 @@ async fn dispatch(cli: Cli) -> Outcome {
         Command::Embed(args) => embed::run(&global, args).await,
         Command::Evaluate(args) => evaluate::run(&global, args).await,
         Command::Pipeline(args) => pipeline::run(&global, args).await,
+        Command::Plan(args) => plan::run(&global, args).await,
         Command::Init(args) => init::run(&args),
         Command::Config(command) => config::show::run(&global, command),
         Command::Search(args) => search::run(&global, args).await,
@@ -278,6 +283,11 @@ mod tests {
             "embed --model m",
             "evaluate g/h",
             "pipeline --config job.toml --epochs 3 --detach",
+            "pipeline --max-workers 8 --notify https://a.example/x --notify https://b.example/y",
+            "plan job.toml --epochs 3 --json",
+            "init",
+            "init other.toml",
+            "config show job.toml --epochs 3",
             "search --with Smiling,Eyeglasses --without Male --image a.jpg -k 20 --json --sheet out.png",
             "search --like 000001.jpg --min-coverage 0.9 --deadline-ms 500 --alias main",
             "jobs list",

@@ -88,6 +88,12 @@ options! {
         /// `hi` goes before every `lo` [default: lo].
         #[arg(long, value_parser = words::<Priority>(&["hi", "lo"]), help_heading = "Job")]
         priority: Priority,
+        /// Most workers that are at the job at a time [default: as many as there are].
+        #[arg(long, value_name = "N", help_heading = "Job")]
+        max_workers: u32,
+        /// Tell this http(s) URL when a run of the job ends; may be given several times. It is stored and shown with the job.
+        #[arg(long, value_name = "URL", help_heading = "Job")]
+        notify: Vec<String>,
     }
 }
 
@@ -254,7 +260,10 @@ impl JobOptions {
             work,
             device: self.device.unwrap_or(DeviceClass::Any),
             priority: self.priority.unwrap_or(Priority::Lo),
-            options: jobs::JobOptions::default(),
+            options: jobs::JobOptions {
+                max_workers: self.max_workers,
+                notify: self.notify.clone().unwrap_or_default(),
+            },
         }
     }
 }

@@ -94,12 +94,22 @@ pub fn alias_or_main(alias: Option<Name>) -> Outcome<Name> {
     alias.map_or_else(|| Name::new(DEFAULT_ALIAS).map_err(Failure::failed), Ok)
 }
 
+/// What becomes of the weights that a training starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// They are brought to the store.
+    Bring,
+    /// They change nothing in what a training takes, and nothing is to be stored.
+    LeaveOut,
+}
+
 /// The job that flags and file ask for: mistakes in settings are said before anything is asked of the network.
 pub async fn requested(
     global: &Global,
     config: Option<&Path>,
     target: Target,
     options: PipelineOptions,
+    start: Start,
 ) -> Outcome<(Client, JobRequest)> {
     let file = JobFile::read(config)?;
     let options = options.or(&file);
@@ -109,7 +119,10 @@ pub async fn requested(
     options.evaluate.resolve()?;
     let client = global.connection.client().await?;
     let dataset = dataset_or_only(&client, target.dataset.or(file.dataset)).await?;
-    let init = options::start(&client, &options.model, &options.train).await?;
+    let init = match start {
+        Start::Bring => options::start(&client, &options.model, &options.train).await?,
+        Start::LeaveOut => None,
+    };
     let request = options.request(dataset, alias, init)?;
     Ok((client, request))
 }
@@ -117,7 +130,7 @@ pub async fn requested(
 /// Submits the job.
 pub async fn run(global: &Global, args: PipelineArgs) -> Outcome {
     let PipelineArgs { target, config, detach, options } = args;
-    let (client, request) = requested(global, config.as_deref(), target, options).await?;
+    let (client, request) = requested(global, config.as_deref(), target, options, Start::Bring).await?;
     let job = client.submit(request).await?;
     follow::submitted(global, &client, job, detach).await
 }

@@ -6,7 +6,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use likeness_contract::ids::{JobId, RunNumber, TaskId};
-use likeness_contract::jobs::{DeviceClass, JobSpec, Outcome, Priority, Run, TaskKind, TaskMessage, TaskRecord};
+use likeness_contract::jobs::{
+    DeviceClass, JobOptions, JobSpec, Outcome, Priority, Run, TaskKind, TaskMessage, TaskRecord,
+};
 use likeness_contract::messages::{Presence, TaskEvent, TaskNews};
 
 use super::job::OpenedJob;
@@ -27,6 +29,8 @@ struct Shop {
     specs: HashMap<JobId, JobSpec>,
     records: HashMap<JobId, HashSet<TaskId>>,
     ended: HashMap<JobId, u64>,
+    /// Most workers that were at a job at once.
+    most_at: HashMap<JobId, usize>,
     now: u64,
 }
 
@@ -37,8 +41,9 @@ impl Shop {
         core.on_replayed(0, &mut effects);
         let presences: Vec<Presence> = (0..workers).map(presence).collect();
         core.on_workers(Workers::count(&presences), 0, &mut effects);
-        let (queues, turns, specs, records, ended) = Default::default();
-        Self { core, effects, queues, turns, workers: vec![None; workers], specs, records, ended, now: 0 }
+        let (queues, turns, specs, records, ended, most_at) = Default::default();
+        let workers = vec![None; workers];
+        Self { core, effects, queues, turns, workers, specs, records, ended, most_at, now: 0 }
     }
 
     fn submit(&mut self, id: &str, spec: JobSpec) {
@@ -96,6 +101,11 @@ impl Shop {
     fn turn(&mut self) {
         for worker in 0..self.workers.len() {
             self.workers[worker] = self.next_task();
+        }
+        for job in self.specs.keys() {
+            let at = self.workers.iter().flatten().filter(|message| message.job == *job).count();
+            let most = self.most_at.entry(job.clone()).or_default();
+            *most = at.max(*most);
         }
         self.now += 1;
         for worker in 0..self.workers.len() {
@@ -160,6 +170,10 @@ fn presence(n: usize) -> Presence {
 fn record_of(job: &JobId, task: &TaskId) -> TaskRecord {
     let output = if task.as_str() == "scan" { scan_output(1000) } else { shard_output() };
     record(job, task.as_str(), output)
+}
+
+fn capped(most: u32, spec: JobSpec) -> JobSpec {
+    JobSpec { options: JobOptions { max_workers: Some(most), ..spec.options.clone() }, ..spec }
 }
 
 fn alone(workers: usize, spec: &JobSpec) -> u64 {
@@ -253,6 +267,28 @@ fn high_priority_goes_before_everything_else() {
 
 fn done_of_all(shop: &Shop) -> usize {
     (0..6).map(|user| shop.done(&format!("large-{user}"))).sum()
+}
+
+#[test]
+fn a_job_has_no_more_workers_than_it_may_and_the_others_have_the_rest() {
+    let mut shop = Shop::with_workers(16);
+    shop.submit("capped", capped(3, embed(300, 1)));
+    shop.submit("large", large());
+    let took = shop.until_ended("capped", 0);
+    assert_eq!(shop.most_at[&job_id("capped")], 3);
+    assert!(shop.most_at[&job_id("large")] >= 13);
+    // Each of its tasks waits behind the window of the other: twice as long.
+    assert!(took <= 2 * 100 + 20, "it took {took}, 100 alone");
+    assert_eq!(shop.done("large") + 301, 16 * took as usize, "no worker was ever idle");
+}
+
+#[test]
+fn a_job_of_one_worker_does_one_task_at_a_time() {
+    let mut shop = Shop::with_workers(8);
+    shop.submit("capped", capped(1, ingest(100)));
+    // A scan, ten parts, the manifest.
+    assert_eq!(shop.until_ended("capped", 0), 12);
+    assert_eq!(shop.most_at[&job_id("capped")], 1);
 }
 
 #[test]

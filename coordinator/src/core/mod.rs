@@ -10,6 +10,7 @@
 //! | [`reactor`] | what every piece of news does to the jobs |
 //! | [`run`], [`attempts`] | which tasks are published, which are given up |
 //! | [`shares`], [`workers`] | how many tasks of a job lie in the queue |
+//! | [`usage`] | what a job takes, and is expected to |
 //! | [`promote`] | whether a release may be made, and whether searchers are ready for it |
 
 pub mod attempts;
@@ -27,5 +28,6 @@ pub mod shares;
 mod simulation;
 #[cfg(test)]
 mod testing;
+pub mod usage;
 pub mod validate;
 pub mod workers;

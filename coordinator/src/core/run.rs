@@ -45,6 +45,8 @@ struct Task {
     work: TaskWork,
     stage: StageIndex,
     state: State,
+    /// Time on devices, once it was heard of, milliseconds.
+    device_ms: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,7 +184,7 @@ impl OpenRun {
             }
             self.stages[stage].tasks.push(task);
             self.index.insert(id.clone(), task);
-            self.tasks.push(Task { id, work, stage, state });
+            self.tasks.push(Task { id, work, stage, state, device_ms: None });
         }
     }
 
@@ -286,6 +288,13 @@ impl OpenRun {
         let open = self.complete_stage(stage);
         self.open_stages(spec, open);
         true
+    }
+
+    /// Hears how long a task was on a device; of what is heard of one task the first counts.
+    pub fn measure(&mut self, id: &TaskId, device_ms: u64) {
+        if let Some(&task) = self.index.get(id) {
+            self.tasks[task].device_ms.get_or_insert(device_ms);
+        }
     }
 
     fn settle_attempts(&mut self, task: TaskIndex) {
@@ -471,9 +480,9 @@ impl OpenRun {
     }
 }
 
-/// As many as the job may have workers.
-fn most_in_stream(_spec: &JobSpec) -> usize {
-    usize::MAX
+/// As many as the job may have workers: a worker is at one task at a time.
+fn most_in_stream(spec: &JobSpec) -> usize {
+    spec.options.max_workers.map_or(usize::MAX, |most| most.max(1) as usize)
 }
 
 fn message(run: RunNumber, job: &JobId, id: &TaskId, work: &TaskWork) -> TaskMessage {

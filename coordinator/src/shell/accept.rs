@@ -9,9 +9,9 @@ use likeness_contract::subjects;
 
 use super::api::{Answer, Api, conflict, unavailable};
 use super::context::now_ms;
-use super::facts;
 use super::leader::Input;
 use super::recover::{self, Found};
+use super::{facts, usage};
 use crate::core::job::{Job, Progress};
 use crate::core::planner;
 use crate::core::reactor::Reactor;
@@ -30,10 +30,13 @@ pub(super) async fn submit(api: &Api, request: &JobRequest) -> Answer<JobSummary
     if !resolve::same_job(&spec_accepted, &spec) {
         return Err(conflict(format!("job `{id}` exists already and does something else: give another `--id`")));
     }
-    store.create_document::<Plan>(&keys::job_plan(&id), &planner::plan(&id, &spec_accepted)).await?;
+    let plan = store.create_document::<Plan>(&keys::job_plan(&id), &planner::plan(&id, &spec_accepted)).await?;
     let run = match recover::newest_run(store, &id).await? {
         Some(run) => run,
-        None => open_run(api, &id, RunNumber(1)).await?,
+        None => {
+            usage::keep_estimate(api, &id, &spec_accepted, &plan.document, &facts).await;
+            open_run(api, &id, RunNumber(1)).await?
+        }
     };
     announce(api, &id, run).await?;
     adopt(api, &id).await

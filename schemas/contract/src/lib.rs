@@ -16,4 +16,5 @@ pub mod search;
 pub mod settings;
 pub mod subjects;
 pub mod tables;
+pub mod usage;
 pub mod weights;

@@ -53,7 +53,7 @@ impl Key {
         if self.words.iter().any(|word| word == default) {
             return Some(Value::String(default.into()));
         }
-        match default.parse().ok()? {
+        match default.parse::<Value>().ok()? {
             number @ (Value::Integer(_) | Value::Float(_) | Value::Boolean(_)) => Some(number),
             _ => None,
         }
@@ -101,7 +101,7 @@ fn section<T: Args + Serialize>(
     options: &T,
 ) -> Outcome<Section> {
     let flags = T::augment_args(Command::new(name));
-    let keys = keys.iter().zip(flags.get_arguments()).map(|(key, arg)| Key::new(key, arg)).collect();
+    let keys = keys.iter().copied().zip(flags.get_arguments()).map(|(key, arg)| Key::new(key, arg)).collect();
     Ok(Section { name, about, keys, values: table(options)? })
 }
 

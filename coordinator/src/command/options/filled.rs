@@ -2,7 +2,7 @@
 //! Filled options resolve to the same settings as they did before.
 
 use likeness_contract::ids::Name;
-use likeness_contract::jobs::EvaluateStage;
+use likeness_contract::jobs::{DeviceClass, EvaluateStage, Priority};
 use likeness_contract::settings::{ColourJitter, ModelSettings, Optimizer, TrainSettings};
 
 use super::{EmbedOptions, EvaluateOptions, JobOptions, ModelOptions, OptimizerName, TrainOptions};
@@ -11,7 +11,8 @@ use crate::command::exit::Outcome;
 impl JobOptions {
     /// With what was left open.
     pub fn filled(&self) -> Self {
-        Self { device: Some(self.device()), priority: Some(self.priority()), ..self.clone() }
+        let (device, priority) = (self.device.unwrap_or(DeviceClass::Any), self.priority.unwrap_or(Priority::Lo));
+        Self { device: Some(device), priority: Some(priority), ..self.clone() }
     }
 }
 
