@@ -1,14 +1,32 @@
 //! `job.toml`: a job's options in a file. Unknown keys are refused with the nearest known one.
 
+pub mod sections;
+pub mod show;
+pub mod template;
+
+use std::collections::HashMap;
 use std::path::Path;
 
+use clap::Args;
 use likeness_contract::ids::Name;
 use likeness_contract::names;
 use serde::Deserialize;
+use toml::de::{DeTable, DeValue};
 
 use crate::command::exit::{Failure, Outcome};
 use crate::command::options::{EmbedOptions, EvaluateOptions, JobOptions, ModelOptions, TrainOptions};
 use crate::command::selectors::DatasetArg;
+
+/// What a pipeline is made from, and what for.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Target {
+    /// Dataset, or dataset@version [default: the only one that there is].
+    #[arg(long)]
+    pub dataset: Option<DatasetArg>,
+    /// Alias that is promoted [default: main].
+    #[arg(long)]
+    pub alias: Option<Name>,
+}
 
 /// The whole file; every key is optional.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -33,10 +51,7 @@ pub struct JobFile {
 impl JobFile {
     /// Reads the file; an empty one without a path.
     pub fn read(path: Option<&Path>) -> Outcome<Self> {
-        let Some(path) = path else { return Ok(Self::default()) };
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| Failure::usage(format!("can't read `{}`: {error}", path.display())))?;
-        Self::parse(&text).map_err(|error| error.context(format!("`{}`", path.display())))
+        Ok(Lines::read(path)?.0)
     }
 
     fn parse(text: &str) -> Outcome<Self> {
@@ -44,12 +59,53 @@ impl JobFile {
     }
 }
 
+/// On which line of a file every key stands.
+#[derive(Debug, Default)]
+pub struct Lines {
+    file: String,
+    /// By section, empty for the keys before all of them, and key.
+    lines: HashMap<(String, String), usize>,
+}
+
+impl Lines {
+    /// Reads a file with its lines; an empty one without a path.
+    pub fn read(path: Option<&Path>) -> Outcome<(JobFile, Self)> {
+        let Some(path) = path else { return Ok(Default::default()) };
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Failure::usage(format!("can't read `{}`: {error}", path.display())))?;
+        let file = JobFile::parse(&text).map_err(|error| error.context(format!("`{}`", path.display())))?;
+        let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        Ok((file, Self { file: name, lines: lines_of(&text) }))
+    }
+
+    /// `job.toml, line 3` of whichever of the names stands in the section, else `default`.
+    pub fn source(&self, section: &str, names: &[&str]) -> String {
+        let line = names.iter().find_map(|name| self.lines.get(&(section.to_string(), name.to_string())));
+        line.map_or("default".into(), |line| format!("{}, line {line}", self.file))
+    }
+}
+
+fn lines_of(text: &str) -> HashMap<(String, String), usize> {
+    let mut lines = HashMap::new();
+    let Ok(file) = DeTable::parse(text) else { return lines };
+    for (key, value) in file.get_ref() {
+        lines.insert((String::new(), key.get_ref().to_string()), line_at(text, key.span().start));
+        let DeValue::Table(section) = value.get_ref() else { continue };
+        for inner in section.keys() {
+            let name = (key.get_ref().to_string(), inner.get_ref().to_string());
+            lines.insert(name, line_at(text, inner.span().start));
+        }
+    }
+    lines
+}
+
+fn line_at(text: &str, position: usize) -> usize {
+    1 + text[..position.min(text.len())].matches('\n').count()
+}
+
 /// `line 3: unknown key `epoch`; did you mean `epochs`?`
 fn explain(text: &str, error: &toml::de::Error) -> String {
-    let place = error.span().map_or(String::new(), |span| {
-        let line = 1 + text[..span.start.min(text.len())].matches('\n').count();
-        format!("line {line}: ")
-    });
+    let place = error.span().map_or(String::new(), |span| format!("line {}: ", line_at(text, span.start)));
     format!("{place}{}", with_nearest(error.message()))
 }
 

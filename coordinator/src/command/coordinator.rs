@@ -1,9 +1,11 @@
 //! `likeness coordinator`: the control plane as a long-running service.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use likeness::shell::{self, CoordinatorSettings};
+use likeness_link::WebhookSecrets;
 use tokio_util::sync::CancellationToken;
 
 use crate::command::Global;
@@ -16,13 +18,17 @@ pub struct CoordinatorArgs {
     /// Seconds to finish what is under way after SIGTERM.
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     grace_period: u64,
+    /// File of the secrets that webhooks are signed with, one a line: `whsec_` and base64, or at least 24 letters; all of them sign [env: LIKENESS_WEBHOOK_SECRET_FILE; or the secret itself in LIKENESS_WEBHOOK_SECRET]
+    #[arg(long, value_name = "FILE")]
+    webhook_secret_file: Option<PathBuf>,
 }
 
 /// Runs until a signal, then within the grace period.
 pub async fn run(global: &Global, args: CoordinatorArgs) -> Outcome {
     let address = global.connection.resolve()?;
     let shutdown = CancellationToken::new();
-    let settings = CoordinatorSettings::new(address.nats, address.store);
+    let mut settings = CoordinatorSettings::new(address.nats, address.store);
+    settings.webhook_secrets = webhook_secrets(args.webhook_secret_file, |name| std::env::var(name).ok())?;
     let mut service = tokio::spawn(shell::run(settings, shutdown.clone()));
     tokio::select! {
         ended = &mut service => return finished(ended),
@@ -34,7 +40,39 @@ pub async fn run(global: &Global, args: CoordinatorArgs) -> Outcome {
     }
 }
 
+fn webhook_secrets(flag: Option<PathBuf>, env: impl Fn(&str) -> Option<String>) -> Outcome<WebhookSecrets> {
+    let env = |name: &str| env(name).filter(|value| !value.is_empty());
+    if let Some(file) = flag.or_else(|| env("LIKENESS_WEBHOOK_SECRET_FILE").map(PathBuf::from)) {
+        return Ok(WebhookSecrets::read(&file)?);
+    }
+    let secrets = env("LIKENESS_WEBHOOK_SECRET").map(|secret| WebhookSecrets::parse(&secret)).transpose()?;
+    Ok(secrets.unwrap_or_default())
+}
+
 fn finished(ended: Result<likeness_link::Result<()>, tokio::task::JoinError>) -> Outcome {
     ended.map_err(Failure::failed)??;
     Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_of_webhooks_come_from_flag_file_or_environment() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("secret");
+        std::fs::write(&file, "a-secret-in-a-file-of-some-length").unwrap();
+        let none = webhook_secrets(None, |_| None).unwrap();
+        assert!(none.is_empty());
+        let of = |name: &'static str, value: String| move |asked: &str| (asked == name).then(|| value.clone());
+        let path = file.display().to_string();
+        assert!(!webhook_secrets(Some(file.clone()), |_| None).unwrap().is_empty());
+        assert!(!webhook_secrets(None, of("LIKENESS_WEBHOOK_SECRET_FILE", path)).unwrap().is_empty());
+        let secret = "a-secret-in-the-environment".to_string();
+        assert!(!webhook_secrets(None, of("LIKENESS_WEBHOOK_SECRET", secret)).unwrap().is_empty());
+        let wrong = webhook_secrets(None, of("LIKENESS_WEBHOOK_SECRET", "short".into())).unwrap_err();
+        assert_eq!(wrong.exit, Exit::Usage);
+        assert!(!wrong.to_string().contains("short"), "{wrong}");
+    }
 }

@@ -1,14 +1,17 @@
 //! `likeness jobs`: list, show, watch, cancel, retry.
 
+use std::collections::HashMap;
+
 use clap::Subcommand;
 use likeness_contract::ids::JobId;
-use likeness_contract::jobs::JobWork;
-use likeness_contract::messages::{JobDetail, JobState, JobSummary, Presence};
-use likeness_link::client::Client;
+use likeness_contract::jobs::{JobOptions, JobSpec, JobWork};
+use likeness_contract::messages::{ApiErrorKind, JobDetail, JobState, JobSummary, Presence};
+use likeness_contract::usage::JobUsage;
+use likeness_link::client::{Client, ClientError};
 
 use crate::command::Global;
 use crate::command::exit::{Exit, Outcome};
-use crate::command::output::{self, Table, line, moment, span};
+use crate::command::output::{self, Table, device_time, line, moment, span, thousands};
 use crate::command::progress::{Phase, phases};
 use crate::command::{follow, progress, status, summary};
 
@@ -67,19 +70,43 @@ pub async fn run(global: &Global, command: JobsCommand) -> Outcome {
 
 async fn list(global: &Global, client: &Client, limit: u32) -> Outcome {
     let jobs = client.list(limit).await?;
+    let used = used(client, jobs.iter().map(|job| job.job.clone()).collect(), false).await?;
     if global.json {
-        output::json(&jobs)?;
+        output::json(&listed(&jobs, &used)?)?;
     } else if jobs.is_empty() {
         output::say("no jobs yet");
     } else {
-        line(table(&jobs).render());
+        line(table(&jobs, &used).render());
     }
     Ok(Exit::Done)
 }
 
-fn table(jobs: &[JobSummary]) -> Table {
-    let mut table = Table::new(["job", "kind", "state", "run", "tasks", "opened (UTC)", "took"]);
+/// What jobs used, by job. A coordinator of an older version can't tell, and the rest is told all the same.
+async fn used(client: &Client, jobs: Vec<JobId>, in_full: bool) -> Outcome<HashMap<JobId, JobUsage>> {
+    match client.usage(jobs, in_full).await {
+        Ok(used) => Ok(used.into_iter().map(|used| (used.job.clone(), used)).collect()),
+        Err(ClientError::Api(error)) if error.kind == ApiErrorKind::Invalid => Ok(HashMap::new()),
+        Err(ClientError::Api(error)) if error.kind == ApiErrorKind::Conflict => Ok(HashMap::new()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The jobs as JSON, each with what it used.
+fn listed(jobs: &[JobSummary], used: &HashMap<JobId, JobUsage>) -> Outcome<Vec<serde_json::Value>> {
+    let entry = |job: &JobSummary| -> Outcome<serde_json::Value> {
+        let mut entry = serde_json::to_value(job)?;
+        let used = used.get(&job.job);
+        entry["device_ms"] = used.and_then(|used| used.device_ms).into();
+        entry["planned_ms"] = used.and_then(|used| used.planned_ms).into();
+        Ok(entry)
+    };
+    jobs.iter().map(entry).collect()
+}
+
+fn table(jobs: &[JobSummary], used: &HashMap<JobId, JobUsage>) -> Table {
+    let mut table = Table::new(["job", "kind", "state", "run", "tasks", "opened (UTC)", "took", "on devices"]);
     for job in jobs {
+        let device_ms = used.get(&job.job).and_then(|used| used.device_ms);
         table.row([
             job.job.to_string(),
             job.kind.clone(),
@@ -88,6 +115,7 @@ fn table(jobs: &[JobSummary]) -> Table {
             format!("{}/{}", job.done, job.tasks),
             moment(job.opened_ms),
             job.closed_ms.map_or(String::new(), |closed| span(closed.saturating_sub(job.opened_ms))),
+            device_ms.map_or("–".into(), device_time),
         ]);
     }
     table
@@ -95,11 +123,14 @@ fn table(jobs: &[JobSummary]) -> Table {
 
 async fn show(global: &Global, client: &Client, job: &JobId) -> Outcome {
     let detail = client.show(job).await?;
+    let used = used(client, vec![job.clone()], true).await?.remove(job);
     if global.json {
-        output::json(&detail)?;
+        let mut shown = serde_json::to_value(&detail)?;
+        shown["usage"] = serde_json::to_value(&used)?;
+        output::json(&shown)?;
         return Ok(Exit::Done);
     }
-    print(&detail);
+    print(&detail, used.as_ref());
     if let Some(words) = summary::copied(client, &detail).await? {
         line(format!("  {words}"));
     }
@@ -110,17 +141,21 @@ async fn show(global: &Global, client: &Client, job: &JobId) -> Outcome {
     Ok(Exit::Done)
 }
 
-fn print(detail: &JobDetail) {
+fn print(detail: &JobDetail, used: Option<&JobUsage>) {
     let JobDetail { summary, spec, stages: _, active, troubles, device_ms, result: _, gate } = detail;
     line(format!("{} {} is {} (run {})", summary.kind, summary.job, summary.state.name(), summary.run));
     line(format!("  {}", what(&spec.work)));
-    line(format!("  opened {} UTC, {} on devices", moment(summary.opened_ms), span(*device_ms)));
+    line(format!("  opened {} UTC, {}", moment(summary.opened_ms), device_words(*device_ms, used)));
+    carried_out(spec).into_iter().for_each(|words| line(format!("  {words}")));
     let mut stages = Table::new(["phase", "done", "tasks"]);
     for phase in phases(detail) {
         let more = if phase.open_ended { "+" } else { "" };
         stages.row([phase.kind.name().into(), phase.done.to_string(), format!("{}{more}", phase.tasks)]);
     }
     line(indent(&stages.render()));
+    if let Some(table) = used.and_then(usage_table) {
+        line(indent(&table.render()));
+    }
     for task in active {
         let progress = if task.of > 0 { format!("{}/{}", task.progress, task.of) } else { String::new() };
         line(format!("  at hand: {} on {} {progress} {}", task.task, task.worker, task.note).trim_end());
@@ -131,6 +166,48 @@ fn print(detail: &JobDetail) {
     for trouble in troubles {
         line(format!("  trouble: {}", summary::failure_words(trouble)));
     }
+}
+
+/// `planned 0.80 device-hours, used 1.10 device-hours`
+fn device_words(device_ms: u64, used: Option<&JobUsage>) -> String {
+    let device_ms = used.and_then(|used| used.device_ms).unwrap_or(device_ms);
+    match used.and_then(|used| used.planned_ms) {
+        Some(planned) => format!("planned {}, used {} on devices", device_time(planned), device_time(device_ms)),
+        None => format!("{} on devices", device_time(device_ms)),
+    }
+}
+
+/// How it is carried out, where that was said.
+fn carried_out(spec: &JobSpec) -> Vec<String> {
+    let JobOptions { max_workers, notify } = &spec.options;
+    let workers = max_workers.map(|most| format!("at most {} at a time", output::count(u64::from(most), "worker")));
+    workers.into_iter().chain(notify.iter().map(|url| format!("tells {url} when a run ends"))).collect()
+}
+
+/// What each phase was planned to take and took; none where nothing is known of either.
+fn usage_table(used: &JobUsage) -> Option<Table> {
+    let planned = used.estimate.as_ref().map_or(&[][..], |estimate| estimate.phases.as_slice());
+    let mut names: Vec<&str> = planned.iter().map(|phase| phase.name.as_str()).collect();
+    let more = used.phases.iter().map(|phase| phase.name.as_str()).filter(|name| !names.contains(name));
+    let more: Vec<&str> = more.collect();
+    names.extend(more);
+    let mut table = Table::new(["on devices", "planned", "used", "units planned", "units done"]);
+    for name in &names {
+        let planned = planned.iter().find(|phase| phase.name == *name);
+        let used = used.phases.iter().find(|phase| phase.name == *name);
+        let unit = planned.map(|phase| &phase.unit).or(used.map(|phase| &phase.unit));
+        let units = |units: Option<u64>| {
+            units.zip(unit).map_or("–".into(), |(units, unit)| format!("{} {unit}", thousands(units)))
+        };
+        table.row([
+            name.to_string(),
+            planned.and_then(|phase| phase.device_ms).map_or("–".into(), device_time),
+            used.map_or("–".into(), |phase| device_time(phase.device_ms)),
+            units(planned.and_then(|phase| phase.units)),
+            units(used.map(|phase| phase.units)),
+        ]);
+    }
+    (!names.is_empty()).then_some(table)
 }
 
 /// Why nobody is at a job that runs.
@@ -194,7 +271,8 @@ async fn cancel(global: &Global, client: &Client, job: &JobId) -> Outcome {
 
 #[cfg(test)]
 mod tests {
-    use likeness_contract::jobs::TaskKind;
+    use likeness_contract::jobs::{DeviceClass, TaskKind};
+    use likeness_contract::usage::PhaseUsage;
 
     use super::*;
     use crate::command::progress::tests::detail;
@@ -203,11 +281,43 @@ mod tests {
     fn the_list_has_one_line_a_job() {
         let summary = detail(&[("scan", 1, 1), ("parts", 1, 3)], &[]).summary;
         let done = JobSummary { closed_ms: Some(90_000), ..summary.clone() };
-        let text = table(&[summary, done]).render();
+        let device_ms = Some(2_880_000);
+        let used =
+            JobUsage { job: summary.job.clone(), device_ms, planned_ms: None, phases: Vec::new(), estimate: None };
+        let text = table(&[summary, done], &HashMap::from([(used.job.clone(), used)])).render();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 3);
         assert!(lines[1].contains("running") && lines[1].contains("2/4"), "{text}");
-        assert!(lines[2].ends_with("1 min 30 s"), "{text}");
+        assert!(lines[2].ends_with("1 min 30 s  0.80 device-hours"), "{text}");
+    }
+
+    #[test]
+    fn what_was_planned_stands_beside_what_was_used() {
+        let estimate = crate::command::plan::tests::estimate();
+        let phase = PhaseUsage {
+            name: "embed".into(),
+            kind: TaskKind::Embed,
+            device: DeviceClass::Cpu,
+            shape: String::new(),
+            tasks: 2,
+            units: 1_500,
+            unit: "images".into(),
+            weight: 1_500,
+            device_ms: 7_200_000,
+        };
+        let used = JobUsage {
+            job: estimate.job.clone(),
+            device_ms: Some(7_200_000),
+            planned_ms: Some(2_880_000),
+            phases: vec![phase],
+            estimate: Some(estimate),
+        };
+        assert_eq!(device_words(0, Some(&used)), "planned 0.80 device-hours, used 2.00 device-hours on devices");
+        assert_eq!(device_words(42_000, None), "42 s on devices");
+        let text = usage_table(&used).unwrap().render();
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[1].starts_with("train") && lines[1].contains("0.80 device-hours"), "{text}");
+        assert!(lines[2].contains("2.00 device-hours") && lines[2].ends_with("1,500 images"), "{text}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod evaluate;
 mod exit;
 mod follow;
 mod ingest;
+mod init;
 mod jobs;
 mod models;
 mod nkey;
@@ -20,6 +21,7 @@ mod options;
 mod output;
 mod own_queries;
 mod pipeline;
+mod plan;
 mod progress;
 mod quickstart;
 mod reconcile;
@@ -51,6 +53,7 @@ const EXAMPLES: &str = "\
 Examples:
   likeness up                                          everything on this machine, until Ctrl-C
   likeness ingest celeba ~/celeba                      images and labels become dataset `celeba`
+  likeness plan --dataset celeba --epochs 15           what a pipeline would take
   likeness pipeline --dataset celeba --epochs 15       train, embed, evaluate, gate, promote
   likeness search --with Smiling,Eyeglasses --without Male --sheet faces.png
   likeness jobs watch JOB                              follow a job again after Ctrl-C
@@ -102,6 +105,13 @@ enum Command {
     Evaluate(evaluate::EvaluateArgs),
     /// Train, embed, evaluate, pass the gate, promote.
     Pipeline(pipeline::PipelineArgs),
+    /// What a pipeline would take: tasks, images, bytes, device-hours, memory of searchers. Nothing is started.
+    Plan(plan::PlanArgs),
+    /// Write a config file with every option of a pipeline, its meaning and its default.
+    Init(init::InitArgs),
+    /// Show which options are in force and where they come from.
+    #[command(subcommand)]
+    Config(config::show::ConfigCommand),
     /// Find images by attributes, by an image, by an item.
     Search(search::SearchArgs),
     /// List, show, watch, cancel and retry jobs.
@@ -209,6 +219,9 @@ async fn dispatch(cli: Cli) -> Outcome {
         Command::Embed(args) => embed::run(&global, args).await,
         Command::Evaluate(args) => evaluate::run(&global, args).await,
         Command::Pipeline(args) => pipeline::run(&global, args).await,
+        Command::Plan(args) => plan::run(&global, args).await,
+        Command::Init(args) => init::run(&args),
+        Command::Config(command) => config::show::run(&global, command),
         Command::Search(args) => search::run(&global, args).await,
         Command::Jobs(command) => jobs::run(&global, command).await,
         Command::Models(command) => models::run(&global, command).await,
@@ -281,6 +294,11 @@ mod tests {
             "evaluate g/h --queries q.csv --full 0 --images 10 --image-edit author",
             "pipeline --floor 0.2 --queries q.jsonl",
             "pipeline --config job.toml --epochs 3 --detach",
+            "pipeline --max-workers 8 --notify https://a.example/x --notify https://b.example/y",
+            "plan job.toml --epochs 3 --json",
+            "init",
+            "init other.toml",
+            "config show job.toml --epochs 3",
             "search --with Smiling,Eyeglasses --without Male --image a.jpg -k 20 --json --sheet out.png",
             "search --like 000001.jpg --min-coverage 0.9 --deadline-ms 500 --alias main",
             "jobs list",

@@ -1,6 +1,8 @@
 //! What can be set of a job, once for flags and config files alike: each struct is a group of flags and a
 //! section of `job.toml`; a flag wins over the file, the file over the default.
 
+mod filled;
+
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use likeness::core::validate::{INPUT_PX, MAX_EMBEDDING_DIM};
@@ -14,8 +16,8 @@ use likeness_contract::settings::{
     TrainSettings,
 };
 use likeness_link::client::Client;
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::command::exit::{Failure, Outcome};
 use crate::command::weights;
@@ -33,17 +35,21 @@ where
     PossibleValuesParser::new(words).try_map(|word| serde_json::from_value::<T>(serde_json::Value::String(word)))
 }
 
-/// `self.field = self.field.or(file.field)` for every field: whatever a flag left open comes from the file.
+/// `self.field = self.field.or(file.field)` for every field: whatever a flag left open comes from the file. `KEYS` are the
+/// keys of the section, in the order of the flags.
 macro_rules! options {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Default, PartialEq, Args, Deserialize)]
+        #[derive(Debug, Clone, Default, PartialEq, Args, Serialize, Deserialize)]
         #[serde(deny_unknown_fields, default)]
         pub struct $name {
             $($(#[$field_doc])* pub $field: Option<$type>,)*
         }
 
         impl $name {
+            /// Its keys in a config file.
+            pub const KEYS: &'static [&'static str] = &[$(stringify!($field),)*];
+
             /// These options, and those of `file` where they are open.
             pub fn or(self, file: Self) -> Self {
                 Self { $($field: self.$field.or(file.$field),)* }
@@ -53,7 +59,7 @@ macro_rules! options {
 }
 
 /// An optimizer by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OptimizerName {
     /// AdamW.
@@ -63,7 +69,7 @@ pub enum OptimizerName {
 }
 
 /// A part of a model that can be held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Part {
     /// All of the image tower but its head.
@@ -82,6 +88,12 @@ options! {
         /// `hi` goes before every `lo` [default: lo].
         #[arg(long, value_parser = words::<Priority>(&["hi", "lo"]), help_heading = "Job")]
         priority: Priority,
+        /// Most workers that are at the job at a time [default: as many as there are].
+        #[arg(long, value_name = "N", help_heading = "Job")]
+        max_workers: u32,
+        /// Tell this http(s) URL when a run of the job ends; may be given several times. It is stored and shown with the job.
+        #[arg(long, value_name = "URL", help_heading = "Job")]
+        notify: Vec<String>,
     }
 }
 
@@ -263,7 +275,10 @@ impl JobOptions {
             work,
             device: self.device.unwrap_or(DeviceClass::Any),
             priority: self.priority.unwrap_or(Priority::Lo),
-            options: jobs::JobOptions::default(),
+            options: jobs::JobOptions {
+                max_workers: self.max_workers,
+                notify: self.notify.clone().unwrap_or_default(),
+            },
         }
     }
 }

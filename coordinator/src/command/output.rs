@@ -114,6 +114,27 @@ pub fn span(ms: u64) -> String {
     }
 }
 
+/// Time on devices as people add it up: `42 s`, `0.80 device-hours`.
+pub fn device_time(ms: u64) -> String {
+    const HOUR_MS: f64 = 3_600_000.0;
+    match ms {
+        0..360_000 => span(ms),
+        _ => format!("{:.2} device-hours", ms as f64 / HOUR_MS),
+    }
+}
+
+/// `1.5 GiB`.
+pub fn bytes(n: u64) -> String {
+    let mut amount = n as f64;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if amount < 1024.0 {
+            return if unit == "B" { format!("{n} B") } else { format!("{amount:.1} {unit}") };
+        }
+        amount /= 1024.0;
+    }
+    format!("{amount:.1} TiB")
+}
+
 /// `1 row`, `2 rows`.
 pub fn count(n: u64, noun: &str) -> String {
     format!("{} {noun}{}", thousands(n), if n == 1 { "" } else { "s" })
@@ -183,6 +204,12 @@ mod tests {
         assert_eq!(span(42_000), "42 s");
         assert_eq!(span(185_000), "3 min 05 s");
         assert_eq!(span(7_620_000), "2 h 07 min");
+        assert_eq!(device_time(42_000), "42 s");
+        assert_eq!(device_time(2_880_000), "0.80 device-hours");
+        assert_eq!(
+            (bytes(1000).as_str(), bytes(1536).as_str(), bytes(3 << 40).as_str()),
+            ("1000 B", "1.5 KiB", "3.0 TiB")
+        );
         assert_eq!(count(1, "row"), "1 row");
         assert_eq!(count(1_234_567, "row"), "1,234,567 rows");
     }

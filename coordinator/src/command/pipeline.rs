@@ -1,21 +1,22 @@
 //! `likeness pipeline`: train → embed → evaluate → gate → promote, as one job.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use likeness_contract::ids::Name;
 use likeness_contract::jobs::{DatasetSelector, JobRequest, RequestedWork};
 use likeness_contract::settings::{BroughtQueries, InitWeights};
+use likeness_link::client::Client;
 
 use crate::command::Global;
-use crate::command::config::JobFile;
+use crate::command::config::{JobFile, Target};
 use crate::command::exit::{Failure, Outcome};
 use crate::command::follow;
 use crate::command::options::{
     self, EmbedOptions, EvaluateOptions, JobOptions, ModelOptions, TrainOptions, train_request,
 };
 use crate::command::own_queries;
-use crate::command::selectors::{DatasetArg, dataset_or_only};
+use crate::command::selectors::dataset_or_only;
 
 /// Alias without a name.
 pub const DEFAULT_ALIAS: &str = "main";
@@ -31,23 +32,11 @@ Examples:
   likeness pipeline --dataset celeba --architecture resnet50 --device cuda --alias faces
   likeness pipeline --config job.toml --epochs 30       flags win over the file
   likeness pipeline --init main --patience 5            go on from the model that serves, stop when its mAP stays
-
-job.toml (every key is optional):
-  dataset = \"celeba\"
-  alias = \"main\"
-  [job]       # id, device, priority
-  [model]     # architecture, embedding_dim, encoding, input_px, crop
-  [train]     # epochs, batch_size, inner_steps, margin, optimizer, lr, clip_norm, init, patience, seed, …
-  [embed]     # gallery, rows, shard_rows
-  [evaluate]  # rows, pairs, triples, full, images, image_edit, queries, floor, min_relevant, seed")]
+  likeness init && likeness pipeline --config job.toml  all options in a file")]
 pub struct PipelineArgs {
-    /// Dataset, or dataset@version [default: the only one that there is].
-    #[arg(long)]
-    dataset: Option<DatasetArg>,
-    /// Alias that is promoted [default: main].
-    #[arg(long)]
-    alias: Option<Name>,
-    /// Read options from this file; flags win.
+    #[command(flatten)]
+    target: Target,
+    /// Read options from this file; flags win. `likeness init` writes one with every key.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print the job's id and don't wait.
@@ -97,7 +86,8 @@ impl PipelineOptions {
         Ok(self.job.request(work))
     }
 
-    fn or(self, file: &JobFile) -> Self {
+    /// These options, and those of `file` where they are open.
+    pub fn or(self, file: &JobFile) -> Self {
         Self {
             job: self.job.or(file.job.clone()),
             model: self.model.or(file.model.clone()),
@@ -113,24 +103,48 @@ pub fn alias_or_main(alias: Option<Name>) -> Outcome<Name> {
     alias.map_or_else(|| Name::new(DEFAULT_ALIAS).map_err(Failure::failed), Ok)
 }
 
-/// Submits the job.
-pub async fn run(global: &Global, args: PipelineArgs) -> Outcome {
-    let file = JobFile::read(args.config.as_deref())?;
-    let options = args.options.or(&file);
-    let alias = alias_or_main(args.alias.or(file.alias))?;
-    // Mistakes in settings are said before anything is asked of the network.
+/// What becomes of the weights that a training starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// They are brought to the store.
+    Bring,
+    /// They change nothing in what a training takes, and nothing is to be stored.
+    LeaveOut,
+}
+
+/// The job that flags and file ask for: mistakes in settings are said before anything is asked of the network.
+pub async fn requested(
+    global: &Global,
+    config: Option<&Path>,
+    target: Target,
+    options: PipelineOptions,
+    start: Start,
+) -> Outcome<(Client, JobRequest)> {
+    let file = JobFile::read(config)?;
+    let options = options.or(&file);
+    let alias = alias_or_main(target.alias.or(file.alias))?;
     options.model.resolve()?;
     options.train.resolve()?;
     options.evaluate.resolve()?;
     let client = global.connection.client().await?;
-    let dataset = dataset_or_only(&client, args.dataset.or(file.dataset)).await?;
-    let init = options::start(&client, &options.model, &options.train).await?;
-    let own = match &options.evaluate.queries {
-        Some(file) => own_queries::for_dataset(&client, file, &dataset).await?,
-        None => None,
-    };
-    let job = client.submit(options.request(dataset, alias, init, own)?).await?;
-    follow::submitted(global, &client, job, args.detach).await
+    let dataset = dataset_or_only(&client, target.dataset.or(file.dataset)).await?;
+    let (mut init, mut own) = (None, None);
+    if let Start::Bring = start {
+        init = options::start(&client, &options.model, &options.train).await?;
+        if let Some(file) = &options.evaluate.queries {
+            own = own_queries::for_dataset(&client, file, &dataset).await?;
+        }
+    }
+    let request = options.request(dataset, alias, init, own)?;
+    Ok((client, request))
+}
+
+/// Submits the job.
+pub async fn run(global: &Global, args: PipelineArgs) -> Outcome {
+    let PipelineArgs { target, config, detach, options } = args;
+    let (client, request) = requested(global, config.as_deref(), target, options, Start::Bring).await?;
+    let job = client.submit(request).await?;
+    follow::submitted(global, &client, job, detach).await
 }
 
 #[cfg(test)]

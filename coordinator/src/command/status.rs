@@ -1,29 +1,34 @@
 //! `likeness status`: workers, queues and shard placement at a glance.
 
 use likeness_contract::jobs::{DeviceClass, TaskKind};
-use likeness_contract::messages::{Placement, Presence, Queue, Status};
+use likeness_contract::messages::{Placement, Presence, Queue, Sighting, Status};
 
 use crate::command::Global;
 use crate::command::exit::{Exit, Outcome};
-use crate::command::output::{self, Table, count, line};
+use crate::command::output::{self, Table, count, line, span};
 use crate::command::progress::worker_for;
 
 /// Asks and prints.
 pub async fn run(global: &Global) -> Outcome {
     let client = global.connection.client().await?;
     let status = client.status().await?;
+    // A coordinator of an older version can't tell.
+    let sightings = client.sightings().await.unwrap_or_default();
     if global.json {
-        output::json(&status)?;
+        let mut told = serde_json::to_value(&status)?;
+        told["sightings"] = serde_json::to_value(&sightings)?;
+        output::json(&told)?;
     } else {
-        line(render(&status));
+        line(render(&status, &sightings));
     }
     Ok(Exit::Done)
 }
 
-fn render(status: &Status) -> String {
+fn render(status: &Status, sightings: &[Sighting]) -> String {
     let Status { leader, workers, queues, placement, open_jobs } = status;
     let mut blocks = vec![format!("coordinator {leader} leads; {} open", count(*open_jobs, "job"))];
-    blocks.push(if workers.is_empty() { "no workers".into() } else { worker_table(workers).render() });
+    blocks.push(if workers.is_empty() { "no workers".into() } else { worker_table(workers, sightings).render() });
+    blocks.extend(gone(sightings));
     blocks.push(if queues.is_empty() { "no tasks are queued".into() } else { queue_table(queues).render() });
     blocks.extend(queues.iter().filter_map(|queue| unserved(queue, workers)));
     if placement.iter().any(|searcher| !searcher.held.is_empty()) {
@@ -48,9 +53,19 @@ fn unserved(queue: &Queue, workers: &[Presence]) -> Option<String> {
         .then(|| format!("{} waiting for {}: none is running", count(*waiting, "task"), worker_for(*kind, *device)))
 }
 
-fn worker_table(workers: &[Presence]) -> Table {
-    let mut table = Table::new(["worker", "roles", "device", "host", "version", "task"]);
+/// Workers that went in the last hour.
+fn gone(sightings: &[Sighting]) -> Option<String> {
+    let gone = sightings.iter().filter(|seen| !seen.live);
+    let lines: Vec<String> = gone
+        .map(|seen| format!("gone: {} on {}, last seen {} ago", seen.worker, seen.host, span(seen.ago_ms)))
+        .collect();
+    (!lines.is_empty()).then(|| lines.join("\n"))
+}
+
+fn worker_table(workers: &[Presence], sightings: &[Sighting]) -> Table {
+    let mut table = Table::new(["worker", "roles", "device", "host", "version", "last seen", "task"]);
     for worker in workers {
+        let seen = sightings.iter().find(|seen| seen.worker == worker.worker);
         let mut roles: Vec<&str> = worker.roles.iter().map(|kind| kind.name()).collect();
         if worker.searches {
             roles.push("search");
@@ -62,6 +77,7 @@ fn worker_table(workers: &[Presence]) -> Table {
             worker.device.clone(),
             worker.host.clone(),
             worker.version.clone(),
+            seen.map_or(String::new(), |seen| format!("{} ago", span(seen.ago_ms))),
             if worker.draining { format!("{task} (draining)").trim().to_string() } else { task },
         ]);
     }
@@ -156,6 +172,20 @@ pub mod tests {
     }
 
     #[test]
+    fn it_is_told_when_workers_were_last_seen() {
+        let sighting = |name: &str, live| Sighting {
+            worker: WorkerId::new(name).unwrap(),
+            host: "host-b".into(),
+            ago_ms: 185_000,
+            live,
+        };
+        let sightings = [sighting("w", true), sighting("x", false)];
+        assert_eq!(gone(&sightings).unwrap(), "gone: x on host-b, last seen 3 min 05 s ago");
+        let text = worker_table(&[worker(&[TaskKind::Train])], &sightings).render();
+        assert!(text.contains("3 min 05 s ago"), "{text}");
+    }
+
+    #[test]
     fn an_empty_system_is_said_in_words() {
         let status = Status {
             leader: WorkerId::new("c1").unwrap(),
@@ -164,6 +194,6 @@ pub mod tests {
             placement: Vec::new(),
             open_jobs: 0,
         };
-        assert_eq!(render(&status), "coordinator c1 leads; 0 jobs open\n\nno workers\n\nno tasks are queued");
+        assert_eq!(render(&status, &[]), "coordinator c1 leads; 0 jobs open\n\nno workers\n\nno tasks are queued");
     }
 }

@@ -55,8 +55,8 @@ pub struct Job {
     pub opened_ms: u64,
     /// How far that is.
     pub progress: Progress,
-    /// Time on devices that this leader heard of, milliseconds.
-    pub device_ms: u64,
+    /// Time on devices in earlier runs as far as this leader heard of it, milliseconds.
+    pub before_ms: u64,
 }
 
 /// How far the newest run of a job is.
@@ -128,6 +128,14 @@ impl Job {
         }
     }
 
+    /// Time on devices as far as it is known, milliseconds.
+    pub fn device_ms(&self) -> u64 {
+        match &self.progress {
+            Progress::Open(run) => self.before_ms + run.device_ms(),
+            Progress::Closed { tally, .. } => tally.as_ref().and_then(|tally| tally.device_ms).unwrap_or(0),
+        }
+    }
+
     /// In one line.
     pub fn summary(&self) -> JobSummary {
         let (counts, closed_ms) = match &self.progress {
@@ -151,7 +159,7 @@ impl Job {
     /// In full.
     pub fn detail(&self) -> JobDetail {
         let (tally, active, result) = match &self.progress {
-            Progress::Open(run) => (Tally::of(run, Some(self.device_ms)), run.active(), None),
+            Progress::Open(run) => (Tally::of(run, Some(self.device_ms())), run.active(), None),
             Progress::Closed { outcome, tally } => {
                 (tally.clone().unwrap_or_default(), Vec::new(), Some(outcome.result.clone()))
             }

@@ -10,11 +10,15 @@
 //! | [`planner`] | which tasks a job has, and their order |
 //! | [`reactor`] | what every piece of news does to the jobs |
 //! | [`run`], [`attempts`] | which tasks are published, which are given up |
+//! | [`shares`], [`workers`] | how many tasks of a job lie in the queue |
+//! | [`usage`] | what a job takes, and is expected to |
 //! | [`promote`] | whether a release may be made, and whether searchers are ready for it |
 //! | [`retention`] | which old things may be deleted |
 
 pub mod attempts;
 pub mod earlier;
+#[cfg(test)]
+mod fairness;
 pub mod job;
 pub mod outbox;
 pub mod planner;
@@ -23,9 +27,11 @@ pub mod reactor;
 pub mod resolve;
 pub mod retention;
 pub mod run;
+pub mod shares;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod testing;
+pub mod usage;
 pub mod validate;
 pub mod workers;

@@ -17,6 +17,7 @@ use likeness_contract::messages::{JobEvent, JobNews, TaskEvent, TaskNews};
 use super::job::{ClosedJob, Job, OpenedJob, Progress, Tally};
 use super::outbox::{Effect, Outbox, Promotion};
 use super::run::{OpenRun, Phase};
+use super::shares::Shares;
 use super::workers::Workers;
 
 /// Id under which a failed promotion stands among the failures of a run.
@@ -49,7 +50,7 @@ impl Reactor {
         if known.is_some_and(|job| job.run >= number) {
             return;
         }
-        let device_ms = known.map_or(0, |job| job.device_ms);
+        let before_ms = known.map_or(0, Job::device_ms);
         if known.is_some() {
             // What the run before left behind would keep the messages of this one out.
             out.send(Effect::PurgeJob { job: id.clone() });
@@ -57,7 +58,7 @@ impl Reactor {
         let (accepted_ms, opened_ms) = (opened.accepted_ms, opened.run.opened_ms);
         let (spec, run) = opened.open();
         let progress = Progress::Open(Box::new(run));
-        let job = Job { id: id.clone(), spec, accepted_ms, run: number, opened_ms, progress, device_ms };
+        let job = Job { id: id.clone(), spec, accepted_ms, run: number, opened_ms, progress, before_ms };
         self.jobs.insert(id.clone(), job);
         self.open.insert(id.clone());
         self.advance(id, now_ms, out);
@@ -71,7 +72,7 @@ impl Reactor {
         }
         let (spec, progress) = (Arc::new(spec), Progress::Closed { outcome, tally: None });
         let (number, opened_ms) = (run.run, run.opened_ms);
-        let job = Job { id: id.clone(), spec, accepted_ms, run: number, opened_ms, progress, device_ms: 0 };
+        let job = Job { id: id.clone(), spec, accepted_ms, run: number, opened_ms, progress, before_ms: 0 };
         self.jobs.insert(id.clone(), job);
     }
 
@@ -102,8 +103,7 @@ impl Reactor {
     /// Something happened to a task.
     pub fn on_event(&mut self, event: &TaskEvent, now_ms: u64, out: &mut dyn Outbox) {
         let TaskEvent { job: id, run: number, task, worker, attempt, at_ms: _, what } = event;
-        let Some((job, run)) = open_run(&mut self.jobs, id, *number) else { return };
-        let spec = &job.spec;
+        let Some((spec, run)) = open_run(&mut self.jobs, id, *number) else { return };
         match what {
             TaskNews::Started => run.on_attempt(spec, id, task, now_ms, out, |a| a.on_started(attempt, worker)),
             TaskNews::Progress { done, of, note } => {
@@ -115,9 +115,9 @@ impl Reactor {
             TaskNews::Released => run.on_attempt(spec, id, task, now_ms, out, |a| a.on_ended(attempt)),
             TaskNews::Done { adopted: _, device_ms } => {
                 run.on_attempt(spec, id, task, now_ms, out, |a| a.on_ended(attempt));
-                if run.complete(spec, task) {
-                    *job.device_ms += device_ms;
-                }
+                run.complete(spec, task);
+                // A leader that found the record before it heard of it counts it too.
+                run.measure(task, *device_ms);
             }
         }
         self.advance(id, now_ms, out);
@@ -137,8 +137,8 @@ impl Reactor {
 
     /// There is no record of a task.
     pub fn on_no_record(&mut self, id: &JobId, number: RunNumber, task: &TaskId, now_ms: u64, out: &mut dyn Outbox) {
-        let Some((job, run)) = open_run(&mut self.jobs, id, number) else { return };
-        run.on_no_record(job.spec, id, task, out);
+        let Some((spec, run)) = open_run(&mut self.jobs, id, number) else { return };
+        run.on_no_record(spec, id, task, out);
         if run.phase == Phase::Gate {
             run.phase = Phase::Working;
         }
@@ -155,8 +155,8 @@ impl Reactor {
         now_ms: u64,
         out: &mut dyn Outbox,
     ) {
-        let Some((job, run)) = open_run(&mut self.jobs, id, number) else { return };
-        run.on_unusable(job.spec, task, error);
+        let Some((spec, run)) = open_run(&mut self.jobs, id, number) else { return };
+        run.on_unusable(spec, task, error);
         if run.phase == Phase::Gate {
             run.phase = Phase::Working;
         }
@@ -172,12 +172,12 @@ impl Reactor {
         now_ms: u64,
         out: &mut dyn Outbox,
     ) {
-        let Some((job, run)) = open_run(&mut self.jobs, id, number) else { return };
+        let Some((spec, run)) = open_run(&mut self.jobs, id, number) else { return };
         if run.phase != Phase::Listing {
             return;
         }
-        if run.reconcile(job.spec, records) && run.is_idle() {
-            conclude(id, job.spec, run, out);
+        if run.reconcile(spec, records) && run.is_idle() {
+            conclude(id, spec, run, out);
         } else {
             run.phase = Phase::Working;
         }
@@ -209,12 +209,13 @@ impl Reactor {
         let id = outcome.job.clone();
         let Some(job) = self.jobs.get_mut(&id).filter(|job| job.run == outcome.run) else { return };
         let Progress::Open(run) = &job.progress else { return };
-        let tally = Some(Tally::of(run, Some(job.device_ms)));
+        let tally = Some(Tally::of(run, Some(job.device_ms())));
         out.send(Effect::PurgeJob { job: id.clone() });
         let what = JobNews::Closed(outcome.result.clone());
         out.send(Effect::Announce(JobEvent { job: id.clone(), run: outcome.run, at_ms: now_ms, what }));
         job.progress = Progress::Closed { outcome, tally };
         self.open.remove(&id);
+        self.fill(now_ms, out);
     }
 
     /// Time passed: tasks of the windows without news are looked after, and runs that somebody else closed.
@@ -242,6 +243,7 @@ impl Reactor {
     }
 
     fn advance_all(&mut self, now_ms: u64, out: &mut dyn Outbox) {
+        self.fill(now_ms, out);
         for id in self.open.clone() {
             self.advance(&id, now_ms, out);
         }
@@ -249,17 +251,38 @@ impl Reactor {
 
     /// Whatever a job can do next.
     fn advance(&mut self, id: &JobId, now_ms: u64, out: &mut dyn Outbox) {
-        let Some(Job { spec, progress: Progress::Open(run), .. }) = self.jobs.get_mut(id) else { return };
+        let Some(Job { progress: Progress::Open(run), .. }) = self.jobs.get_mut(id) else { return };
         if self.replaying || run.phase != Phase::Working {
             return;
         }
         for task in run.take_untold() {
             out.send(Effect::FindRecord { job: id.clone(), run: run.number, task });
         }
-        run.fill(spec, id, &self.workers, now_ms, out);
+        if run.take_stirred() {
+            self.fill(now_ms, out);
+        }
+        let Some(Job { progress: Progress::Open(run), .. }) = self.jobs.get_mut(id) else { return };
         if run.is_idle() {
             run.phase = Phase::Listing;
             out.send(Effect::ListRecords { job: id.clone(), run: run.number });
+        }
+    }
+
+    /// Publishes tasks of all jobs into the room that they have. What one job no longer wants is the others' room.
+    fn fill(&mut self, now_ms: u64, out: &mut dyn Outbox) {
+        if self.replaying {
+            return;
+        }
+        let working = self.open_jobs().filter_map(|job| match &job.progress {
+            Progress::Open(run) if run.phase == Phase::Working => Some((&job.spec, run)),
+            _ => None,
+        });
+        let shares = Shares::of(working.flat_map(|(spec, run)| run.wants(spec)), &self.workers);
+        for id in &self.open {
+            let Some(Job { spec, progress: Progress::Open(run), .. }) = self.jobs.get_mut(id) else { continue };
+            if run.phase == Phase::Working {
+                run.fill(spec, id, &shares, now_ms, out);
+            }
         }
     }
 
@@ -295,20 +318,15 @@ impl Reactor {
     }
 }
 
-/// The parts of a job that news of its open run touch.
-struct OpenJob<'a> {
-    spec: &'a JobSpec,
-    device_ms: &'a mut u64,
-}
-
+/// The open run of a job, with the job's spec.
 fn open_run<'a>(
     jobs: &'a mut HashMap<JobId, Job>,
     id: &JobId,
     number: RunNumber,
-) -> Option<(OpenJob<'a>, &'a mut OpenRun)> {
-    let Job { spec, progress, device_ms, run, .. } = jobs.get_mut(id)?;
+) -> Option<(&'a JobSpec, &'a mut OpenRun)> {
+    let Job { spec, progress, run, .. } = jobs.get_mut(id)?;
     match progress {
-        Progress::Open(open) if *run == number => Some((OpenJob { spec, device_ms }, open)),
+        Progress::Open(open) if *run == number => Some((&**spec, open)),
         _ => None,
     }
 }

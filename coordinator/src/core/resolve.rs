@@ -67,6 +67,7 @@ pub struct Resolved {
 /// Resolves a request, or says why it can't be met.
 pub fn resolve(request: &JobRequest, facts: &Facts) -> Result<Resolved, ApiError> {
     let JobRequest { id, work, device, priority, options } = request;
+    check(validate::options(options))?;
     let (work, device) = match work {
         RequestedWork::Ingest { dataset, source, part_rows } => {
             check(validate::source(source))?;

@@ -17,7 +17,7 @@ use likeness_contract::messages::DeadLetter;
 use super::attempts::{Attempts, Verdict};
 use super::outbox::{Effect, Outbox};
 use super::planner;
-use super::workers::Workers;
+use super::shares::{Queue, Shares};
 
 /// Position of a task in [`OpenRun::tasks`].
 type TaskIndex = usize;
@@ -45,6 +45,8 @@ struct Task {
     work: TaskWork,
     stage: StageIndex,
     state: State,
+    /// Time on devices, once it was heard of, milliseconds.
+    device_ms: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +112,10 @@ pub struct OpenRun {
     /// Tasks whose record exists and is of no use.
     unusable: HashSet<TaskIndex>,
     done: usize,
+    /// Most tasks in the stream, so that no more workers are at them.
+    most_in_stream: usize,
+    /// Whether its windows want another share than when that was last asked.
+    stirred: bool,
 }
 
 impl OpenRun {
@@ -130,6 +136,8 @@ impl OpenRun {
             untold: BTreeMap::new(),
             unusable: HashSet::new(),
             done: 0,
+            most_in_stream: most_in_stream(spec),
+            stirred: true,
         };
         for stage in plan.stages {
             run.add_stage(spec, stage);
@@ -176,7 +184,7 @@ impl OpenRun {
             }
             self.stages[stage].tasks.push(task);
             self.index.insert(id.clone(), task);
-            self.tasks.push(Task { id, work, stage, state });
+            self.tasks.push(Task { id, work, stage, state, device_ms: None });
         }
     }
 
@@ -229,6 +237,7 @@ impl OpenRun {
 
     fn make_ready(&mut self, spec: &JobSpec, task: TaskIndex) {
         self.tasks[task].state = State::Ready;
+        self.stirred = true;
         let window = self.window_of(spec, task);
         window.queue.push_back(task);
         window.ready += 1;
@@ -236,6 +245,7 @@ impl OpenRun {
 
     /// Takes a task out of whatever state it is in, so that it can enter another.
     fn leave_state(&mut self, spec: &JobSpec, task: TaskIndex) {
+        self.stirred = true;
         match self.tasks[task].state {
             State::Blocked => {}
             State::Ready => self.window_of(spec, task).ready -= 1,
@@ -278,6 +288,13 @@ impl OpenRun {
         let open = self.complete_stage(stage);
         self.open_stages(spec, open);
         true
+    }
+
+    /// Hears how long a task was on a device; of what is heard of one task the first counts.
+    pub fn measure(&mut self, id: &TaskId, device_ms: u64) {
+        if let Some(&task) = self.index.get(id) {
+            self.tasks[task].device_ms.get_or_insert(device_ms);
+        }
     }
 
     fn settle_attempts(&mut self, task: TaskIndex) {
@@ -387,11 +404,23 @@ impl OpenRun {
         out.send(Effect::DeadLetter(DeadLetter { job: job.clone(), run: self.number, failure, at_ms: now_ms }));
     }
 
+    /// Whether its windows want another share than at the last call.
+    pub fn take_stirred(&mut self) -> bool {
+        std::mem::take(&mut self.stirred)
+    }
+
+    /// The tasks that it would have in each queue if there were room.
+    pub fn wants(&self, spec: &JobSpec) -> impl Iterator<Item = (Queue, usize)> {
+        let (priority, most) = (spec.priority, self.most_in_stream);
+        let wants = move |w: &Window| ((w.kind, w.device, priority), most.min(w.ready + w.in_stream));
+        self.windows.iter().map(wants).filter(|(_, tasks)| *tasks > 0)
+    }
+
     /// Publishes ready tasks into the room that their windows have.
-    pub fn fill(&mut self, spec: &JobSpec, job: &JobId, workers: &Workers, now_ms: u64, out: &mut dyn Outbox) {
+    pub fn fill(&mut self, spec: &JobSpec, job: &JobId, shares: &Shares, now_ms: u64, out: &mut dyn Outbox) {
         for window in &mut self.windows {
-            let room = workers.window(window.kind, window.device);
-            while window.ready > 0 && window.in_stream < room {
+            let room = shares.in_queue((window.kind, window.device, spec.priority));
+            while window.ready > 0 && window.in_stream < room && self.in_stream.len() < self.most_in_stream {
                 let task = window.queue.pop_front().expect("every ready task is in its window's queue");
                 if self.tasks[task].state != State::Ready {
                     continue;
@@ -449,6 +478,11 @@ impl OpenRun {
     pub fn is_idle(&self) -> bool {
         self.in_stream.is_empty() && self.untold.is_empty() && self.windows.iter().all(|w| w.ready == 0)
     }
+}
+
+/// As many as the job may have workers: a worker is at one task at a time.
+fn most_in_stream(spec: &JobSpec) -> usize {
+    spec.options.max_workers.map_or(usize::MAX, |most| most.max(1) as usize)
 }
 
 fn message(run: RunNumber, job: &JobId, id: &TaskId, work: &TaskWork) -> TaskMessage {

@@ -1,6 +1,6 @@
 //! The ranges of all settings: what is checked before a job is accepted, so that no worker meets nonsense later.
 
-use likeness_contract::jobs::{CsvColumns, EmbeddingSource, Import, IngestSource, ReadFrom, ReadSource};
+use likeness_contract::jobs::{CsvColumns, EmbeddingSource, Import, IngestSource, JobOptions, ReadFrom, ReadSource};
 use likeness_contract::keys;
 use likeness_contract::searches::{MAX_PART_BYTES, MAX_PART_QUESTIONS, QuestionPart};
 use likeness_contract::settings::{
@@ -18,6 +18,9 @@ pub const MAX_ROWS: u32 = 65_536;
 pub const MAX_FLIPPED: f32 = 1.0 / 3.0;
 /// Most rounds, shards or parts of a job: their ids have five digits.
 pub const MAX_NUMBERED: u64 = 100_000;
+/// Most URLs that are told of a job's end, and bytes of each.
+const MAX_URLS: usize = 8;
+const MAX_URL_BYTES: usize = 2048;
 /// Most queries of a set.
 const MAX_QUERIES: u32 = 100_000;
 /// How far shares that must sum to 1 may be off: they are written with two or three digits.
@@ -28,6 +31,30 @@ pub type Checked = Result<(), String>;
 
 fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Checked {
     if holds { Ok(()) } else { Err(otherwise()) }
+}
+
+/// How a job is carried out.
+pub fn options(options: &JobOptions) -> Checked {
+    let JobOptions { max_workers, notify } = options;
+    max_workers.map_or(Ok(()), |most| at_least("max_workers", most, 1))?;
+    ensure(notify.len() <= MAX_URLS, || format!("`notify` names {} URLs, expected at most {MAX_URLS}", notify.len()))?;
+    notify.iter().try_for_each(|url| webhook(url))
+}
+
+/// A URL that is told of a job's end. Messages don't repeat it: it may hold a token.
+fn webhook(url: &str) -> Checked {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    let rest = rest.ok_or("a URL of `notify` is neither http:// nor https://")?;
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    ensure(!authority.is_empty() && !authority.starts_with(':'), || "a URL of `notify` names no host".into())?;
+    ensure(!authority.contains('@'), || {
+        "a URL of `notify` names a user: it would be stored with the job; messages are signed instead".into()
+    })?;
+    ensure(url.len() <= MAX_URL_BYTES, || {
+        format!("a URL of `notify` has {} bytes, expected at most {MAX_URL_BYTES}", url.len())
+    })?;
+    let plain = url.chars().all(|c| c.is_ascii_graphic());
+    ensure(plain, || "a URL of `notify` has blanks or letters that must be percent-encoded".into())
 }
 
 /// Where images come from.

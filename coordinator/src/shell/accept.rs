@@ -11,7 +11,7 @@ use super::api::{Answer, Api, conflict, unavailable};
 use super::context::now_ms;
 use super::leader::Input;
 use super::recover::{self, Found};
-use super::{facts, retention};
+use super::{facts, retention, usage};
 use crate::core::job::{Job, Progress};
 use crate::core::planner;
 use crate::core::reactor::Reactor;
@@ -32,13 +32,14 @@ pub(super) async fn submit(api: &Api, request: &JobRequest) -> Answer<JobSummary
     }
     let earlier = facts::earlier(store, &api.inbox, &id, &spec_accepted).await?;
     let plan = planner::copy_from(planner::plan(&id, &spec_accepted), &earlier);
-    store.create_document::<Plan>(&keys::job_plan(&id), &plan).await?;
+    let plan = store.create_document::<Plan>(&keys::job_plan(&id), &plan).await?;
     let run = match recover::newest_run(store, &id).await? {
         Some(run) => {
             made_is_there(api, &id, &spec_accepted).await?;
             run
         }
         None => {
+            usage::keep_estimate(api, &id, &spec_accepted, &plan.document, &facts).await;
             let run = open_run(api, &id, RunNumber(1)).await?;
             let still = still_there(api, request, &spec_accepted).await;
             unless_condemned(api, &id, run, still).await?;

@@ -1,14 +1,19 @@
 //! What every part of the shell needs.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use likeness_contract::ids::Name;
-use likeness_link::{Bus, Store};
+use likeness_link::{Bus, Result, Store, WebhookSender};
+use tokio::sync::Semaphore;
 
 use super::CoordinatorSettings;
 use super::roster::Roster;
+use super::usage::Found;
+
+/// Webhooks that are under way at once.
+const WEBHOOKS_AT_ONCE: usize = 32;
 
 /// Connections, settings and what is shared between tasks.
 #[derive(Debug)]
@@ -18,13 +23,29 @@ pub(super) struct Context {
     pub(super) store: Store,
     /// Live workers.
     pub(super) roster: Roster,
+    /// What closed jobs used.
+    pub(super) used: Found,
+    /// Webhooks that are under way at once.
+    pub(super) webhook_permits: Semaphore,
+    webhooks: OnceLock<WebhookSender>,
     promotions: Mutex<HashMap<Name, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Context {
     pub(super) fn new(settings: CoordinatorSettings, bus: Bus, store: Store) -> Self {
         let roster = Roster::new(bus.timings().presence_ttl);
-        Self { settings, bus, store, roster, promotions: Mutex::default() }
+        let webhook_permits = Semaphore::new(WEBHOOKS_AT_ONCE);
+        let (used, webhooks, promotions) = Default::default();
+        Self { settings, bus, store, roster, used, webhook_permits, webhooks, promotions }
+    }
+
+    /// Made when it is first needed: a machine without certificates can do all the rest.
+    pub(super) fn webhooks(&self) -> Result<&WebhookSender> {
+        if let Some(sender) = self.webhooks.get() {
+            return Ok(sender);
+        }
+        let sender = WebhookSender::new(self.settings.webhook_secrets.clone())?;
+        Ok(self.webhooks.get_or_init(|| sender))
     }
 
     /// One promotion of an alias at a time.

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use likeness_contract::codec::{self, Encoding};
 use likeness_contract::ids::{JobId, RunNumber, TaskId};
 use likeness_contract::jobs::{Outcome, RunResult, TaskMessage, TaskRecord};
-use likeness_contract::messages::{DeadLetter, JobEvent};
+use likeness_contract::messages::{DeadLetter, JobEvent, JobState};
 use likeness_contract::{keys, subjects};
 use likeness_link::error::chain;
 use likeness_link::{ErrorKind, Published, Result};
@@ -22,7 +22,8 @@ use tokio_util::task::TaskTracker;
 use super::backoff::Backoff;
 use super::context::{Context, now_ms};
 use super::leader::{Inbox, Input};
-use super::{promote, recover};
+use super::{notify, promote, recover, usage};
+use crate::core::job::Job;
 use crate::core::outbox::{Effect, Outbox};
 
 /// Reads and writes of the store that are under way at once.
@@ -76,6 +77,23 @@ impl Executor {
         if open.get(job) == Some(&run) {
             open.remove(job);
         }
+    }
+
+    /// What follows from the end of a run beside what the core wants: it is written down what the job used, and
+    /// its URLs are told.
+    pub(super) fn follow_up(&self, job: &Job, outcome: &Outcome) {
+        let (cx, spec, outcome) = (self.hands.cx.clone(), job.spec.clone(), outcome.clone());
+        self.spawn(async move {
+            let (job, run) = (outcome.job.clone(), outcome.run);
+            tokio::join!(usage::keep(&cx, &job, &spec, run), notify::run(cx.clone(), spec.clone(), outcome));
+        });
+    }
+
+    /// URLs that an earlier leader may not have told. The end of a run that is open now comes by itself.
+    pub(super) fn tell_of_past_runs(&self, job: &Job) {
+        let open = u32::from(job.state() == JobState::Running);
+        let newest = RunNumber(job.run.0 - open);
+        self.spawn(notify::runs_of(self.hands.cx.clone(), job.id.clone(), job.spec.clone(), newest));
     }
 
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {

@@ -83,6 +83,7 @@ pub(super) async fn lead(cx: Arc<Context>, stop: CancellationToken) -> Result<()
     tasks.spawn(stop.clone().run_until_cancelled_owned(events::follow(cx.clone(), inbox.clone(), follow.clone())));
     tasks.spawn(stop.clone().run_until_cancelled_owned(watchdog::watch(cx.clone(), inbox.clone(), follow)));
     tasks.spawn(stop.clone().run_until_cancelled_owned(watchdog::count_workers(cx.clone(), inbox)));
+    core.jobs().filter(|job| !job.spec.options.notify.is_empty()).for_each(|job| executor.tell_of_past_runs(job));
     run(core, executor, news, &stop).await;
     drop(serving);
     tasks.close();
@@ -149,6 +150,9 @@ fn take(core: &mut Reactor, executor: &mut Executor, input: Input) {
         Input::Closed(job, closed) => core.on_found_closed(&job, *closed),
         Input::Outcome(outcome) => {
             executor.note_closed(&outcome.job, outcome.run);
+            if let Some(job) = core.job(&outcome.job).filter(|job| core.is_open(&job.id, outcome.run)) {
+                executor.follow_up(job, &outcome);
+            }
             core.on_outcome(outcome, now_ms, executor);
         }
         Input::Record(record) => core.on_record(&record, now_ms, executor),

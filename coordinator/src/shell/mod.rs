@@ -13,6 +13,7 @@
 //! | [`executor`] | what the core wants done, retried until it is done |
 //! | [`events`], [`watchdog`], [`roster`] | where news comes from: events, time and a mended broker, live workers |
 //! | [`api`], [`accept`], [`facts`], [`status`] | the API |
+//! | [`usage`], [`notify`] | what jobs use on devices, who is told that they ended |
 //! | [`promote`], [`releases`] | releases, and the bucket that tells searchers of them |
 //! | [`retention`] | what is old goes, unless something holds it |
 
@@ -25,19 +26,21 @@ mod executor;
 mod facts;
 mod leader;
 mod lease;
+mod notify;
 mod promote;
 mod recover;
 mod releases;
 pub mod retention;
 mod roster;
 mod status;
+mod usage;
 mod watchdog;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use likeness_contract::ids::WorkerId;
-use likeness_link::{Bus, Error, ErrorKind, NatsSettings, Result, Store};
+use likeness_link::{Bus, Error, ErrorKind, NatsSettings, Result, Store, WebhookSecrets};
 use tokio_util::sync::CancellationToken;
 
 use self::backoff::Backoff;
@@ -60,13 +63,16 @@ pub struct CoordinatorSettings {
     pub replicas: usize,
     /// Longest wait for searchers to load a release.
     pub promotion_limit: Duration,
+    /// What webhooks are signed with.
+    pub webhook_secrets: WebhookSecrets,
 }
 
 impl CoordinatorSettings {
-    /// With an id of its own, two replicas and two minutes for a promotion.
+    /// With an id of its own, two replicas, two minutes for a promotion and unsigned webhooks.
     pub fn new(nats: NatsSettings, store: impl Into<String>) -> Self {
         let (id, store) = (new_id(), store.into());
-        Self { id, nats, store, replicas: 2, promotion_limit: Duration::from_secs(120) }
+        let promotion_limit = Duration::from_secs(120);
+        Self { id, nats, store, replicas: 2, promotion_limit, webhook_secrets: WebhookSecrets::default() }
     }
 }
 

@@ -68,7 +68,7 @@ pub(super) async fn newest_run(store: &Store, id: &JobId) -> Result<Option<RunNu
     Ok(numbers.max().map(RunNumber))
 }
 
-async fn progress(store: &Store, id: &JobId) -> Result<(Plan, HashSet<TaskId>, Vec<TaskRecord>)> {
+pub(super) async fn progress(store: &Store, id: &JobId) -> Result<(Plan, HashSet<TaskId>, Vec<TaskRecord>)> {
     let plan: Plan = store.require(&keys::job_plan(id)).await?;
     let records = records(store, id).await?;
     let mut tellers = Vec::new();

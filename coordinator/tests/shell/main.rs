@@ -4,8 +4,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
+mod receiver;
 mod retention;
 mod server;
+mod usage;
+mod webhooks;
 mod worker;
 
 use std::collections::HashSet;
@@ -27,7 +30,7 @@ use likeness_contract::settings::{
 };
 use likeness_contract::{codec, keys, subjects};
 use likeness_link::store::faulty::FaultyStore;
-use likeness_link::{Bus, Client, ClientError, ErrorKind, NatsSettings, Store, Timings};
+use likeness_link::{Bus, Client, ClientError, ErrorKind, NatsSettings, Store, Timings, WebhookSecrets};
 use tokio_util::sync::CancellationToken;
 
 use self::server::Server;
@@ -36,6 +39,7 @@ use self::worker::{Conduct, Worker};
 /// Everything that is waited for must come within this time.
 const DEADLINE: Duration = Duration::from_secs(60);
 const ACK_WAIT: Duration = Duration::from_millis(1500);
+const WEBHOOK_SECRET: &str = "a-secret-that-only-tests-know";
 const LEASE: Duration = Duration::from_millis(1500);
 
 /// A server, a store and a client; coordinators and workers come and go.
@@ -85,6 +89,7 @@ impl Cluster {
     fn coordinator(&self) -> Coordinator {
         let mut settings = CoordinatorSettings::new(settings(&self.server), self.store.url());
         settings.promotion_limit = Duration::from_secs(2);
+        settings.webhook_secrets = WebhookSecrets::parse(WEBHOOK_SECRET).unwrap();
         let stop = CancellationToken::new();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let task = runtime.spawn(shell::run_over(settings, self.store.clone(), stop.clone()));

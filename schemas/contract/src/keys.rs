@@ -56,6 +56,21 @@ pub fn job_outcomes(job: &JobId) -> String {
     format!("jobs/{job}/outcomes")
 }
 
+/// What a job is expected to take.
+pub fn job_estimate(job: &JobId) -> String {
+    format!("jobs/{job}/estimate.json")
+}
+
+/// What a job had used when a run was closed.
+pub fn job_usage(job: &JobId, run: RunNumber) -> String {
+    format!("jobs/{job}/usage/{:05}.json", run.0)
+}
+
+/// That the URL number `url` of a job was told of the end of a run.
+pub fn job_notified(job: &JobId, run: RunNumber, url: u32) -> String {
+    format!("jobs/{job}/notified/{:05}-{url:03}.json", run.0)
+}
+
 /// Data that tasks of a job hand to later tasks: `what` names it.
 pub fn job_data(job: &JobId, what: &str, digest: &Digest, extension: &str) -> String {
     format!("jobs/{job}/data/{what}-{}.{extension}", digest.short())

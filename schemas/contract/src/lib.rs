@@ -19,4 +19,5 @@ pub mod searches;
 pub mod settings;
 pub mod subjects;
 pub mod tables;
+pub mod usage;
 pub mod weights;

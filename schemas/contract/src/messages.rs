@@ -11,6 +11,7 @@ use crate::jobs::{
     DeviceClass, GenerationRef, JobRequest, JobSpec, Priority, RequestOf, RunResult, SpecOf, TaskFailure, TaskKind, V1,
     V2,
 };
+use crate::usage::{Estimate, JobUsage};
 
 /// Something happened to a task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -191,6 +192,17 @@ pub enum ApiRequest<R = JobRequest> {
     Status,
     /// Compare store and broker now and mend what is missing.
     Reconcile,
+    /// What a job would take; nothing is done.
+    Plan(R),
+    /// What jobs used on devices.
+    Usage {
+        /// The jobs.
+        jobs: Vec<JobId>,
+        /// Also by phase, and with their estimates.
+        in_full: bool,
+    },
+    /// When workers were last seen, also those that are gone.
+    Sightings,
 }
 
 impl Message for ApiRequest {
@@ -230,6 +242,9 @@ impl ApiRequest {
             Self::Datasets => "datasets",
             Self::Status => "status",
             Self::Reconcile => "reconcile",
+            Self::Plan(_) => "plan",
+            Self::Usage { .. } => "usage",
+            Self::Sightings => "sightings",
         }
     }
 }
@@ -259,6 +274,12 @@ pub enum ApiReply<S = JobSpec> {
     },
     /// Nothing was done.
     Error(ApiError),
+    /// Of plan.
+    Estimate(Box<Estimate>),
+    /// Of usage, in the order asked for; jobs that are not known are left out.
+    Usage(Vec<JobUsage>),
+    /// Of sightings, by worker.
+    Sightings(Vec<Sighting>),
 }
 
 impl Message for ApiReply {
@@ -472,6 +493,19 @@ pub struct Presence {
 impl Message for Presence {
     const NAME: &'static str = "presence";
     const VERSION: u16 = 1;
+}
+
+/// When the leader last heard of a worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sighting {
+    /// The worker.
+    pub worker: WorkerId,
+    /// Its host.
+    pub host: String,
+    /// How long ago, milliseconds.
+    pub ago_ms: u64,
+    /// Whether it counts as live.
+    pub live: bool,
 }
 
 /// What a searcher holds; its entry in the placement bucket.

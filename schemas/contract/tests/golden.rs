@@ -20,6 +20,7 @@ use likeness_contract::search::*;
 use likeness_contract::searches::*;
 use likeness_contract::settings::*;
 use likeness_contract::tables;
+use likeness_contract::usage::*;
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../golden")
@@ -551,6 +552,73 @@ fn coordinator_api() {
     check("status", &ApiReply::Status(status));
     let error = ApiError { kind: ApiErrorKind::NotFound, message: "no job `x`".into(), nearest: vec!["y".into()] };
     check("error", &ApiReply::Error(error));
+}
+
+fn estimate() -> Estimate {
+    let phase = PhaseEstimate {
+        name: "train".into(),
+        kind: TaskKind::Train,
+        device: DeviceClass::Cuda,
+        shape: "resnet50 at 224 px".into(),
+        tasks: Some(37),
+        units: Some(110_080),
+        unit: "triplets".into(),
+        steps: Some(860),
+        bytes_read: Some(1 << 30),
+        bytes_written: Some(300 << 20),
+        device_ms: Some(2_880_000),
+        basis: Some(Basis { jobs: 3, weight: 330_240, device_ms: 8_640_000 }),
+    };
+    let unknown = PhaseEstimate {
+        name: "ingest".into(),
+        kind: TaskKind::Ingest,
+        shape: String::new(),
+        tasks: None,
+        units: None,
+        unit: "images".into(),
+        steps: None,
+        bytes_read: None,
+        bytes_written: None,
+        device_ms: None,
+        basis: None,
+        ..phase.clone()
+    };
+    let serving = ServingEstimate { rows: 9_032, row_bytes: 1_248, model_bytes: 98 << 20, replicas: 2 };
+    Estimate { job: job("pipeline-1"), kind: "pipeline".into(), phases: vec![phase, unknown], serving: Some(serving) }
+}
+
+#[test]
+fn usage_and_estimates() {
+    let phase = PhaseUsage {
+        name: "train".into(),
+        kind: TaskKind::Train,
+        device: DeviceClass::Cuda,
+        shape: "resnet50 at 224 px".into(),
+        tasks: 37,
+        units: 110_080,
+        unit: "triplets".into(),
+        weight: 110_080,
+        device_ms: 2_900_000,
+    };
+    check("closed", &Usage { job: job("pipeline-1"), run: RunNumber(2), phases: vec![phase.clone()] });
+    check("pipeline", &estimate());
+    let notified =
+        Notified { job: job("pipeline-1"), run: RunNumber(1), url: 0, at_ms: 1_700_000_000_000, given_up: None };
+    check("delivered", &notified);
+    check("given-up", &Notified { given_up: Some("`host` answered 500".into()), ..notified });
+    let used = JobUsage {
+        job: job("pipeline-1"),
+        device_ms: Some(2_900_000),
+        planned_ms: Some(2_880_000),
+        phases: vec![phase],
+        estimate: Some(estimate()),
+    };
+    check("usage", &ApiReply::Usage(vec![used]));
+    check("estimate", &ApiReply::Estimate(Box::new(estimate())));
+    let sighting = Sighting { worker: worker(), host: "host-a".into(), ago_ms: 1_500, live: true };
+    check("sightings", &ApiReply::Sightings(vec![sighting]));
+    check("sightings", &ApiRequest::Sightings);
+    check("usage", &ApiRequest::Usage { jobs: vec![job("pipeline-1")], in_full: true });
 }
 
 fn presence() -> Presence {

@@ -11,9 +11,10 @@ use likeness_contract::datasets::{Removal, RemovalChange};
 use likeness_contract::documents::{DatasetManifest, Release};
 use likeness_contract::ids::{JobId, Name, WorkerId};
 use likeness_contract::jobs::{GenerationRef, JobRequest};
-use likeness_contract::messages::{ApiError, ApiReply, ApiRequest, JobDetail, JobSummary, Status};
+use likeness_contract::messages::{ApiError, ApiReply, ApiRequest, JobDetail, JobSummary, Sighting, Status};
 use likeness_contract::search::{SearchError, SearchReply, SearchRequest, SearchResults};
 use likeness_contract::subjects;
+use likeness_contract::usage::{Estimate, JobUsage};
 
 use crate::bus::Bus;
 use crate::error::{Error, ErrorKind};
@@ -161,6 +162,30 @@ impl Client {
     pub async fn show(&self, job: &JobId) -> ClientResult<JobDetail> {
         match self.api(ApiRequest::Show { job: job.clone() }).await? {
             ApiReply::JobDetail(detail) => Ok(*detail),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What a job would take; nothing is done.
+    pub async fn plan(&self, job: JobRequest) -> ClientResult<Estimate> {
+        match self.api(ApiRequest::Plan(job)).await? {
+            ApiReply::Estimate(estimate) => Ok(*estimate),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What jobs used on devices; in full also by phase and beside their estimates.
+    pub async fn usage(&self, jobs: Vec<JobId>, in_full: bool) -> ClientResult<Vec<JobUsage>> {
+        match self.api(ApiRequest::Usage { jobs, in_full }).await? {
+            ApiReply::Usage(usage) => Ok(usage),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// When workers were last seen.
+    pub async fn sightings(&self) -> ClientResult<Vec<Sighting>> {
+        match self.api(ApiRequest::Sightings).await? {
+            ApiReply::Sightings(sightings) => Ok(sightings),
             other => Err(unexpected(&other)),
         }
     }

@@ -21,6 +21,7 @@ pub mod settings;
 pub mod store;
 pub mod telemetry;
 mod topology;
+pub mod webhook;
 
 pub use bus::{Bus, Published};
 pub use client::{Client, ClientError, WatchEvent};
@@ -30,6 +31,7 @@ pub use kv::Kv;
 pub use pull::{Delivery, Pull};
 pub use settings::{NatsSettings, Timings};
 pub use store::{Adopted, Created, Listed, Store};
+pub use webhook::{WebhookSecrets, WebhookSender};
 
 /// TLS needs a default provider of cryptography; whoever comes first installs it.
 pub(crate) fn install_crypto() {

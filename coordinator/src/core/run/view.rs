@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use likeness_contract::ids::{JobId, TaskId};
-use likeness_contract::jobs::{JobSpec, TaskFailure, TaskMessage};
+use likeness_contract::jobs::{JobSpec, TaskFailure, TaskMessage, TaskWork};
 use likeness_contract::messages::{ActiveTask, StageProgress};
 
 use super::super::planner;
@@ -39,6 +39,17 @@ impl OpenRun {
     /// Tasks with a record, and tasks known so far.
     pub fn counts(&self) -> (u64, u64) {
         (self.done as u64, self.tasks.len() as u64)
+    }
+
+    /// Time on devices as far as it was heard of, milliseconds.
+    pub fn device_ms(&self) -> u64 {
+        self.tasks.iter().filter_map(|task| task.device_ms).sum()
+    }
+
+    /// Every task with its work, and the time on devices of those that are done, as far as it was heard of.
+    pub fn works(&self) -> impl Iterator<Item = (&TaskId, &TaskWork, Option<u64>)> {
+        let done = |task: &Task| task.device_ms.filter(|_| task.state == State::Done);
+        self.tasks.iter().map(move |task| (&task.id, &task.work, done(task)))
     }
 
     /// Progress by stage.

@@ -84,6 +84,7 @@ fn known(request: &ApiRequest) -> bool {
         | ApiRequest::Datasets
         | ApiRequest::Status
         | ApiRequest::Reconcile => true,
+        ApiRequest::Plan(_) | ApiRequest::Usage { .. } | ApiRequest::Sightings => false,
     }
 }
 
@@ -99,6 +100,7 @@ fn known_reply(reply: &ApiReply) -> bool {
         | ApiReply::Status(_)
         | ApiReply::Reconciled { .. }
         | ApiReply::Error(_) => true,
+        ApiReply::Estimate(_) | ApiReply::Usage(_) | ApiReply::Sightings(_) => false,
     }
 }
 
@@ -130,6 +132,9 @@ impl<R> ApiRequest<R> {
             Self::Datasets => ApiRequest::Datasets,
             Self::Status => ApiRequest::Status,
             Self::Reconcile => ApiRequest::Reconcile,
+            Self::Plan(request) => ApiRequest::Plan(f(request)?),
+            Self::Usage { jobs, in_full } => ApiRequest::Usage { jobs, in_full },
+            Self::Sightings => ApiRequest::Sightings,
         })
     }
 }
@@ -146,6 +151,9 @@ impl<S> ApiReply<S> {
             Self::Status(status) => ApiReply::Status(status),
             Self::Reconciled { republished } => ApiReply::Reconciled { republished },
             Self::Error(error) => ApiReply::Error(error),
+            Self::Estimate(estimate) => ApiReply::Estimate(estimate),
+            Self::Usage(usage) => ApiReply::Usage(usage),
+            Self::Sightings(sightings) => ApiReply::Sightings(sightings),
         })
     }
 }

@@ -1,0 +1,121 @@
+//! What options mean that were left open: every default that follows from the others, as an option of its own.
+//! Filled options resolve to the same settings as they did before.
+
+use likeness_contract::ids::Name;
+use likeness_contract::jobs::{DeviceClass, EvaluateStage, Priority};
+use likeness_contract::settings::{ColourJitter, ModelSettings, Optimizer, TrainSettings};
+
+use super::{EmbedOptions, EvaluateOptions, JobOptions, ModelOptions, OptimizerName, TrainOptions};
+use crate::command::exit::Outcome;
+
+impl JobOptions {
+    /// With what was left open.
+    pub fn filled(&self) -> Self {
+        let (device, priority) = (self.device.unwrap_or(DeviceClass::Any), self.priority.unwrap_or(Priority::Lo));
+        Self { device: Some(device), priority: Some(priority), ..self.clone() }
+    }
+}
+
+impl ModelOptions {
+    /// With what was left open.
+    pub fn filled(&self) -> Outcome<Self> {
+        let ModelSettings { architecture, embedding_dim, encoding, preprocessing } = self.resolve()?;
+        Ok(Self {
+            architecture: Some(architecture),
+            embedding_dim: Some(embedding_dim),
+            encoding: Some(encoding),
+            input_px: Some(preprocessing.input_px),
+            crop: Some(preprocessing.crop),
+        })
+    }
+}
+
+impl TrainOptions {
+    /// With what was left open; what the others rule out stays open.
+    pub fn filled(&self) -> Outcome<Self> {
+        let TrainSettings {
+            epochs,
+            batch_size,
+            inner_steps,
+            margin,
+            negatives,
+            masked_share,
+            optimizer,
+            clip_norm,
+            warmup_share,
+            backbone,
+            init: _,
+            mirror,
+            random_crop,
+            resized_crop,
+            colour,
+            validate_every,
+            keep,
+            patience,
+            seed,
+        } = self.resolve()?;
+        let (name, weight_decay, momentum) = match optimizer {
+            Optimizer::AdamW(adamw) => (OptimizerName::Adamw, adamw.weight_decay, None),
+            Optimizer::Sgd(sgd) => (OptimizerName::Sgd, sgd.weight_decay, Some(sgd.momentum)),
+        };
+        let ColourJitter { brightness, contrast, saturation, hue } = colour;
+        let learns = self.freeze.is_none();
+        Ok(Self {
+            epochs: Some(epochs),
+            batch_size: Some(batch_size),
+            inner_steps: Some(inner_steps),
+            margin: Some(margin),
+            negatives_random: Some(negatives.random),
+            negatives_other: Some(negatives.other),
+            negatives_flipped: Some(negatives.flipped),
+            masked_share: Some(masked_share),
+            optimizer: Some(name),
+            lr: Some(optimizer.lr()),
+            weight_decay: Some(weight_decay),
+            momentum,
+            clip_norm: Some(clip_norm),
+            warmup_share: Some(warmup_share),
+            mirror: Some(mirror),
+            random_crop: resized_crop.is_none().then_some(random_crop),
+            resized_crop: self.resized_crop,
+            brightness: Some(brightness),
+            contrast: Some(contrast),
+            saturation: Some(saturation),
+            hue: Some(hue),
+            validate_every: Some(validate_every),
+            patience: Some(patience),
+            keep: Some(keep),
+            init: self.init.clone(),
+            backbone_lr: learns.then_some(backbone.lr_factor),
+            warm_up_epochs: learns.then_some(backbone.frozen_epochs),
+            freeze: self.freeze,
+            seed: Some(seed),
+        })
+    }
+}
+
+impl EmbedOptions {
+    /// With what was left open, over a dataset if it is known.
+    pub fn filled(&self, dataset: Option<&Name>) -> Self {
+        let mut filled = self.clone();
+        filled.gallery = filled.gallery.or_else(|| dataset.cloned());
+        filled.rows = Some(self.rows.unwrap_or(likeness_contract::settings::Split::All));
+        filled.shard_rows = Some(self.shard_rows.unwrap_or(super::DEFAULT_ROWS));
+        filled
+    }
+}
+
+impl EvaluateOptions {
+    /// With what was left open.
+    pub fn filled(&self) -> Outcome<Self> {
+        let EvaluateStage { rows, settings } = self.resolve()?;
+        let mut filled = self.clone();
+        filled.rows = Some(rows);
+        filled.pairs = Some(settings.pairs);
+        filled.triples = Some(settings.triples);
+        filled.min_relevant = Some(settings.min_relevant);
+        filled.queries_per_task = Some(settings.queries_per_task);
+        filled.seed = Some(settings.seed);
+        Ok(filled)
+    }
+}
