@@ -85,6 +85,25 @@ async fn a_file_is_answered_alike_by_searchers_and_as_a_job_through_a_kill() {
     let again = cluster.cli(&asked).await;
     assert!(again.code == 0 && again.err.contains("was asked before"), "{}", again.err);
     assert!(cluster.dir().join("good.parquet").exists());
+
+    // What is taken down is left out by both, and asked for by neither.
+    let down = ["made-0000001", "made-0000014", "made-0000300"];
+    let removed = cluster.cli(&[&["datasets", "remove", "--dataset", "made", "--force"], &down[..]].concat()).await;
+    assert_eq!(removed.code, 0, "{}", removed.err);
+    let gone = async || {
+        let told = cluster.cli(&["search", "--like", down[0], "-k", "1"]).await;
+        told.err.contains("was removed").then_some(())
+    };
+    until("the searcher leaves them out", gone).await;
+    let online = cluster.cli(&["search", "--queries", "questions.jsonl", "--min-coverage", "1"]).await;
+    let batch = ["search", "--batch", "questions.jsonl", "--id", "after", "--out", "after.jsonl"];
+    assert_eq!(cluster.cli(&batch).await.code, 1);
+    let text = std::fs::read_to_string(cluster.dir().join("after.jsonl")).expect("the answers");
+    assert_eq!(answers(&text), answers(&online.out), "the same answers, in the same order");
+    assert!(text != online_answers.iter().map(|answer| format!("{answer}\n")).collect::<String>());
+    let hits: Vec<Value> =
+        answers(&text).iter().flat_map(|answer| answer["hits"].as_array().cloned()).flatten().collect();
+    assert!(hits.len() > 100 && hits.iter().all(|hit| !down.contains(&hit["item"].as_str().expect("an id"))));
 }
 
 #[tokio::test]

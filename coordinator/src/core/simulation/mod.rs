@@ -464,10 +464,8 @@ impl World {
         }
         let Leader { core, effects, .. } = &mut self.leaders[at];
         match effect {
-            Effect::Publish { subject, message } => {
-                if core.is_open(&message.job, message.run) {
-                    self.broker.publish(subject, message);
-                }
+            Effect::Publish { subject, message } if core.is_open(&message.job, message.run) => {
+                self.broker.publish(subject, message);
             }
             Effect::PurgeTask { subject, .. } => self.broker.purge_subject(&subject),
             Effect::PurgeJob { job } => self.broker.purge_job(&job),
@@ -647,7 +645,7 @@ fn simulate(test: &str, share: u64, check: impl Fn(&mut World, u64) + std::panic
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let seeds = match number("LIKENESS_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("LIKENESS_SEEDS").unwrap_or(1_000) * share / 10,
+        None => 0..number("LIKENESS_SEEDS").unwrap_or(10_000) * share / 10,
     };
     let mut sum = Tallies::default();
     for seed in seeds {

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use likeness_contract::codec::{self, Encoding};
+use likeness_contract::datasets::Removed;
 use likeness_contract::documents::GenerationManifest;
 use likeness_contract::ids::Digest;
 use likeness_contract::jobs::{JobWork, TaskOutput, task_ids};
@@ -42,8 +43,9 @@ pub async fn part(cx: &TaskContext, number: u32) -> Result<TaskOutput, TaskError
     let questions = read(cx, part).await?;
     let mut asked: Vec<Asked> = questions.into_iter().map(|question| Asked::of(question, &model)).collect();
     within_limits(&asked, part)?;
-    embed(cx, &manifest, &model, &mut asked).await?;
-    search(cx, &manifest, &mut asked).await?;
+    let removed = Arc::new(removed(cx, &manifest).await?);
+    embed(cx, &manifest, &model, &removed, &mut asked).await?;
+    search(cx, &manifest, &removed, &mut asked).await?;
     let answers: Vec<FileAnswer> = asked.into_iter().map(|asked| asked.answer(stage.release)).collect();
     let failed = answers.iter().filter(|answer| answer.error.is_some()).count() as u32;
     let questions = answers.len() as u32;
@@ -186,14 +188,21 @@ impl Key {
 
 type Embedded = Result<Arc<[f32]>, String>;
 
+/// Items that are down when the part begins: its answers leave them out, as the searchers' do.
+async fn removed(cx: &TaskContext, manifest: &GenerationManifest) -> Result<Removed, TaskError> {
+    let Some(dataset) = manifest.dataset() else { return Ok(Removed::default()) };
+    Ok(likeness_link::removals::removed(&cx.store, &dataset.dataset).await?)
+}
+
 /// Gives every question its vector, or the reason why it has none. What is asked again and again is embedded once.
 async fn embed(
     cx: &TaskContext,
     manifest: &GenerationManifest,
     model: &Arc<LoadedModel>,
+    removed: &Removed,
     asked: &mut [Asked],
 ) -> Result<(), TaskError> {
-    let mut known = stored(cx, manifest, asked).await?;
+    let mut known = stored(cx, manifest, removed, asked).await?;
     let questions = asked.len() as u64;
     for (at, asked) in (0..).zip(asked) {
         let Ok(question) = &asked.question else { continue };
@@ -250,9 +259,14 @@ async fn embedded(
 async fn stored(
     cx: &TaskContext,
     manifest: &GenerationManifest,
+    removed: &Removed,
     asked: &[Asked],
 ) -> Result<HashMap<Key, Embedded>, TaskError> {
-    let wanted: BTreeSet<&String> = asked.iter().flat_map(|asked| &asked.left_out).collect();
+    let mut wanted: BTreeSet<&String> = asked.iter().flat_map(|asked| &asked.left_out).collect();
+    let gone = |item: &&String| removed.reason(item).map(|reason| format!("item `{item}` {reason}"));
+    let down = wanted.iter().filter_map(|item| Some((Key::Item((*item).clone()), Err(gone(item)?))));
+    let down: HashMap<Key, Embedded> = down.collect();
+    wanted.retain(|item| !removed.contains(item));
     let mut found = HashMap::with_capacity(wanted.len());
     for (at, entry) in (1..).zip(&manifest.shards) {
         if found.len() == wanted.len() {
@@ -269,11 +283,17 @@ async fn stored(
     for (key, item) in missing {
         found.entry(key).or_insert_with(|| Err(format!("gallery `{gallery}` has no item `{item}`")));
     }
+    found.extend(down);
     Ok(found)
 }
 
 /// Ranks the gallery for all questions, shard by shard.
-async fn search(cx: &TaskContext, manifest: &Arc<GenerationManifest>, asked: &mut [Asked]) -> Result<(), TaskError> {
+async fn search(
+    cx: &TaskContext,
+    manifest: &Arc<GenerationManifest>,
+    removed: &Arc<Removed>,
+    asked: &mut [Asked],
+) -> Result<(), TaskError> {
     let places: Vec<usize> = (0..asked.len()).filter(|at| asked[*at].question.is_ok()).collect();
     if places.is_empty() {
         return Ok(());
@@ -288,7 +308,8 @@ async fn search(cx: &TaskContext, manifest: &Arc<GenerationManifest>, asked: &mu
         let shard = next.take().expect("loaded before its turn").await.map_err(TaskError::transient)??;
         next = (number + 1 < shards).then(|| begin(number + 1));
         let (queries, running, task) = (Arc::clone(&queries), std::mem::take(&mut best), cx.clone());
-        best = cx.device.run(move |_| rank(&task, &shard, &queries, running)).await?;
+        let removed = Arc::clone(removed);
+        best = cx.device.run(move |_| rank(&task, &shard, &removed, &queries, running)).await?;
         cx.progress(number as u64 + 1, shards as u64, format!("shards, {} questions", best.len()));
     }
     for (at, (best, matching)) in places.into_iter().zip(best) {
@@ -334,10 +355,11 @@ async fn load(
 fn rank(
     cx: &TaskContext,
     shard: &Shard,
+    removed: &Removed,
     queries: &[Ranked],
     best: Vec<(Vec<Candidate>, u64)>,
 ) -> Result<Vec<(Vec<Candidate>, u64)>, TaskError> {
-    let sets = row_sets(shard, queries)?;
+    let sets = row_sets(shard, removed, queries)?;
     let mut merged = Vec::with_capacity(queries.len());
     let mut best = best.into_iter();
     for queries in queries.chunks(TOGETHER) {
@@ -362,17 +384,25 @@ fn rank(
     Ok(merged)
 }
 
-/// The rows that each filter lets through; none for the empty one.
-fn row_sets(shard: &Shard, queries: &[Ranked]) -> Result<BTreeMap<Vec<(u32, bool)>, RowSet>, TaskError> {
+/// The rows that each filter lets through and that are not down; none for the empty filter where that is all of them.
+fn row_sets(
+    shard: &Shard,
+    removed: &Removed,
+    queries: &[Ranked],
+) -> Result<BTreeMap<Vec<(u32, bool)>, RowSet>, TaskError> {
+    let mut down = RowSet::none(shard.rows());
+    removed.items().filter_map(|item| shard.find(item)).for_each(|row| down.insert(row));
     let mut sets = BTreeMap::new();
     for Ranked { filter: conditions, .. } in queries {
-        if conditions.is_empty() || sets.contains_key(conditions) {
+        if (conditions.is_empty() && down.count() == 0) || sets.contains_key(conditions) {
             continue;
         }
         let label = |has: bool| if has { Label::Has } else { Label::HasNot };
         let and = |filter: Filter, (attribute, has): &(u32, bool)| filter.and(*attribute as usize, label(*has));
         let filter = conditions.iter().fold(Filter::new(), and);
-        sets.insert(conditions.clone(), shard.matching(&filter)?);
+        let mut rows = if conditions.is_empty() { RowSet::all(shard.rows()) } else { shard.matching(&filter)? };
+        rows.subtract(&down);
+        sets.insert(conditions.clone(), rows);
     }
     Ok(sets)
 }
