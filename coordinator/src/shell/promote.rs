@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use likeness_contract::documents::{GenerationManifest, ModelManifest, Release};
 use likeness_contract::ids::Name;
+use likeness_contract::jobs::GenerationRef;
 use likeness_contract::keys;
 use likeness_contract::messages::{AliasState, Placement};
 use likeness_contract::retention::{generation_place, model_place, report_place};
@@ -19,8 +20,8 @@ use super::backoff::Backoff;
 use super::context::{Context, now_ms};
 use super::executor::OpenRuns;
 use super::leader::{Inbox, Input};
-use super::releases;
 use super::retention::Held;
+use super::{facts, releases};
 use crate::core::outbox::Promotion;
 use crate::core::promote::{self, Decision, Doubt, Readiness, Replaces, Wanted};
 
@@ -114,13 +115,24 @@ async fn held_and_created(
         Ok(held) => held,
         Err(place) => return Err(NoRelease::Refused(format!("`{place}` is being deleted by `likeness retention`"))),
     };
-    let model = keys::model_manifest(&release.model);
-    let made = match cx.store.size(&model).await? {
-        Some(_) => load_and_create(cx, serving, release, still_wanted).await,
-        None => Err(NoRelease::Refused(format!("`{model}` is not in the store"))),
+    let made = match missing(cx, &release).await {
+        Ok(None) => load_and_create(cx, serving, release, still_wanted).await,
+        Ok(Some(key)) => Err(NoRelease::Refused(format!("`{key}` is not in the store"))),
+        Err(error) => Err(error.into()),
     };
     held.release(&cx.store).await;
     made
+}
+
+/// The manifest that a release needs and that is not there; embeddings from elsewhere have no model.
+async fn missing(cx: &Context, release: &Release) -> Result<Option<String>> {
+    let Some(manifest) = facts::generation_manifest(&cx.store, &release.generation).await? else {
+        let GenerationRef { gallery, generation } = &release.generation;
+        return Ok(Some(keys::generation_manifest(gallery, generation)));
+    };
+    let Some(embedder) = manifest.embedder() else { return Ok(None) };
+    let model = keys::model_manifest(&embedder.model);
+    Ok(cx.store.size(&model).await?.is_none().then_some(model))
 }
 
 async fn load_and_create(

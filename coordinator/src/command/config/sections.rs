@@ -7,7 +7,7 @@ use clap::builder::PossibleValue;
 use clap::{Arg, Args, Command};
 use likeness_contract::ids::Name;
 use serde::Serialize;
-use toml::{Table, Value};
+use toml::Table;
 
 use crate::command::exit::{Failure, Outcome};
 use crate::command::options::{EmbedOptions, EvaluateOptions, JobOptions, ModelOptions, TrainOptions};
@@ -46,19 +46,6 @@ impl Key {
         Self { name, flag: arg.get_id().to_string(), help, words }
     }
 
-    /// The default as the help says it, where that is a value.
-    pub fn default_in_words(&self) -> Option<Value> {
-        let (_, default) = self.help.rsplit_once("[default: ")?;
-        let default = default.split([';', ']']).next()?.trim();
-        if self.words.iter().any(|word| word == default) {
-            return Some(Value::String(default.into()));
-        }
-        match default.parse::<Value>().ok()? {
-            number @ (Value::Integer(_) | Value::Float(_) | Value::Boolean(_)) => Some(number),
-            _ => None,
-        }
-    }
-
     /// What it could be, for one that has no default.
     pub fn example(&self) -> String {
         let example = match self.name {
@@ -69,6 +56,7 @@ impl Key {
             "resized_crop" => "0.35",
             "init" => r#""resnet18.safetensors""#,
             "gallery" => r#""faces""#,
+            "queries" => r#""queries.csv""#,
             _ => return self.words.first().map_or("…".into(), |word| format!("\"{word}\"")),
         };
         example.into()

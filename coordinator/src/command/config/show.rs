@@ -89,7 +89,7 @@ const FLAG: &str = "flag";
 fn sourced(in_force: Section, flags: &Section, lines: &Lines) -> Vec<Sourced> {
     let Section { name: section, about: _, keys, mut values } = in_force;
     let sourced = |key: sections::Key| {
-        let value = values.remove(key.name).or_else(|| key.default_in_words())?;
+        let value = values.remove(key.name)?;
         let flag = flags.values.contains_key(key.name);
         let source = if flag { FLAG.into() } else { lines.source(section, &[key.name, &key.flag]) };
         Some(Sourced { section, key: key.name, value, source })

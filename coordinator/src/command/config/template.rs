@@ -43,8 +43,7 @@ fn write_key(text: &mut String, section: &Section, key: &Key) {
     for line in wrapped(&key.help) {
         let _infallible = writeln!(text, "# {line}");
     }
-    let default = section.values.get(key.name).cloned().or_else(|| key.default_in_words());
-    let _infallible = match default {
+    let _infallible = match section.values.get(key.name) {
         Some(value) => writeln!(text, "#{} = {value}", key.name),
         None => writeln!(text, "# e.g. {} = {}", key.name, key.example()),
     };

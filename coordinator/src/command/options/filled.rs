@@ -3,7 +3,7 @@
 
 use likeness_contract::ids::Name;
 use likeness_contract::jobs::{DeviceClass, EvaluateStage, Priority};
-use likeness_contract::settings::{ColourJitter, ModelSettings, Optimizer, TrainSettings};
+use likeness_contract::settings::{ColourJitter, EvaluateSettings, ModelSettings, Optimizer, TrainSettings};
 
 use super::{EmbedOptions, EvaluateOptions, JobOptions, ModelOptions, OptimizerName, TrainOptions};
 use crate::command::exit::Outcome;
@@ -109,13 +109,30 @@ impl EvaluateOptions {
     /// With what was left open.
     pub fn filled(&self) -> Outcome<Self> {
         let EvaluateStage { rows, settings } = self.resolve()?;
-        let mut filled = self.clone();
-        filled.rows = Some(rows);
-        filled.pairs = Some(settings.pairs);
-        filled.triples = Some(settings.triples);
-        filled.min_relevant = Some(settings.min_relevant);
-        filled.queries_per_task = Some(settings.queries_per_task);
-        filled.seed = Some(settings.seed);
-        Ok(filled)
+        let EvaluateSettings {
+            pairs,
+            triples,
+            min_relevant,
+            seed,
+            queries_per_task,
+            full,
+            images,
+            image_edit,
+            own: _,
+            floor,
+        } = settings;
+        Ok(Self {
+            rows: Some(rows),
+            pairs: Some(pairs),
+            triples: Some(triples),
+            full: Some(full),
+            images: Some(images),
+            image_edit: Some(image_edit),
+            queries: self.queries.clone(),
+            floor: Some(floor),
+            min_relevant: Some(min_relevant),
+            queries_per_task: Some(queries_per_task),
+            seed: Some(seed),
+        })
     }
 }
