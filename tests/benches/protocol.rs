@@ -85,7 +85,8 @@ impl System {
         client
     }
 
-    /// A worker that does everything but compute. Aborted, it is gone at once, as a killed one.
+    /// A worker that does everything but compute. Aborted, it stops at once and gives nothing back; its connection closes, which a
+    /// killed process's does too.
     fn worker(&self, name: usize) -> JoinHandle<()> {
         let line =
             ["worker", "--nats", &self.broker.url(), "--store", &self.store(), "--roles", "embed", "--threads", "1"];

@@ -1,6 +1,6 @@
 """Runs the bench of the job protocol and prints the tables of `infra/bench protocol`.
 
-Musts: a killed worker costs at most `ack_wait` and one task, a killed leader at most its lease and what a new leader needs to read;
+Musts: a worker that stops at once costs at most `ack_wait` and one task, a killed leader at most its lease and what a new leader needs to read;
 nothing is computed twice but what was at hand; the coordinator's time for a task does not grow with the number of tasks. Exit status
 1 when one is missed.
 """

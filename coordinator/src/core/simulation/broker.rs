@@ -121,7 +121,7 @@ impl Broker {
         self.wipes += 1;
     }
 
-    /// Messages that lie there, each with how often it was delivered.
+    /// Messages that lie there, oldest first.
     pub(super) fn messages(&self) -> impl Iterator<Item = &TaskMessage> {
         self.queue.values().map(|queued| &queued.message)
     }

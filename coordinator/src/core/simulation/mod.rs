@@ -6,7 +6,7 @@
 //! a time; their effects are carried out in any order. The broker forgets everything.
 //!
 //! At every step: a record never changes; a run is closed once, `done` only with every record of its plan; a release is made once for
-//! a pipeline, of a complete generation; no task is published in a closed run by who knows of it; windows are kept. In the end every run
+//! a pipeline, of a complete generation; no leader fills the queue with one job. In the end every run
 //! is over. A failing seed is printed with the command that replays it alone.
 //!
 //! `LIKENESS_SEEDS=N` sets how many seeds each test goes through, `LIKENESS_SEED=S` replays one.
