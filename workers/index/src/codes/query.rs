@@ -2,8 +2,8 @@
 //!
 //! See the design note in `search` for the bound that [`Level::margin`] computes.
 
-use super::Codes;
-use crate::kernels::{FOUR_SEGMENT, FOUR_STEP, QueryCodes, SEVEN_SEGMENT, SEVEN_STEP};
+use super::{Codes, Seven};
+use crate::kernels::{Dots, FOUR_SEGMENT, FOUR_STEP, QueryCodes, SEVEN_SEGMENT, SEVEN_STEP};
 
 /// Relative allowance for the f32 roundings of a bound, of which there are fewer than 40 of 2⁻²⁴ each.
 const SLACK: f64 = 1e-5;
@@ -202,10 +202,34 @@ pub(crate) struct Narrow {
     pub place: Place,
     pub four: QueryCodes,
     pub four_level: Level,
-    pub row: Vec<i16>,
+    pub row: RowQuery,
+}
+
+/// A query for single rows of the 7-bit level: its codes of 16 bits leave hardly anything over.
+#[derive(Debug)]
+pub(crate) struct RowQuery {
+    codes: Vec<i16>,
     /// What the offset of a row's codes adds to its dot product, modulo 2³².
-    pub row_offset: i32,
-    pub row_level: Level,
+    offset: i32,
+    level: Level,
+}
+
+impl RowQuery {
+    fn new(place: &Place, turned: &[f64], seven: &Seven) -> Self {
+        let (codes, unit, residual) = wide_codes(turned, seven.code_bytes());
+        let offset = row_offset(&codes);
+        Self { codes, offset, level: Level::new(place, unit, residual, seven.hat()) }
+    }
+
+    /// Bounds of a row's score, the upper one first.
+    #[inline(always)]
+    pub fn scores<D: Dots>(&self, dots: D, seven: &Seven, row: usize) -> (f32, f32) {
+        let (codes, scale, epsilon, half) = seven.parts(row);
+        let sum = dots.row(codes, &self.codes).wrapping_sub(self.offset);
+        let y = sum as f32 * self.level.unit * scale;
+        let margin = self.level.margin(y, epsilon);
+        (y + margin - half, y - margin - half)
+    }
 }
 
 impl Narrow {
@@ -216,10 +240,8 @@ impl Narrow {
         let place = Place::new(codes, &turned)?;
         let (four, unit, residual) = query_codes(&turned, codes.four().shape());
         let four_level = Level::new(&place, unit, residual, codes.four().hat());
-        let (row, unit, residual) = wide_codes(&turned, codes.seven().code_bytes());
-        let row_level = Level::new(&place, unit, residual, codes.seven().hat());
-        let row_offset = row_offset(&row);
-        Some(Self { place, four, four_level, row, row_offset, row_level })
+        let row = RowQuery::new(&place, &turned, codes.seven());
+        Some(Self { place, four, four_level, row })
     }
 }
 
@@ -245,6 +267,7 @@ pub(crate) struct Wide {
     pub place: Place,
     pub codes: QueryCodes,
     pub level: Level,
+    pub row: RowQuery,
 }
 
 impl Wide {
@@ -254,6 +277,7 @@ impl Wide {
         codes.frame().apply(query, &mut turned);
         let place = Place::new(codes, &turned)?;
         let (tile, unit, residual) = query_codes(&turned, codes.seven().shape());
-        Some(Self { place, codes: tile, level: Level::new(&place, unit, residual, codes.seven().hat()) })
+        let level = Level::new(&place, unit, residual, codes.seven().hat());
+        Some(Self { place, codes: tile, level, row: RowQuery::new(&place, &turned, codes.seven()) })
     }
 }

@@ -43,6 +43,34 @@ pub(crate) struct QueryCodes {
     pub offset: i32,
 }
 
+/// What says quickly whether a row may be in a query's answer: sum · unit · scale + epsilon · norm − half ≥ limit.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Test {
+    pub unit: f32,
+    pub norm: f32,
+    pub limit: f32,
+}
+
+/// Rows that the tile kernel takes at once.
+pub(crate) const SET_ROWS: usize = GROUP * GROUPS;
+
+/// What a [`Test`] needs of these rows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SetRows<'a> {
+    pub scale: &'a [f32; SET_ROWS],
+    pub epsilon: &'a [f32; SET_ROWS],
+    pub half: &'a [f32; SET_ROWS],
+}
+
+/// What the tile kernel tells.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Sevens {
+    /// (group × query × row).
+    pub sums: [[[i32; GROUP]; WIDE]; GROUPS],
+    /// A bit for each query that some row passes.
+    pub pass: u8,
+}
+
 /// Dot products of one instruction set.
 pub(crate) trait Dots: Copy {
     /// Σ p·(c − 8) of 16 rows of 4-bit codes c with each of Q queries.
@@ -60,11 +88,20 @@ pub(crate) trait Dots: Copy {
     /// Per step a group has four bytes of each of its rows; the groups follow each other.
     fn seven(self, groups: &[u8], queries: [&QueryCodes; WIDE]) -> [[[i32; GROUP]; WIDE]; GROUPS];
 
+    /// The same, and for which of the queries some row passes.
+    fn seven_tested(self, groups: &[u8], queries: [&QueryCodes; WIDE], tests: &[Test; WIDE], rows: SetRows) -> Sevens;
+
     /// Σ p·c of one row of 7-bit codes, modulo 2³²; the lengths are equal multiples of 16.
     fn row(self, row: &[u8], query: &[i16]) -> i32;
 
     /// A bit for each score that is above `limit`; NaN is not.
     fn above(self, scores: &[f32; BLOCK], limit: f32) -> u16;
+
+    /// A bit for each score that is `limit` or above; NaN is not.
+    #[inline(always)]
+    fn reaching(self, scores: &[f32; GROUP], limit: f32) -> u8 {
+        scores.iter().enumerate().fold(0, |bits, (i, score)| bits | u8::from(*score >= limit) << i)
+    }
 
     /// Copies whole rows of `dim` little-endian f32 into rows that lie `stride` apart. Tells the sum of squares of each
     /// to `each`, in order; it is added up in 16 lanes.
@@ -172,14 +209,29 @@ mod tests {
         }
     }
 
-    struct Seven<'a>(&'a [u8], &'a [QueryCodes; 4]);
+    struct Seven<'a>(&'a [u8], &'a [QueryCodes; 4], [Test; WIDE]);
     impl Work for Seven<'_> {
-        type Output = [[[i32; GROUP]; WIDE]; GROUPS];
+        type Output = Sevens;
         #[inline(always)]
         fn call<D: Dots>(self, dots: D) -> Self::Output {
             let [a, b, c, d] = self.1;
-            dots.seven(self.0, [a, b, c, d])
+            let value = |i: usize| (i * 29 % 31) as f32 / 31.0;
+            let (scale, epsilon) = (std::array::from_fn(value), std::array::from_fn(|i| value(i + 7)));
+            let half = std::array::from_fn(|i| if i % 5 == 4 { f32::INFINITY } else { value(i + 3) });
+            let rows = SetRows { scale: &scale, epsilon: &epsilon, half: &half };
+            let found = dots.seven_tested(self.0, [a, b, c, d], &self.2, rows);
+            assert_eq!(found.sums, dots.seven(self.0, [a, b, c, d]));
+            found
         }
+    }
+
+    /// Limits that nothing, some rows and everything reaches.
+    fn tests(sums: &Sevens) -> [Test; WIDE] {
+        std::array::from_fn(|query| {
+            let largest = sums.sums.iter().flat_map(|sums| sums[query]).max().expect("rows");
+            let limit = [f32::NEG_INFINITY, f32::INFINITY, largest as f32 * 0.7, largest as f32][query];
+            Test { unit: 1.0, norm: 0.5, limit }
+        })
     }
 
     struct Row<'a>(&'a [u8], &'a [i16]);
@@ -274,14 +326,16 @@ mod tests {
             two_queries.iter_mut().for_each(|query| query.codes.resize(dim.next_multiple_of(TWO_STEP), 0));
             let expected = Portable;
             let expected_two = Two(&two, &two_queries).call(expected);
+            let none = [Test { unit: 1.0, norm: 1.0, limit: f32::INFINITY }; WIDE];
+            let tests = tests(&Seven(&seven, &seven_queries, none).call(expected));
             let expected = (
                 Four(&four, &four_queries).call(expected),
-                Seven(&seven, &seven_queries).call(expected),
+                Seven(&seven, &seven_queries, tests).call(expected),
                 Row(&row, &wide).call(expected),
             );
             for isa in Isa::all() {
                 prop_assert_eq!(isa.run(Four(&four, &four_queries)), expected.0.clone(), "{:?}", isa);
-                prop_assert_eq!(isa.run(Seven(&seven, &seven_queries)), expected.1, "{:?}", isa);
+                prop_assert_eq!(isa.run(Seven(&seven, &seven_queries, tests)), expected.1, "{:?}", isa);
                 prop_assert_eq!(isa.run(Two(&two, &two_queries)), expected_two.clone(), "{:?}", isa);
                 prop_assert_eq!(isa.run(Row(&row, &wide)), expected.2, "{:?}", isa);
             }

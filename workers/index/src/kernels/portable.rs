@@ -1,6 +1,6 @@
 //! The kernels as plain loops: what the others must give.
 
-use super::{BLOCK, Dots, FOUR_STEP, GROUP, GROUPS, QueryCodes, SEVEN_STEP, TWO_STEP, WIDE};
+use super::{BLOCK, Dots, FOUR_STEP, GROUP, GROUPS, QueryCodes, SEVEN_STEP, SetRows, Sevens, TWO_STEP, Test, WIDE};
 
 /// Runs on any processor.
 #[derive(Debug, Clone, Copy)]
@@ -61,6 +61,12 @@ impl Dots for Portable {
     }
 
     #[inline(always)]
+    fn seven_tested(self, groups: &[u8], queries: [&QueryCodes; WIDE], tests: &[Test; WIDE], rows: SetRows) -> Sevens {
+        let sums = self.seven(groups, queries);
+        Sevens { sums, pass: passing(&sums, tests, rows) }
+    }
+
+    #[inline(always)]
     fn row(self, row: &[u8], query: &[i16]) -> i32 {
         row.iter().zip(query).fold(0, |sum: i32, (c, p)| sum.wrapping_add(i32::from(*c) * i32::from(*p)))
     }
@@ -72,4 +78,19 @@ impl Dots for Portable {
 
     #[inline(always)]
     fn prefetch<T>(self, _: &[T]) {}
+}
+
+/// A bit for each query that some row passes.
+fn passing(sums: &[[[i32; GROUP]; WIDE]; GROUPS], tests: &[Test; WIDE], rows: SetRows) -> u8 {
+    let mut pass = 0;
+    for (group, sums) in sums.iter().enumerate() {
+        for (query, (sums, test)) in sums.iter().zip(tests).enumerate() {
+            for (i, sum) in sums.iter().enumerate() {
+                let row = group * GROUP + i;
+                let score = *sum as f32 * test.unit * rows.scale[row] + rows.epsilon[row] * test.norm - rows.half[row];
+                pass |= u8::from(score >= test.limit) << query;
+            }
+        }
+    }
+    pass
 }

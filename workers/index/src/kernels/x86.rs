@@ -3,7 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::{
-    BLOCK, Dots, FOUR_SEGMENT, FOUR_STEP, GROUP, GROUPS, QueryCodes, SEVEN_SEGMENT, SEVEN_STEP, TWO_STEP, WIDE, Work,
+    BLOCK, Dots, FOUR_SEGMENT, FOUR_STEP, GROUP, GROUPS, QueryCodes, SEVEN_SEGMENT, SEVEN_STEP, SetRows, Sevens,
+    TWO_STEP, Test, WIDE, Work,
 };
 
 /// Bytes of a register.
@@ -89,6 +90,46 @@ fn groups_of(sums: [[__m256i; WIDE]; GROUPS]) -> [[[i32; GROUP]; WIDE]; GROUPS] 
 
 #[inline]
 #[target_feature(enable = "avx2")]
+fn reaching(scores: &[f32; GROUP], limit: f32) -> u8 {
+    // SAFETY: the array has the size of the register; the load may be unaligned.
+    let scores = unsafe { _mm256_loadu_ps(scores.as_ptr()) };
+    _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(scores, _mm256_set1_ps(limit))) as u8
+}
+
+/// The sums, and which queries some row passes.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn tested(sums: [[__m256i; WIDE]; GROUPS], tests: &[Test; WIDE], rows: SetRows) -> Sevens {
+    Sevens { sums: groups_of(sums), pass: passing(sums, tests, rows) }
+}
+
+/// A bit for each query that some row passes. Works on what is in registers; the sums' copies in memory could not be read
+/// again so soon.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn passing(sums: [[__m256i; WIDE]; GROUPS], tests: &[Test; WIDE], rows: SetRows) -> u8 {
+    // SAFETY: a group of the rows has eight values, the size of the register; the load may be unaligned.
+    let values = |rows: &[f32], group: usize| unsafe { _mm256_loadu_ps(rows[group * GROUP..][..GROUP].as_ptr()) };
+    let mut best = [_mm256_set1_ps(f32::NEG_INFINITY); WIDE];
+    for (group, sums) in sums.into_iter().enumerate() {
+        let (scale, epsilon) = (values(rows.scale, group), values(rows.epsilon, group));
+        let half = values(rows.half, group);
+        for ((best, sum), test) in best.iter_mut().zip(sums).zip(tests) {
+            let y = _mm256_mul_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(test.unit)), scale);
+            let margin = _mm256_mul_ps(epsilon, _mm256_set1_ps(test.norm));
+            *best = _mm256_max_ps(*best, _mm256_sub_ps(_mm256_add_ps(y, margin), half));
+        }
+    }
+    let mut pass = 0;
+    for (query, (best, test)) in best.into_iter().zip(tests).enumerate() {
+        let reached = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(best, _mm256_set1_ps(test.limit)));
+        pass |= u8::from(reached != 0) << query;
+    }
+    pass
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
 fn row(row: &[u8], query: &[i16]) -> i32 {
     assert_eq!(row.len(), query.len(), "codes of one dimension");
     let mut sums = [_mm256_setzero_si256(); 2];
@@ -161,7 +202,18 @@ pub(super) mod avx2 {
         #[inline(always)]
         fn seven(self, groups: &[u8], queries: [&QueryCodes; WIDE]) -> [[[i32; GROUP]; WIDE]; GROUPS] {
             // SAFETY: as above.
-            unsafe { seven(groups, queries) }
+            unsafe { groups_of(seven(groups, queries)) }
+        }
+        #[inline(always)]
+        fn seven_tested(
+            self,
+            groups: &[u8],
+            queries: [&QueryCodes; WIDE],
+            tests: &[Test; WIDE],
+            rows: SetRows,
+        ) -> Sevens {
+            // SAFETY: as above.
+            unsafe { tested(seven(groups, queries), tests, rows) }
         }
         #[inline(always)]
         fn row(self, codes: &[u8], query: &[i16]) -> i32 {
@@ -177,6 +229,11 @@ pub(super) mod avx2 {
         fn above(self, scores: &[f32; BLOCK], limit: f32) -> u16 {
             // SAFETY: as above.
             unsafe { above(scores, limit) }
+        }
+        #[inline(always)]
+        fn reaching(self, scores: &[f32; GROUP], limit: f32) -> u8 {
+            // SAFETY: as above.
+            unsafe { reaching(scores, limit) }
         }
         #[inline(always)]
         fn prefetch<T>(self, values: &[T]) {
@@ -280,7 +337,7 @@ pub(super) mod avx2 {
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn seven(groups: &[u8], queries: [&QueryCodes; WIDE]) -> [[[i32; GROUP]; WIDE]; GROUPS] {
+    fn seven(groups: &[u8], queries: [&QueryCodes; WIDE]) -> [[__m256i; WIDE]; GROUPS] {
         let steps = check_seven(groups, &queries);
         let ones = _mm256_set1_epi16(1);
         let mut sums = [[_mm256_setzero_si256(); WIDE]; GROUPS];
@@ -307,13 +364,16 @@ pub(super) mod avx2 {
                 }
             }
         }
-        groups_of(sums)
+        sums
     }
 }
 
 /// AVX-512 VNNI: four products of bytes are added in a 32-bit lane at once.
 pub(super) mod vnni {
     use super::*;
+
+    /// Steps of the tile kernel in one turn of its loop.
+    const UNROLLED: usize = 5;
 
     /// Shows that the processor has AVX2 and AVX-512 F, VL, BW and VNNI.
     #[derive(Debug, Clone, Copy)]
@@ -334,7 +394,18 @@ pub(super) mod vnni {
         #[inline(always)]
         fn seven(self, groups: &[u8], queries: [&QueryCodes; WIDE]) -> [[[i32; GROUP]; WIDE]; GROUPS] {
             // SAFETY: as above.
-            unsafe { seven(groups, queries) }
+            unsafe { groups_of(seven(groups, queries)) }
+        }
+        #[inline(always)]
+        fn seven_tested(
+            self,
+            groups: &[u8],
+            queries: [&QueryCodes; WIDE],
+            tests: &[Test; WIDE],
+            rows: SetRows,
+        ) -> Sevens {
+            // SAFETY: as above.
+            unsafe { tested(seven(groups, queries), tests, rows) }
         }
         #[inline(always)]
         fn row(self, codes: &[u8], query: &[i16]) -> i32 {
@@ -355,6 +426,11 @@ pub(super) mod vnni {
         fn copy_rows(self, from: &[u8], to: &mut [f32], dim: usize, stride: usize, each: impl FnMut(f32)) {
             // SAFETY: as above.
             unsafe { copy_rows(from, to, dim, stride, each) }
+        }
+        #[inline(always)]
+        fn reaching(self, scores: &[f32; GROUP], limit: f32) -> u8 {
+            // SAFETY: as above.
+            unsafe { reaching(scores, limit) }
         }
         #[inline(always)]
         fn prefetch<T>(self, values: &[T]) {
@@ -469,24 +545,49 @@ pub(super) mod vnni {
 
     #[inline]
     #[target_feature(enable = "avx2,avx512f,avx512vl,avx512bw,avx512vnni")]
-    fn seven(groups: &[u8], queries: [&QueryCodes; WIDE]) -> [[[i32; GROUP]; WIDE]; GROUPS] {
+    fn seven(groups: &[u8], queries: [&QueryCodes; WIDE]) -> [[__m256i; WIDE]; GROUPS] {
         let steps = check_seven(groups, &queries);
         let mut start = [_mm256_setzero_si256(); WIDE];
         for (start, query) in start.iter_mut().zip(queries) {
             *start = _mm256_set1_epi32(-query.offset);
         }
         let mut sums = [start; GROUPS];
-        for step in 0..steps {
-            // SAFETY: each group has `steps` steps of 32 bytes, every query at least so many codes.
-            let x = unsafe { column(groups, steps, step) };
-            for (q, query) in queries.iter().enumerate() {
-                // SAFETY: as above.
-                let p = unsafe { broadcast(&query.codes, step * SEVEN_STEP) };
-                for group in 0..GROUPS {
-                    sums[group][q] = _mm256_dpbusd_epi32(sums[group][q], x[group], p);
-                }
+        let whole = steps - steps % UNROLLED;
+        // Few turns of the loop: the processor does not foresee its end when there are many.
+        for first in (0..whole).step_by(UNROLLED) {
+            for step in first..first + UNROLLED {
+                // SAFETY: each group has `steps` steps of 32 bytes, every query at least so many codes.
+                unsafe { seven_step(groups, steps, step, queries, &mut sums) };
             }
         }
-        groups_of(sums)
+        for step in whole..steps {
+            // SAFETY: as above.
+            unsafe { seven_step(groups, steps, step, queries, &mut sums) };
+        }
+        sums
+    }
+
+    /// Adds one step's products to the sums.
+    ///
+    /// # Safety
+    /// Each group has `steps` steps of 32 bytes, `step` is one of them, and every query has codes for it.
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512vl,avx512bw,avx512vnni")]
+    unsafe fn seven_step(
+        groups: &[u8],
+        steps: usize,
+        step: usize,
+        queries: [&QueryCodes; WIDE],
+        sums: &mut [[__m256i; WIDE]; GROUPS],
+    ) {
+        // SAFETY: the caller's promise.
+        let x = unsafe { column(groups, steps, step) };
+        for (q, query) in queries.iter().enumerate() {
+            // SAFETY: as above.
+            let p = unsafe { broadcast(&query.codes, step * SEVEN_STEP) };
+            for group in 0..GROUPS {
+                sums[group][q] = _mm256_dpbusd_epi32(sums[group][q], x[group], p);
+            }
+        }
     }
 }

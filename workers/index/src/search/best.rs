@@ -5,7 +5,8 @@ use std::collections::BinaryHeap;
 
 use likeness_contract::ranking::{Candidate, canonical_d2, rank};
 
-use crate::kernels::{Dots, Work};
+use super::Asked;
+use crate::kernels::{Dots, Isa, Work};
 use crate::shard::Shard;
 
 /// A row with its distance, in ranking order.
@@ -55,11 +56,6 @@ impl<'a> Best<'a> {
         }
         (self.0.len() == k).then(|| self.0.peek().expect("K is not 0").d2)
     }
-
-    /// The K-th d², or ∞ as long as there are fewer.
-    pub fn bound(&self, k: usize) -> f64 {
-        if self.0.len() < k { f64::INFINITY } else { self.0.peek().map_or(f64::INFINITY, |worst| worst.d2) }
-    }
 }
 
 /// The best `k` of what several workers found.
@@ -82,28 +78,56 @@ pub(super) struct Found {
     pub row: u32,
 }
 
+/// A row with both bounds of its canonical d².
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounded {
+    pub found: Found,
+    pub most_d2: f64,
+}
+
+/// The K-th least of the upper bounds; ∞ when there are fewer.
+pub(super) fn kth(found: &mut [Bounded], k: usize) -> f64 {
+    if found.len() < k {
+        return f64::INFINITY;
+    }
+    found.select_nth_unstable_by(k - 1, |a, b| a.most_d2.total_cmp(&b.most_d2)).1.most_d2
+}
+
+/// The answer from all rows that can be in it; `bound` is a d² that the K-th is known not to be above.
+pub(super) fn answer(
+    shards: &[&Shard],
+    isa: Isa,
+    asked: &Asked,
+    mut found: Vec<Bounded>,
+    bound: f64,
+) -> Vec<Candidate> {
+    let Asked { values: query, k, .. } = *asked;
+    let bound = kth(&mut found, k).min(bound);
+    let found = found.into_iter().map(|bounded| bounded.found).collect();
+    merge(shards, [isa.run(Rerank { shards, query, k, bound, found })], k)
+}
+
 /// Offers rows by their canonical d², the nearest first, until the rest can't be in the answer.
 ///
-/// `bound` is a d² that the K-th is known not to be above. Tells the K-th d² when it changed.
-pub(super) struct Rerank<'a, 'b> {
-    pub shards: &'b [&'a Shard],
-    pub query: &'b [f32],
-    pub k: usize,
-    pub bound: f64,
-    pub found: &'b mut Vec<Found>,
-    pub best: &'b mut Best<'a>,
+/// `bound` is a d² that the K-th is known not to be above.
+struct Rerank<'a, 'b> {
+    shards: &'b [&'a Shard],
+    query: &'b [f32],
+    k: usize,
+    bound: f64,
+    found: Vec<Found>,
 }
 
 /// Rows that are asked for before they are read.
 const AHEAD: usize = 4;
 
-impl Work for Rerank<'_, '_> {
-    type Output = Option<f64>;
+impl<'a> Work for Rerank<'a, '_> {
+    type Output = Best<'a>;
 
     #[inline(always)]
-    fn call<D: Dots>(self, dots: D) -> Option<f64> {
-        let Self { shards, query, k, mut bound, found, best } = self;
-        let mut changed = None;
+    fn call<D: Dots>(self, dots: D) -> Best<'a> {
+        let Self { shards, query, k, mut bound, mut found } = self;
+        let mut best = Best::default();
         found.retain(|found| found.least_d2 <= bound);
         found.sort_unstable_by(|a, b| a.least_d2.total_cmp(&b.least_d2));
         for (i, &Found { least_d2, shard, row }) in found.iter().enumerate() {
@@ -121,9 +145,8 @@ impl Work for Rerank<'_, '_> {
             let entry = Entry { d2, item: held.item(row), shard: shard as usize, row };
             if let Some(worst) = best.offer(entry, k) {
                 bound = bound.min(worst);
-                changed = Some(worst);
             }
         }
-        changed
+        best
     }
 }

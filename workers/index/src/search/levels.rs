@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use rayon::prelude::*;
 
-use super::best::{Best, Found, Rerank, merge};
+use super::best::{Bounded, Found, answer, kth};
 use super::{Asked, Outcome, Survivors};
 use crate::cancel::Cancel;
 use crate::codes::Codes;
@@ -123,7 +123,7 @@ impl Levels<'_> {
         };
         let refined = rows.par_chunks(TASK_ROWS).map(|rows| self.refine(prepared, rows, bound));
         let found: Vec<Bounded> = refined.collect::<Vec<_>>().into_iter().flatten().collect();
-        Ok(self.rerank(asked, found, bound))
+        Ok(Outcome::Found(answer(self.shards, self.isa, asked, found, bound)))
     }
 
     /// A query about few rows: all of them go through the 7-bit level, the first ones to bound the rest.
@@ -145,17 +145,7 @@ impl Levels<'_> {
             found.retain(|bounded| bounded.found.least_d2 <= bound);
             (left, size) = (later, 2 * size);
         }
-        Ok(self.rerank(asked, found, bound))
-    }
-
-    /// The canonical end of every way.
-    fn rerank(&self, asked: &Asked, mut found: Vec<Bounded>, bound: f64) -> Outcome {
-        let Asked { values: query, k, .. } = *asked;
-        let bound = kth(&mut found, k).min(bound);
-        let mut found: Vec<Found> = found.into_iter().map(|bounded| bounded.found).collect();
-        let mut best = Best::default();
-        self.isa.run(Rerank { shards: self.shards, query, k, bound, found: &mut found, best: &mut best });
-        Outcome::Found(merge(self.shards, [best], k))
+        Ok(Outcome::Found(answer(self.shards, self.isa, asked, found, bound)))
     }
 
     /// A d² that the K-th is not above, from the rows that look best.
@@ -261,21 +251,6 @@ fn cut(seeds: &mut Vec<(f64, Spot)>, count: usize) -> f64 {
     let largest = largest.0;
     seeds.truncate(count);
     largest
-}
-
-/// A row with both bounds of its canonical d².
-#[derive(Debug, Clone, Copy)]
-struct Bounded {
-    found: Found,
-    most_d2: f64,
-}
-
-/// The K-th least of the upper bounds; ∞ when there are fewer.
-fn kth(found: &mut [Bounded], k: usize) -> f64 {
-    if found.len() < k {
-        return f64::INFINITY;
-    }
-    found.select_nth_unstable_by(k - 1, |a, b| a.most_d2.total_cmp(&b.most_d2)).1.most_d2
 }
 
 /// Scores of the rows of a block for Q queries.
@@ -437,13 +412,11 @@ impl Work for Refine<'_> {
                 dots.prefetch(self.levels.codes[next.shard as usize].seven().row(next.at as usize));
             }
             let narrow = &self.prepared[shard as usize];
-            let (codes, scale, epsilon, half) = self.levels.codes[shard as usize].seven().parts(row as usize);
-            let sum = dots.row(codes, &narrow.row).wrapping_sub(narrow.row_offset);
-            let y = sum as f32 * narrow.row_level.unit * scale;
-            let margin = narrow.row_level.margin(y, epsilon);
-            let least_d2 = narrow.place.least_d2(y + margin - half);
+            let seven = self.levels.codes[shard as usize].seven();
+            let (most, least) = narrow.row.scores(dots, seven, row as usize);
+            let least_d2 = narrow.place.least_d2(most);
             if least_d2 <= self.bound {
-                let most_d2 = narrow.place.most_d2(y - margin - half);
+                let most_d2 = narrow.place.most_d2(least);
                 found.push(Bounded { found: Found { least_d2, shard, row }, most_d2 });
             }
         }

@@ -1,38 +1,41 @@
 //! Many queries at once: a matrix product of 7-bit codes whose results are compared and forgotten where they arise.
 //!
-//! Threads take pieces of rows. Tiles of rows stay in the first cache while all queries pass over them; rows that
-//! can be in an answer go to the canonical distance after every piece, and what that says of the K-th d² is shared. Pieces
-//! are small at first, since the first bounds let everything through.
+//! Threads take pieces of rows. Tiles of rows stay in the first cache while all queries pass over them. Of rows that can
+//! be in an answer both bounds of d² are kept; the K-th of the upper ones bounds all later rows, and threads share it. Only
+//! what is left at the end goes to the canonical distance: rows lie anywhere in memory, and with a large K
+//! several times as many pass on the way as stay. Pieces are small at first, since the first bounds let everything through.
 
+use std::collections::BinaryHeap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use rayon::prelude::*;
 
-use super::best::{Best, Found, Rerank, merge};
+use super::best::{Bounded, Found, answer};
 use super::{Asked, Outcome};
 use crate::cancel::Cancel;
 use crate::codes::Codes;
 use crate::codes::query::Wide;
 use crate::error::{Error, Result};
 use crate::filter::RowSet;
-use crate::kernels::{Dots, GROUP, GROUPS, Isa, QueryCodes, SEVEN_STEP, WIDE, Work};
+use crate::kernels::{Dots, GROUP, GROUPS, Isa, QueryCodes, SET_ROWS, SEVEN_STEP, SetRows, Test, WIDE, Work};
 use crate::shard::Shard;
 
 /// Sets of rows of a tile: with three of them a tile of 300 dimensions has 22 KiB.
 const SETS: usize = 3;
-/// Rows that the kernel takes at once.
-const SET_ROWS: usize = GROUP * GROUPS;
 /// Rows of a tile.
 const TILE_ROWS: usize = SETS * SET_ROWS;
 /// Rows of the first and of the largest pieces.
 const PIECES: (usize, usize) = (504, 8064);
+
+/// How many times K rows a thread keeps of a query before it forgets.
+const FORGET: usize = 4;
 
 /// What a search by tiles works on.
 pub(super) struct Tiles<'a> {
     pub shards: &'a [&'a Shard],
     /// Codes of the shards.
     pub codes: &'a [&'a Codes],
-    /// Rows that may pass before a query is left to the plain scan.
+    /// Rows that may be looked at one by one before a query is left to the plain scan.
     pub guard: usize,
     pub isa: Isa,
 }
@@ -51,11 +54,47 @@ struct Shared {
     next: AtomicUsize,
     /// Bits of an upper bound of each K-th d².
     bounds: Vec<AtomicU64>,
-    /// Rows that passed, per query.
-    passed: Vec<AtomicUsize>,
+    /// Rows that were looked at one by one, per query.
+    looked: Vec<AtomicUsize>,
 }
 
-impl<'a> Tiles<'a> {
+/// What a thread keeps of one query's rows.
+#[derive(Debug, Default)]
+struct Kept {
+    found: Vec<Bounded>,
+    /// How many of `found` are in `most`.
+    seen: usize,
+    /// Rows that were looked at one by one since the last piece.
+    looked: usize,
+    /// Bits of the K least upper bounds of d²; bits of numbers from 0 on are ordered as the numbers are.
+    most: BinaryHeap<u64>,
+}
+
+impl Kept {
+    /// Looks at what is new; tells an upper bound of the K-th d², if there are K.
+    fn bound(&mut self, k: usize) -> Option<u64> {
+        for bounded in &self.found[self.seen..] {
+            let most = bounded.most_d2.max(0.0).to_bits();
+            if self.most.len() < k {
+                self.most.push(most);
+            } else if let Some(mut worst) = self.most.peek_mut().filter(|worst| **worst > most) {
+                *worst = most;
+            }
+        }
+        self.seen = self.found.len();
+        (self.most.len() == k).then(|| *self.most.peek().expect("K is not 0"))
+    }
+
+    /// Forgets rows that are beyond `bound`, as soon as they may be most of them.
+    fn forget(&mut self, k: usize, bound: f64) {
+        if self.found.len() > FORGET * k.max(SET_ROWS) {
+            self.found.retain(|bounded| bounded.found.least_d2 <= bound);
+            self.seen = self.found.len();
+        }
+    }
+}
+
+impl Tiles<'_> {
     /// The answers to `queries`.
     pub fn search(&self, queries: &[&Asked], cancel: &Cancel) -> Result<Vec<Outcome>> {
         let prepare = |asked: &&Asked| self.codes.iter().map(|codes| Wide::new(codes, asked.values)).collect();
@@ -67,22 +106,23 @@ impl<'a> Tiles<'a> {
             pieces: self.pieces(),
             next: AtomicUsize::new(0),
             bounds: queries.iter().map(|_| AtomicU64::new(f64::INFINITY.to_bits())).collect(),
-            passed: queries.iter().map(|_| AtomicUsize::new(0)).collect(),
+            looked: queries.iter().map(|_| AtomicUsize::new(0)).collect(),
         };
         let workers = rayon::current_num_threads().min(shared.pieces.len());
         let work = |_| self.work(queries, &prepared, &shared, cancel);
-        let best: Vec<Vec<Best>> = match workers {
+        let kept: Vec<Vec<Kept>> = match workers {
             0 | 1 => vec![work(0)?],
             _ => (0..workers).into_par_iter().with_max_len(1).map(work).collect::<Result<_>>()?,
         };
         let outcome = |query: usize| {
-            if shared.passed[query].load(Relaxed) > self.guard {
-                return Outcome::Plain(f64::from_bits(shared.bounds[query].load(Relaxed)));
+            let bound = f64::from_bits(shared.bounds[query].load(Relaxed));
+            if shared.looked[query].load(Relaxed) > self.guard {
+                return Outcome::Plain(bound);
             }
-            let found = best.iter().map(|worker| worker[query].clone());
-            Outcome::Found(merge(self.shards, found, queries[query].k))
+            let found = kept.iter().flat_map(|worker| &worker[query].found).copied().collect();
+            Outcome::Found(answer(self.shards, self.isa, queries[query], found, bound))
         };
-        Ok((0..queries.len()).map(outcome).collect())
+        Ok((0..queries.len()).into_par_iter().map(outcome).collect())
     }
 
     fn pieces(&self) -> Vec<Piece> {
@@ -101,15 +141,8 @@ impl<'a> Tiles<'a> {
     }
 
     /// Takes pieces until none is left.
-    fn work(
-        &self,
-        queries: &[&Asked],
-        prepared: &[Vec<Wide>],
-        shared: &Shared,
-        cancel: &Cancel,
-    ) -> Result<Vec<Best<'a>>> {
-        let mut best = vec![Best::default(); queries.len()];
-        let mut found: Vec<Vec<Found>> = vec![Vec::new(); queries.len()];
+    fn work(&self, queries: &[&Asked], prepared: &[Vec<Wide>], shared: &Shared, cancel: &Cancel) -> Result<Vec<Kept>> {
+        let mut kept: Vec<Kept> = queries.iter().map(|_| Kept::default()).collect();
         while let Some(piece) = shared.pieces.get(shared.next.fetch_add(1, Relaxed)) {
             if cancel.is_cancelled() {
                 return Err(Error::cancelled());
@@ -120,33 +153,35 @@ impl<'a> Tiles<'a> {
                     ..self.line(&prepared[q][piece.shard], q, shared)
                 })
                 .collect();
-            self.isa.run(Product { codes: self.codes[piece.shard], piece: *piece, lines: &lines, found: &mut found });
-            for (q, found) in found.iter_mut().enumerate().filter(|(_, found)| !found.is_empty()) {
-                let passed = shared.passed[q].fetch_add(found.len(), Relaxed) + found.len();
-                // Which rows pass depends on the order of the threads, so the count is not exact; answers are.
-                if passed <= self.guard {
-                    self.settle(queries[q], found, &mut best[q], &shared.bounds[q]);
-                }
-                found.clear();
+            self.isa.run(Product { codes: self.codes[piece.shard], piece: *piece, lines: &lines, kept: &mut kept });
+            for (q, kept) in kept.iter_mut().enumerate().filter(|(_, kept)| kept.looked > 0) {
+                self.learn(queries[q].k, kept, &shared.bounds[q], &shared.looked[q]);
             }
         }
-        Ok(best)
+        Ok(kept)
+    }
+
+    /// Takes what a piece said about a query into the bounds.
+    fn learn(&self, k: usize, kept: &mut Kept, shared: &AtomicU64, looked: &AtomicUsize) {
+        let new = std::mem::take(&mut kept.looked);
+        // Which rows pass depends on the order of the threads, so the count is not exact; answers are.
+        if looked.fetch_add(new, Relaxed) + new > self.guard {
+            *kept = Kept::default();
+            return;
+        }
+        if let Some(bound) = kept.bound(k) {
+            let before = shared.fetch_min(bound, Relaxed);
+            kept.forget(k, f64::from_bits(before.min(bound)));
+        }
     }
 
     /// What the product needs of a query; nothing passes for one that is given up.
     fn line<'b>(&self, wide: &'b Wide, query: usize, shared: &Shared) -> Line<'b> {
         let bound = f64::from_bits(shared.bounds[query].load(Relaxed));
-        let given_up = shared.passed[query].load(Relaxed) > self.guard;
-        Line { wide, limit: if given_up { f32::INFINITY } else { wide.place.least_score(bound) }, within: None }
-    }
-
-    fn settle(&self, asked: &Asked, found: &mut Vec<Found>, best: &mut Best<'a>, shared: &AtomicU64) {
-        let Asked { values: query, k, .. } = *asked;
-        let bound = f64::from_bits(shared.load(Relaxed)).min(best.bound(k));
-        let changed = self.isa.run(Rerank { shards: self.shards, query, k, bound, found, best });
-        if let Some(worst) = changed {
-            shared.fetch_min(worst.to_bits(), Relaxed);
-        }
+        let given_up = shared.looked[query].load(Relaxed) > self.guard;
+        // Above −∞, which rows that are none have.
+        let limit = if given_up { f32::INFINITY } else { wide.place.least_score(bound).max(f32::MIN) };
+        Line { wide, limit, within: None }
     }
 }
 
@@ -160,13 +195,21 @@ struct Line<'a> {
     within: Option<&'a RowSet>,
 }
 
+impl Line<'_> {
+    /// A looser and quicker bound than that which decides.
+    fn test(&self) -> Test {
+        let level = &self.wide.level;
+        Test { unit: level.unit, norm: level.norm, limit: self.limit - level.eta() }
+    }
+}
+
 /// All rows of a piece with all queries; adds those that can be in an answer.
 struct Product<'a> {
     codes: &'a Codes,
     piece: Piece,
     lines: &'a [Line<'a>],
     /// Per query.
-    found: &'a mut [Vec<Found>],
+    kept: &'a mut [Kept],
 }
 
 /// Rows of a tile: codes as the kernel takes them, and what belongs to the rows.
@@ -198,6 +241,20 @@ impl Tile {
         }
         self.half[rows..].fill(f32::INFINITY);
     }
+
+    /// What belongs to the rows of a set.
+    #[inline(always)]
+    fn set(&self, set: usize) -> SetRows<'_> {
+        let [scale, epsilon, half] = [&self.scale, &self.epsilon, &self.half]
+            .map(|values| values[set * SET_ROWS..][..SET_ROWS].try_into().expect("a set"));
+        SetRows { scale, epsilon, half }
+    }
+
+    /// Scales, residual norms and halves of the squared norms of the group of rows from `at`.
+    #[inline(always)]
+    fn rows(&self, at: usize) -> [[f32; GROUP]; 3] {
+        [&self.scale, &self.epsilon, &self.half].map(|values| values[at..at + GROUP].try_into().expect("a group"))
+    }
 }
 
 impl Work for Product<'_> {
@@ -225,48 +282,42 @@ impl Product<'_> {
         for (query, line) in queries.iter_mut().zip(&self.lines[quad..]) {
             *query = &line.wide.codes;
         }
+        let tests = std::array::from_fn(|i| self.lines[quad + i.min(count - 1)].test());
         let set_bytes = tile.groups.len() / SETS;
         for (set, groups) in tile.groups.chunks_exact(set_bytes).enumerate() {
-            let sums = dots.seven(groups, queries);
-            for (group, sums) in sums.iter().enumerate() {
-                let at = set * SET_ROWS + group * GROUP;
-                for (query, sums) in sums.iter().enumerate().take(count) {
-                    if self.some_pass(tile, at, quad + query, sums) {
-                        self.add(tile, at, quad + query, sums, first);
-                    }
+            let found = dots.seven_tested(groups, queries, &tests, tile.set(set));
+            if found.pass == 0 {
+                continue;
+            }
+            for query in (0..count).filter(|query| found.pass >> query & 1 == 1) {
+                for (group, sums) in found.sums.iter().enumerate() {
+                    self.add(dots, tile, set * SET_ROWS + group * GROUP, quad + query, &sums[query], first);
                 }
             }
         }
     }
 
-    /// Whether a row of a group may be in a query's answer, by a looser and quicker bound.
+    /// Adds the rows of a group that may be in a query's answer. Those that pass with the query's codes of 8 bits, whose
+    /// rounding is half of the margin, are looked at again with codes of 16, while the first cache has them.
     #[inline(always)]
-    fn some_pass(&self, tile: &Tile, at: usize, query: usize, sums: &[i32; GROUP]) -> bool {
-        let Line { wide, limit, .. } = self.lines[query];
-        let (unit, norm, limit) = (wide.level.unit, wide.level.norm, limit - wide.level.eta());
-        let part = |values: &[f32; TILE_ROWS]| -> [f32; GROUP] { values[at..at + GROUP].try_into().expect("a group") };
-        let (scale, epsilon, half) = (part(&tile.scale), part(&tile.epsilon), part(&tile.half));
-        let mut pass = false;
-        for i in 0..GROUP {
-            pass |= sums[i] as f32 * unit * scale[i] + epsilon[i] * norm - half[i] >= limit;
-        }
-        pass
-    }
-
-    /// Adds the rows of a group that may be in a query's answer.
-    #[inline(always)]
-    fn add(&mut self, tile: &Tile, at: usize, query: usize, sums: &[i32; GROUP], first: usize) {
+    fn add<D: Dots>(&mut self, dots: D, tile: &Tile, at: usize, query: usize, sums: &[i32; GROUP], first: usize) {
         let Line { wide, limit, within } = self.lines[query];
-        for (i, sum) in sums.iter().enumerate() {
-            let row = at + i;
-            let y = *sum as f32 * wide.level.unit * tile.scale[row];
-            let score = y + wide.level.margin(y, tile.epsilon[row]) - tile.half[row];
-            if score >= limit && score > f32::NEG_INFINITY {
-                let (shard, row) = (self.piece.shard as u32, (first + row) as u32);
-                if within.is_some_and(|set| !set.contains(row)) {
-                    continue;
-                }
-                self.found[query].push(Found { least_d2: wide.place.least_d2(score), shard, row });
+        let [scale, epsilon, half] = tile.rows(at);
+        let mut scores = [0f32; GROUP];
+        for i in 0..GROUP {
+            let y = sums[i] as f32 * wide.level.unit * scale[i];
+            scores[i] = y + wide.level.margin(y, epsilon[i]) - half[i];
+        }
+        let mut pass = dots.reaching(&scores, limit);
+        self.kept[query].looked += pass.count_ones() as usize;
+        while pass != 0 {
+            let row = first + at + pass.trailing_zeros() as usize;
+            pass &= pass - 1;
+            let (most, least) = wide.row.scores(dots, self.codes.seven(), row);
+            let (shard, row) = (self.piece.shard as u32, row as u32);
+            if most >= limit && within.is_none_or(|set| set.contains(row)) {
+                let found = Found { least_d2: wide.place.least_d2(most), shard, row };
+                self.kept[query].found.push(Bounded { found, most_d2: wide.place.most_d2(least) });
             }
         }
     }
