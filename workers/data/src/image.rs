@@ -102,9 +102,6 @@ pub fn check(bytes: &[u8]) -> Result<(u32, u32), ImageError> {
 fn read_through(decoder: &mut Decoder, bytes: &[u8]) -> Option<(u32, u32)> {
     let header = Header::parse(bytes)?;
     check_size(header.width as u64, header.height as u64).ok()?;
-    if !has_end(bytes) {
-        return None;
-    }
     let checked = guarded(|| decoder.check(bytes, &header));
     if checked.is_err() {
         *decoder = Decoder::new();
@@ -170,7 +167,7 @@ fn decode_jpeg(bytes: &[u8]) -> Result<Rgb8, ImageError> {
 
 /// Whether an end-of-image marker follows the last start of a scan. In a scan itself `FF` is never followed by
 /// `D9` or `DA`; a thumbnail inside the headers brings both, but lies before the image's own scans.
-fn has_end(bytes: &[u8]) -> bool {
+pub(crate) fn has_end(bytes: &[u8]) -> bool {
     let scan = memchr::memmem::rfind(bytes, &[0xFF, 0xDA]).unwrap_or(0);
     memchr::memmem::find(&bytes[scan..], &[0xFF, 0xD9]).is_some()
 }

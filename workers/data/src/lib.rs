@@ -35,7 +35,9 @@ pub use crate::image::{ImageError, Loader, Rgb8, check as check_image, decode_rg
 pub use crate::images::{Crops, TrainImages};
 pub use embeddings::{EmbeddingList, read_embeddings, scan_embeddings};
 pub use error::{Error, ErrorKind, Result};
-pub use part::{EncodedPart, Part, PartItem, PartRow, PartWriter, encode_part, part_items};
+pub use part::{
+    DigestedRow, EncodedPart, GROUP_ROWS, Part, PartItem, PartRow, PartWriter, digested, encode_part, part_items,
+};
 pub use rows::{Place, Scan, ScanRow, count_labels, decode_notes, decode_rows, encode_rows};
 pub use sampling::{TripletRows, TripletSampler};
 pub use source::{Disk, Files, PartContent, Places, TableFile, read_rows, read_rows_from, scan, scan_from};

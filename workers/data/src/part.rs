@@ -52,10 +52,29 @@ pub struct PartRow {
     pub split: u8,
 }
 
+/// A row and the SHA-256 of its image.
+#[derive(Debug, Clone)]
+pub struct DigestedRow {
+    row: PartRow,
+    digest: Digest,
+}
+
+impl DigestedRow {
+    /// 0 train, 1 validation, 2 test.
+    pub fn split(&self) -> u8 {
+        self.row.split
+    }
+}
+
+/// Digests the rows' images on all cores.
+pub fn digested(rows: Vec<PartRow>) -> Vec<DigestedRow> {
+    rows.into_par_iter().map(|row| DigestedRow { digest: Digest::of(&row.image), row }).collect()
+}
+
 /// Rows as a part's bytes. Wrong lengths, labels or splits are refused (`Invalid`).
 pub fn encode_part(rows: &[PartRow], attributes: usize) -> Result<Vec<u8>> {
     let mut part = PartWriter::new(attributes)?;
-    part.push(rows.to_vec())?;
+    part.push(digested(rows.to_vec()))?;
     Ok(part.finish()?.bytes)
 }
 
@@ -66,7 +85,7 @@ pub struct PartWriter {
     schema: Arc<arrow_schema::Schema>,
     attributes: usize,
     /// Less than a row group.
-    pending: Vec<PartRow>,
+    pending: Vec<DigestedRow>,
 }
 
 impl std::fmt::Debug for PartWriter {
@@ -116,8 +135,8 @@ impl PartWriter {
     }
 
     /// Adds rows. Wrong lengths, labels or splits are refused (`Invalid`).
-    pub fn push(&mut self, rows: Vec<PartRow>) -> Result<()> {
-        if let Some(problem) = rows.iter().find_map(|row| problem_of(row, self.attributes)) {
+    pub fn push(&mut self, rows: Vec<DigestedRow>) -> Result<()> {
+        if let Some(problem) = rows.iter().find_map(|row| problem_of(&row.row, self.attributes)) {
             return Err(Error::invalid(format!("dataset part: {problem}")));
         }
         self.pending.extend(rows);
@@ -127,7 +146,7 @@ impl PartWriter {
         groups.chunks(GROUP_ROWS).try_for_each(|group| self.write(group))
     }
 
-    fn write(&mut self, group: &[PartRow]) -> Result<()> {
+    fn write(&mut self, group: &[DigestedRow]) -> Result<()> {
         self.writer.write(&group_of(group, self.attributes, self.schema.clone())).map_err(unwritable)
     }
 
@@ -173,21 +192,21 @@ fn properties() -> WriterProperties {
         .build()
 }
 
-fn group_of(rows: &[PartRow], attributes: usize, schema: Arc<arrow_schema::Schema>) -> RecordBatch {
-    let digests: Vec<Digest> = rows.par_iter().map(|row| Digest::of(&row.image)).collect();
-    let mut digest_column = FixedSizeBinaryBuilder::with_capacity(rows.len(), 32);
-    for digest in &digests {
+fn group_of(digested: &[DigestedRow], attributes: usize, schema: Arc<arrow_schema::Schema>) -> RecordBatch {
+    let mut digest_column = FixedSizeBinaryBuilder::with_capacity(digested.len(), 32);
+    for DigestedRow { digest, row: _ } in digested {
         digest_column.append_value(digest.as_bytes()).expect("a digest has 32 bytes");
     }
-    let labels = rows.iter().flat_map(|row| row.attributes.iter().copied());
+    let rows = || digested.iter().map(|digested| &digested.row);
+    let labels = rows().flat_map(|row| row.attributes.iter().copied());
     let columns: Vec<Arc<dyn Array>> = vec![
-        Arc::new(StringArray::from_iter_values(rows.iter().map(|row| &row.item))),
-        Arc::new(BinaryArray::from_iter_values(rows.iter().map(|row| &row.image))),
+        Arc::new(StringArray::from_iter_values(rows().map(|row| &row.item))),
+        Arc::new(BinaryArray::from_iter_values(rows().map(|row| &row.image))),
         Arc::new(digest_column.finish()),
-        Arc::new(UInt32Array::from_iter_values(rows.iter().map(|row| row.width))),
-        Arc::new(UInt32Array::from_iter_values(rows.iter().map(|row| row.height))),
+        Arc::new(UInt32Array::from_iter_values(rows().map(|row| row.width))),
+        Arc::new(UInt32Array::from_iter_values(rows().map(|row| row.height))),
         Arc::new(columns::labels_column(Int8Array::from_iter_values(labels), attributes)),
-        Arc::new(UInt8Array::from_iter_values(rows.iter().map(|row| row.split))),
+        Arc::new(UInt8Array::from_iter_values(rows().map(|row| row.split))),
     ];
     RecordBatch::try_new(schema, columns).expect("every column has a value per row")
 }

@@ -15,6 +15,10 @@ pub(super) const ZIGZAG: [u8; 64] = [
     47, 55, 62, 63,
 ];
 
+/// The symbols of no value: the rest of the block is zeros, and 16 zeros.
+const END: u8 = 0x00;
+const ZEROS: u8 = 0xF0;
+
 /// What the next bits mean: a code alone, or a code and the value behind it.
 #[derive(Debug, Clone, Copy, Default)]
 struct Entry {
@@ -27,11 +31,29 @@ struct Entry {
     whole: bool,
 }
 
+/// Bits that decide about a [`Leap`]: of photographs they hold two coefficients on average.
+const LEAP_BITS: u32 = 12;
+
+/// How to go over the coefficients that the next bits begin, as many as these bits tell.
+#[derive(Debug, Clone, Copy, Default)]
+struct Leap {
+    /// Bits to consume, at most `LEAP_BITS` + 15; 0 where a code is longer than the look-up, or none.
+    bits: u8,
+    /// Places that they take in the block.
+    coefficients: u8,
+    /// Whether the block ends behind them.
+    ends: bool,
+}
+
 /// A Huffman code made for decoding.
 #[derive(Debug)]
 pub(super) struct Table {
     code: Option<Code>,
+    /// Whether an image before had the same code.
+    shared: bool,
     entries: Vec<Entry>,
+    /// By the next bits, of a code of coefficients; empty until it is worth it.
+    leaps: Vec<Leap>,
     /// For each length, one past the largest code, left-aligned in 16 bits.
     limits: [u32; 17],
     /// For each length, what to add to a code to find its symbol.
@@ -40,16 +62,19 @@ pub(super) struct Table {
 
 impl Table {
     pub fn new() -> Self {
-        Self { code: None, entries: vec![Entry::default(); 1 << LOOK_UP_BITS], limits: [0; 17], offsets: [0; 17] }
+        let entries = vec![Entry::default(); 1 << LOOK_UP_BITS];
+        Self { code: None, shared: false, entries, leaps: Vec::new(), limits: [0; 17], offsets: [0; 17] }
     }
 
     /// Becomes the table of `code`, unless it is already: the files of one data set mostly share theirs.
     /// `None` when the lengths make no code.
     pub fn set(&mut self, code: &Code) -> Option<()> {
-        if self.code.as_ref() == Some(code) {
+        self.shared = self.code.as_ref() == Some(code);
+        if self.shared {
             return Some(());
         }
         self.code = None;
+        self.leaps.clear();
         self.entries.fill(Entry::default());
         let (mut next, mut symbol) = (0u32, 0usize);
         for length in 1..=16 {
@@ -85,6 +110,33 @@ impl Table {
         Some(())
     }
 
+    /// Makes the leaps of a code that images share: a single one is read sooner without them.
+    pub fn prepare_leaps(&mut self) {
+        if self.shared && self.leaps.is_empty() {
+            self.leaps = (0..1 << LEAP_BITS).map(|bits| self.leap(bits)).collect();
+        }
+    }
+
+    fn leap(&self, next: u32) -> Leap {
+        let (mut used, mut coefficients) = (0, 0);
+        while used < LEAP_BITS {
+            let rest = (next << used) & ((1 << LEAP_BITS) - 1);
+            let Entry { symbol, length, whole, .. } = self.entries[(rest >> (LEAP_BITS - LOOK_UP_BITS)) as usize];
+            let (run, size) = (symbol >> 4, u32::from(symbol & 15));
+            let code = if whole { u32::from(length) - size } else { length.into() };
+            let is_coefficient = size > 0 || symbol == ZEROS;
+            if code == 0 || used + code > LEAP_BITS || !(is_coefficient || symbol == END) {
+                break;
+            }
+            used += code + size;
+            if symbol == END {
+                return Leap { bits: used as u8, coefficients, ends: true };
+            }
+            coefficients += run + 1;
+        }
+        Leap { bits: used as u8, coefficients, ends: false }
+    }
+
     /// A code longer than the look-up: its length and symbol.
     #[cold]
     fn long(&self, next: u32) -> Option<(u32, u8)> {
@@ -111,11 +163,12 @@ pub(super) struct Scan {
 }
 
 impl Scan {
-    /// `None` when the data ends without a marker, or restart markers are out of order.
-    pub fn set(&mut self, mut data: &[u8]) -> Option<()> {
+    /// Returns the marker at its end and what follows. `None` when the data ends without one, or restart markers are out of
+    /// order.
+    pub fn set<'a>(&mut self, mut data: &'a [u8]) -> Option<(u8, &'a [u8])> {
         self.bytes.clear();
         self.ends.clear();
-        loop {
+        let end = loop {
             let plain = memchr::memchr(0xFF, data)?;
             self.bytes.extend_from_slice(&data[..plain]);
             let behind = data[plain + 1..].iter().position(|byte| *byte != 0xFF)?;
@@ -125,12 +178,12 @@ impl Scan {
                 0 => self.bytes.push(0xFF),
                 0xD0..=0xD7 if self.ends.len() % 8 == usize::from(marker & 7) => self.ends.push(self.bytes.len()),
                 0xD0..=0xD7 => return None,
-                _ => break,
+                other => break other,
             }
-        }
+        };
         self.ends.push(self.bytes.len());
         self.bytes.resize(self.bytes.len() + PADDING, 0);
-        Some(())
+        Some((end, data))
     }
 
     /// The bits of an interval.
@@ -215,12 +268,24 @@ impl Bits<'_> {
             if self.count < 32 {
                 self.refill()?;
             }
+            if let Some(Leap { bits, coefficients, ends }) = ac.leaps.get(self.peek(LEAP_BITS) as usize).copied() {
+                let behind = at + usize::from(coefficients);
+                // At the last place a block ends without saying so, and what follows is of the next one.
+                if bits > 0 && behind < 64 {
+                    self.consume(u32::from(bits));
+                    if ends {
+                        break;
+                    }
+                    at = behind;
+                    continue;
+                }
+            }
             let (symbol, value) = self.symbol(ac)?;
             at += usize::from(symbol >> 4);
             match (value, symbol & 15) {
                 (Some(_), _) => {}
-                (None, 0) if symbol == 0 => break,
-                (None, 0) if symbol == 0xF0 => {
+                (None, 0) if symbol == END => break,
+                (None, 0) if symbol == ZEROS => {
                     at += 1;
                     continue;
                 }
@@ -257,8 +322,8 @@ impl Bits<'_> {
             at += usize::from(symbol >> 4);
             let value = match (value, symbol & 15) {
                 (Some(value), _) => value,
-                (None, 0) if symbol == 0 => break,
-                (None, 0) if symbol == 0xF0 => {
+                (None, 0) if symbol == END => break,
+                (None, 0) if symbol == ZEROS => {
                     at += 1;
                     continue;
                 }

@@ -27,7 +27,10 @@ pub(crate) use header::Header;
 use idct::{Factors, Transpose};
 use resample::{Plane, Rows};
 
-use crate::image::{Cutout, Window};
+use crate::image::{Cutout, Window, has_end};
+
+/// The marker EOI.
+const END_OF_IMAGE: u8 = 0xD9;
 
 /// Reduction that is left to the resizing's own filter when blocks are decoded to means.
 const LEFT_TO_FILTER: f64 = 4.0;
@@ -87,13 +90,19 @@ impl Decoder {
         instructions::draw(self, header, out)
     }
 
-    /// Reads the whole image that `header` begins and makes nothing of it. `None` when it is damaged: what makes samples and
+    /// Reads the whole image that `header` begins and makes nothing of it. `None` when it is damaged or cut short: what makes samples and
     /// pixels of the blocks' coefficients can't fail, so an image that passes can be drawn.
     pub fn check(&mut self, bytes: &[u8], header: &Header) -> Option<()> {
         self.set_tables(header)?;
         let quantised = |component: &header::Component| header.quantisation.get(component.quantisation)?.as_ref();
         header.components[..header.count].iter().try_for_each(|component| quantised(component).map(drop))?;
-        self.scan.set(bytes.get(header.scan..)?)?;
+        self.ac.iter_mut().for_each(Table::prepare_leaps);
+        let (marker, rest) = self.scan.set(bytes.get(header.scan..)?)?;
+        // The usual end is told without going through the file again.
+        let ends = marker == END_OF_IMAGE && memchr::memmem::find(rest, &[0xFF, 0xDA]).is_none();
+        if !ends && !has_end(bytes) {
+            return None;
+        }
         instructions::read_through(self, header)
     }
 

@@ -148,6 +148,37 @@ fn flipped_bits_end_in_a_picture_or_nothing() {
     }
 }
 
+#[test]
+fn an_image_with_the_code_of_the_one_before_is_checked_alike() {
+    let decide = |decoder: &mut Decoder, bytes: &[u8]| decoder.check(bytes, &Header::parse(bytes)?);
+    for name in ["rgb.jpg", "half.jpg", "wide.jpg", "gray.jpg"] {
+        let bytes = fixture(name);
+        let scan = Header::parse(&bytes).unwrap().scan;
+        let mut warm = Decoder::new();
+        (0..2).for_each(|_| decide(&mut warm, &bytes).unwrap());
+        let mut refused = 0;
+        for (at, flip) in (scan..bytes.len()).flat_map(|at| [0x01, 0x10, 0x80, 0xFF].map(|flip| (at, flip))) {
+            let mut flipped = bytes.to_vec();
+            flipped[at] ^= flip;
+            let alone = decide(&mut Decoder::new(), &flipped);
+            assert_eq!(decide(&mut warm, &flipped), alone, "{name} at {at}");
+            refused += usize::from(alone.is_none());
+        }
+        assert!(refused > 0, "{name}: no flipped bit was noticed");
+    }
+}
+
+#[test]
+fn an_image_that_ends_before_its_end_is_not_whole_whatever_follows() {
+    let bytes = fixture("rgb.jpg");
+    let header = Header::parse(&bytes).unwrap();
+    let check = |bytes: &[u8]| Decoder::new().check(bytes, &header).is_some();
+    assert!(check(&bytes) && check(&[&bytes[..], b"and more"].concat()));
+    assert!(!check(&bytes[..bytes.len() - 2]));
+    assert!(!check(&[&bytes[..], &[0xFF, 0xDA, 1, 2]].concat()), "the start of a scan that has no end");
+    assert!(check(&[&bytes[..], &[0xFF, 0xDA, 1, 0xFF, 0xD9]].concat()));
+}
+
 /// The transform by its definition (ITU-T T.81, A.3.3).
 fn by_definition(block: &[i16; 64], said: &[u8; 64]) -> [[f64; 8]; 8] {
     let c = |k: usize| if k == 0 { 0.5f64.sqrt() } else { 1.0 };

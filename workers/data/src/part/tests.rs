@@ -50,7 +50,7 @@ fn rows_that_come_in_pieces_make_the_same_part() {
     let whole = encode_part(&rows, 3).unwrap();
     for piece in [1, 100, GROUP_ROWS, 3 * GROUP_ROWS] {
         let mut part = PartWriter::new(3).unwrap();
-        rows.chunks(piece).for_each(|rows| part.push(rows.to_vec()).unwrap());
+        rows.chunks(piece).for_each(|rows| part.push(digested(rows.to_vec())).unwrap());
         let EncodedPart { bytes, digest } = part.finish().unwrap();
         assert!(bytes == whole, "pieces of {piece}");
         assert_eq!(digest, Digest::of(&whole));
@@ -97,7 +97,7 @@ fn rows_that_break_the_schema_are_not_written() {
 /// A file with the right schema and wrong values.
 fn forged(attributes: [i8; 3], split: u8, items: [&str; 2]) -> Bytes {
     let good = |item: &str| PartRow { item: item.into(), ..row(0) };
-    let mut batch = group_of(&items.map(good), 3, Arc::new(dataset_part_schema(3)));
+    let mut batch = group_of(&digested(items.map(good).to_vec()), 3, Arc::new(dataset_part_schema(3)));
     let mut columns = batch.columns().to_vec();
     columns[5] = Arc::new(columns::labels_column(Int8Array::from([[1, 1, 1], attributes].concat()), 3));
     columns[6] = Arc::new(UInt8Array::from(vec![0, split]));

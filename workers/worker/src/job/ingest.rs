@@ -22,7 +22,8 @@ use likeness_contract::jobs::{
 use likeness_contract::keys;
 use likeness_contract::settings::Vocabulary;
 use likeness_data::{
-    EncodedPart, PartContent, PartRow, PartWriter, Places, Scan, ScanRow, decode_rows, encode_rows, read_rows_from,
+    DigestedRow, EncodedPart, GROUP_ROWS, PartContent, PartWriter, Places, Scan, ScanRow, decode_rows, digested,
+    encode_rows, read_rows_from,
 };
 use likeness_link::removals;
 
@@ -33,10 +34,10 @@ use grow::Base;
 use notes::Notes;
 use source_files::{SourceFiles, with_threads_for};
 
-/// Rows between two looks at the lease: a fraction of a second of decoding.
-const ROWS_PER_STEP: usize = 512;
-/// Steps of read rows that may wait to be written.
-const STEPS_AHEAD: usize = 2;
+/// Rows between two looks at the lease, one row group: a fraction of a second of reading.
+const ROWS_PER_STEP: usize = GROUP_ROWS;
+/// Steps of read rows that may wait to be written. Those that wait at a part's end are written with nothing to read beside.
+const STEPS_AHEAD: usize = 1;
 
 /// Lists the source's rows and fixes the parts.
 pub async fn scan(cx: &TaskContext) -> Result<TaskOutput, TaskError> {
@@ -232,11 +233,11 @@ fn read_part(
 }
 
 /// Makes the part of the rows that come, until no more do.
-fn write_part(rows: mpsc::Receiver<Vec<PartRow>>, attributes: usize) -> Result<(EncodedPart, [u64; 3]), TaskError> {
+fn write_part(rows: mpsc::Receiver<Vec<DigestedRow>>, attributes: usize) -> Result<(EncodedPart, [u64; 3]), TaskError> {
     let mut part = PartWriter::new(attributes)?;
     let mut split_rows = [0; 3];
     for rows in rows {
-        rows.iter().for_each(|row| split_rows[usize::from(row.split)] += 1);
+        rows.iter().for_each(|row| split_rows[usize::from(row.split())] += 1);
         part.push(rows)?;
     }
     Ok((part.finish()?, split_rows))
@@ -248,7 +249,7 @@ fn read_images(
     places: &Places,
     files: &Arc<SourceFiles>,
     listed: &[ScanRow],
-    part: &mpsc::SyncSender<Vec<PartRow>>,
+    part: &mpsc::SyncSender<Vec<DigestedRow>>,
 ) -> Result<Vec<Skipped>, TaskError> {
     let (started, of) = (Instant::now(), listed.len() as u64);
     let mut left_out = Vec::new();
@@ -262,7 +263,7 @@ fn read_images(
         };
         let PartContent { rows, skipped } = read_rows_from(places, rows, files.clone(), &progress)?;
         left_out.extend(skipped);
-        if part.send(rows).is_err() {
+        if part.send(digested(rows)).is_err() {
             return Err(TaskError::transient("the part is no longer written"));
         }
     }
