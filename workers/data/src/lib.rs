@@ -22,6 +22,7 @@ mod guard;
 pub mod image;
 pub mod images;
 mod jpeg;
+mod labels;
 pub mod part;
 mod random;
 pub mod rows;

@@ -3,9 +3,10 @@
 use ::csv::{ReaderBuilder, StringRecord};
 use likeness_contract::jobs::Import;
 
-use super::labels::{Cell, Column};
+use super::labels::Column;
 use super::{EmbeddingList, Listing, TEST, Vectors, check_dim, row_of};
 use crate::error::{Error, Result};
+use crate::labels::Word;
 use crate::rows::{Place, ScanRow};
 use crate::source::{Files, read_list, split};
 
@@ -153,7 +154,7 @@ fn read_table(import: &Import, table: &str, text: &str) -> Result<Listing> {
         listing.places.push(Place::Parquet { file: 0, row });
         for (column, at) in listing.columns.iter_mut().zip(&attributes) {
             let word = cell(*at);
-            column.push(Cell::of_word(word), || format!("{}: `{word}`", here()));
+            column.push(Word::usual(word), || format!("{}: `{word}`", here()));
         }
     }
     Ok(listing)

@@ -10,10 +10,11 @@ use arrow_schema::{DataType, Field, Schema};
 use likeness_contract::jobs::Import;
 use parquet::arrow::arrow_reader::{RowSelection, RowSelector};
 
-use super::labels::{Cell, Column};
+use super::labels::Column;
 use super::{EmbeddingList, Listing, TEST, Vectors, check_dim, row_of};
 use crate::error::{Error, Result};
 use crate::guard::guarded;
+use crate::labels::Word;
 use crate::rows::{Place, ScanRow};
 use crate::source::Files;
 use crate::source::parquet::file::{Blame, changed, damaged, open, projection};
@@ -230,20 +231,20 @@ fn add_batch(
 
 fn add_labels(labels: &mut Column, column: &ArrayRef, blame: &Blame, place: impl Fn(u64) -> String) -> Result<()> {
     if let Some(flags) = column.as_boolean_opt() {
-        flags.iter().for_each(|flag| labels.push(Cell::of_flag(flag), String::new));
+        flags.iter().for_each(|flag| labels.push(Word::of_flag(flag), String::new));
         return Ok(());
     }
     if column.data_type().is_integer() {
         let numbers = cast(column, &DataType::Int64).map_err(|e| blame.error(e))?;
         for (row, number) in (0u64..).zip(numbers.as_primitive::<Int64Type>()) {
-            labels.push(Cell::of_number(number), || format!("{}: {}", place(row), number.unwrap_or_default()));
+            labels.push(Word::of_number(number), || format!("{}: {}", place(row), number.unwrap_or_default()));
         }
         return Ok(());
     }
     let words = cast(column, &DataType::Utf8).map_err(|e| blame.error(e))?;
     for (row, word) in (0u64..).zip(words.as_string::<i32>()) {
         let word = word.unwrap_or_default();
-        labels.push(Cell::of_word(word), || format!("{}: `{}`", place(row), word.chars().take(60).collect::<String>()));
+        labels.push(Word::usual(word), || format!("{}: `{}`", place(row), word.chars().take(60).collect::<String>()));
     }
     Ok(())
 }

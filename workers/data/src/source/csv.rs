@@ -5,7 +5,7 @@
 //! else the path; its split 80/10/10 by a hash of the group column's cell if one is named, else the split column's, else by a
 //! hash of the item id.
 //!
-//! What cells say of an attribute, and which columns are attributes, is told in `labels`.
+//! What cells say of an attribute is told in `crate::labels`, which columns are attributes in `labels`.
 
 use std::collections::HashMap;
 
@@ -13,9 +13,10 @@ use ::csv::{Reader, ReaderBuilder, StringRecord};
 use likeness_contract::jobs::CsvColumns;
 use likeness_contract::settings::Vocabulary;
 
-use super::labels::{Attribute, Words, chosen, left_out_words};
+use super::labels::{Attribute, Words, chosen};
 use super::{Files, Places, check_names, read_list, shortened, split};
 use crate::error::{Error, Result};
+use crate::labels::left_out_words;
 use crate::rows::{Place, Scan, ScanRow};
 
 /// Names of the path column in the order in which they are looked for.

@@ -1,9 +1,7 @@
-//! Labels as words: what a cell of a column says of an attribute, and which columns are attributes.
+//! Attributes of a table of images: which columns are some, and the words that were told for their labels.
 //!
-//! `1`, `true`, `yes` have; `-1`, `false`, `no` have not; an empty cell, `na`, `nan`, `null`, `none` and `?` are not known.
-//! `0` is "not known" in a column that also has `-1`, as in CelebA's lists, else "has not". Words that were told come
-//! before all of this. A column most of whose cells are no labels is none of the attributes; one with a few such cells is an
-//! error that names the first.
+//! Words that were told come before the usual ones ([`crate::labels`]). A column most of whose cells are no labels is none of the
+//! attributes; one with a few such cells is an error that names the first.
 
 use std::collections::HashMap;
 
@@ -11,18 +9,7 @@ use likeness_contract::jobs::{LabelWords, ZeroLabel};
 
 use super::shortened;
 use crate::error::{Error, Result};
-
-/// What a cell says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Word {
-    Unknown,
-    Has,
-    HasNot,
-    MinusOne,
-    Zero,
-    /// No label.
-    Other,
-}
+use crate::labels::{Word, folded, labels_of, zero_of};
 
 /// The meaning of words.
 pub(super) struct Words {
@@ -51,19 +38,8 @@ impl Words {
         if let Some(told) = self.told.get(&cell) {
             return *told;
         }
-        match cell.as_str() {
-            "" | "na" | "n/a" | "nan" | "null" | "none" | "?" => Word::Unknown,
-            "1" | "+1" | "1.0" | "true" | "yes" | "t" | "y" => Word::Has,
-            "false" | "no" | "f" | "n" => Word::HasNot,
-            "-1" | "-1.0" => Word::MinusOne,
-            "0" | "-0" | "0.0" | "-0.0" => Word::Zero,
-            _ => Word::Other,
-        }
+        Word::usual(&cell)
     }
-}
-
-fn folded(word: &str) -> String {
-    word.trim().to_lowercase()
 }
 
 /// A column that may be an attribute.
@@ -92,23 +68,12 @@ impl Attribute {
 
     /// What `0` means here; none where there is none.
     pub fn zero(&self, words: &Words) -> Option<ZeroLabel> {
-        self.words.contains(&Word::Zero).then(|| match words.zero {
-            ZeroLabel::Auto if self.words.contains(&Word::MinusOne) => ZeroLabel::Unknown,
-            ZeroLabel::Auto => ZeroLabel::No,
-            told => told,
-        })
+        zero_of(&self.words, words.zero)
     }
 
     /// One label per cell: −1 has not, 0 not known, +1 has.
     pub fn labels(&self, words: &Words) -> Vec<i8> {
-        let zero = if self.zero(words) == Some(ZeroLabel::Unknown) { 0 } else { -1 };
-        let label = |word: &Word| match word {
-            Word::Has => 1,
-            Word::HasNot | Word::MinusOne => -1,
-            Word::Zero => zero,
-            Word::Unknown | Word::Other => 0,
-        };
-        self.words.iter().map(label).collect()
+        labels_of(&self.words, words.zero)
     }
 }
 
@@ -129,11 +94,6 @@ pub(super) fn chosen(all: Vec<Attribute>, named: bool) -> Result<(Vec<Attribute>
         }
     }
     Ok((attributes, left_out))
-}
-
-/// The warning that names columns.
-pub(super) fn left_out_words(columns: &[String]) -> Option<String> {
-    (!columns.is_empty()).then(|| format!("columns that are no attributes were left out: `{}`", columns.join("`, `")))
 }
 
 #[cfg(test)]

@@ -11,11 +11,12 @@ use arrow_schema::DataType;
 use likeness_contract::jobs::CsvColumns;
 use likeness_contract::settings::Vocabulary;
 
-use super::super::labels::{Attribute, Words, chosen, left_out_words};
+use super::super::labels::{Attribute, Words, chosen};
 use super::super::{Files, Places, TableFile, check_names, split};
 use super::columns::Columns;
 use super::file::{Blame, changed, open, projection};
 use crate::error::{Error, Result};
+use crate::labels::left_out_words;
 use crate::rows::{Place, Scan, ScanRow};
 
 /// Rows of labels that are held at once.
