@@ -265,28 +265,84 @@ fn efforts(traces: &[&Trace], Tried { class, weight }: Tried) -> Vec<(f32, f32, 
     }
     let mut cuts = SHARES.map(|share| gaps[((gaps.len() as f64 * share) as usize).min(gaps.len() - 1)]).to_vec();
     cuts.dedup();
-    let mut all = Vec::new();
-    for (cut, lists) in cuts.into_iter().flat_map(|cut| LISTS.map(|lists| (cut, lists))) {
-        let effort = Effort { weight, cut, lists, rerank: 0 };
-        let looked: Vec<usize> = traces.iter().map(|trace| trace.lists(&effort)).collect();
-        let (scanned, lists) = looks(traces.iter().copied(), &looked);
-        for (at, rerank) in reranks.into_iter().enumerate() {
-            let sum: f64 = traces.iter().zip(&looked).map(|(trace, lists)| trace.found(*lists, at)).sum();
-            let recall = (sum / traces.len() as f64) as f32;
-            all.push((cost(scanned, lists, rerank), recall, Effort { rerank, ..effort }, at));
+    let effort = |(cut, lists)| Effort { weight, cut, lists, rerank: 0 };
+    let efforts: Vec<Effort> = cuts.into_iter().flat_map(|cut| LISTS.map(|lists| (cut, lists))).map(effort).collect();
+    let mut sums = vec![Sums::default(); efforts.len()];
+    for trace in traces {
+        let found = Found::of(trace);
+        for (sums, effort) in sums.iter_mut().zip(&efforts) {
+            sums.add(trace, &found, trace.lists(effort));
         }
     }
-    all
+    let count = traces.len();
+    let with_reranks = |(sums, effort): (Sums, Effort)| {
+        let (scanned, lists) = sums.looks.means(count);
+        reranks.into_iter().enumerate().map(move |(at, rerank)| {
+            let recall = (sums.found[at] / count as f64) as f32;
+            (cost(scanned, lists, rerank), recall, Effort { rerank, ..effort }, at)
+        })
+    };
+    sums.into_iter().zip(efforts).flat_map(with_reranks).collect()
 }
 
-/// Means of the rows and the lists that are looked at.
-fn looks<'a>(traces: impl ExactSizeIterator<Item = &'a Trace>, looked: &[usize]) -> (f32, f32) {
-    let count = traces.len().max(1) as f32;
-    let rows: u64 = traces
-        .zip(looked)
-        .map(|(trace, lists)| u64::from(lists.checked_sub(1).map_or(0, |last| trace.rows[last])))
-        .sum();
-    (rows as f32 / count, looked.iter().sum::<usize>() as f32 / count)
+/// The part of a trace's neighbours that is found, by numbers of lists and of reranked rows: thousands of efforts ask.
+struct Found(Vec<[f64; RERANKS]>);
+
+impl Found {
+    fn of(trace: &Trace) -> Self {
+        let most = trace.gaps.len();
+        let mut changes = vec![[0i32; RERANKS]; most + 2];
+        for Neighbour { place, lost } in &trace.neighbours {
+            // Found in more lists than those before its own, up to those before the one that drives it out.
+            let first = (*place as usize).saturating_add(1);
+            for (at, lost) in lost.iter().enumerate() {
+                let last = (*lost as usize).min(most);
+                if first <= last {
+                    changes[first][at] += 1;
+                    changes[last + 1][at] -= 1;
+                }
+            }
+        }
+        let (all, mut now) = (trace.neighbours.len().max(1) as f64, [0i32; RERANKS]);
+        let after = |change: &[i32; RERANKS]| {
+            now.iter_mut().zip(change).for_each(|(now, change)| *now += change);
+            now.map(|count| f64::from(count) / all)
+        };
+        Self(changes.iter().take(most + 1).map(after).collect())
+    }
+}
+
+/// What an effort finds and looks at, over some traces.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    found: [f64; RERANKS],
+    looks: Looks,
+}
+
+impl Sums {
+    fn add(&mut self, trace: &Trace, found: &Found, lists: usize) {
+        self.found.iter_mut().zip(found.0[lists]).for_each(|(sum, found)| *sum += found);
+        self.looks.add(trace, lists);
+    }
+}
+
+/// Rows and lists that are looked at.
+#[derive(Debug, Clone, Copy, Default)]
+struct Looks {
+    rows: u64,
+    lists: usize,
+}
+
+impl Looks {
+    fn add(&mut self, trace: &Trace, lists: usize) {
+        self.rows += u64::from(lists.checked_sub(1).map_or(0, |last| trace.rows[last]));
+        self.lists += lists;
+    }
+
+    fn means(self, count: usize) -> (f32, f32) {
+        let count = count.max(1) as f32;
+        (self.rows as f32 / count, self.lists as f32 / count)
+    }
 }
 
 /// What an effort finds, said by the rows that took no part in choosing it.
@@ -295,7 +351,9 @@ fn told((tried, traces): &(Tried, Vec<Trace>), effort: Effort, rerank: usize) ->
         traces.iter().enumerate().filter(|(at, _)| at % CHOOSING != 0).map(|(_, trace)| trace).collect();
     let looked: Vec<usize> = others.iter().map(|trace| trace.lists(&effort)).collect();
     let found: Vec<f64> = others.iter().zip(&looked).map(|(trace, lists)| trace.found(*lists, rerank)).collect();
-    let (scanned, lists) = looks(others.iter().copied(), &looked);
+    let mut looks = Looks::default();
+    others.iter().zip(&looked).for_each(|(trace, lists)| looks.add(trace, *lists));
+    let (scanned, lists) = looks.means(others.len());
     let k = CLASSES[tried.class].0 as u32;
     Point { k, effort, recall: lower_bound(&found) as f32, cost: cost(scanned, lists, effort.rerank) }
 }
@@ -320,6 +378,18 @@ mod tests {
         let bound = lower_bound(&[1.0; 512]);
         assert!((0.994..0.996).contains(&bound), "{bound}");
         assert_eq!(lower_bound(&[]), 0.0);
+    }
+
+    #[test]
+    fn what_is_found_is_the_same_for_all_numbers_of_lists_at_once() {
+        let lost = |at: u32| std::array::from_fn(|rerank| if rerank > 5 { u32::MAX } else { at + rerank as u32 });
+        let neighbours = [(0, 1), (3, 3), (4, 9), (11, 12), (2, 7), (u32::MAX, 5)];
+        let neighbours = neighbours.map(|(place, at)| Neighbour { place, lost: lost(at) }).to_vec();
+        let trace = Trace { gaps: vec![0.0; 10], rows: vec![16; 10], least: 1, neighbours };
+        let all = Found::of(&trace);
+        for (lists, rerank) in (0..=10).flat_map(|lists| (0..RERANKS).map(move |rerank| (lists, rerank))) {
+            assert_eq!(all.0[lists][rerank], trace.found(lists, rerank), "{lists} lists, {rerank}");
+        }
     }
 
     #[test]
