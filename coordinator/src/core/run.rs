@@ -17,7 +17,7 @@ use likeness_contract::messages::DeadLetter;
 use super::attempts::{Attempts, Verdict};
 use super::outbox::{Effect, Outbox};
 use super::planner;
-use super::shares::{Queue, Shares};
+use super::shares::{Queue, Shares, Want};
 
 /// Position of a task in [`OpenRun::tasks`].
 type TaskIndex = usize;
@@ -410,10 +410,13 @@ impl OpenRun {
     }
 
     /// The tasks that it would have in each queue if there were room.
-    pub fn wants(&self, spec: &JobSpec) -> impl Iterator<Item = (Queue, usize)> {
+    pub fn wants(&self, spec: &JobSpec) -> impl Iterator<Item = (Queue, Want)> {
         let (priority, most) = (spec.priority, self.most_in_stream);
-        let wants = move |w: &Window| ((w.kind, w.device, priority), most.min(w.ready + w.in_stream));
-        self.windows.iter().map(wants).filter(|(_, tasks)| *tasks > 0)
+        let wants = move |w: &Window| {
+            let all = w.ready + w.in_stream;
+            ((w.kind, w.device, priority), Want { tasks: most.min(all), capped: all > most })
+        };
+        self.windows.iter().map(wants).filter(|(_, want)| want.tasks > 0)
     }
 
     /// Publishes ready tasks into the room that their windows have.

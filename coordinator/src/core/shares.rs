@@ -5,6 +5,11 @@
 //! shared out: who wants little gets all of it, the others get equal parts of what is left, and nobody gets less
 //! than one task. A new task then waits behind about one window, however many jobs there are; and because equal
 //! parts are refilled as they are worked off, jobs of one priority go on at the same rate.
+//!
+//! A job that may have few workers keeps no task in the queue beside those that are worked on: the one that could be taken would be one
+//! worker more. So each of its tasks is published when one before it ends, and then waits behind what the others keep there. Beside
+//! such a job they keep little more than the workers are busy with, else the waiting would cost it half of the workers that it may
+//! have.
 
 use std::collections::HashMap;
 
@@ -15,18 +20,32 @@ use super::workers::Workers;
 /// What names a queue.
 pub type Queue = (TaskKind, DeviceClass, Priority);
 
+/// What one job wants of one queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Want {
+    /// Tasks.
+    pub tasks: usize,
+    /// Whether it has more that it may not keep there.
+    pub capped: bool,
+}
+
 /// Most tasks that one job keeps in each queue.
 #[derive(Debug, Default)]
 pub struct Shares(HashMap<Queue, usize>);
 
 impl Shares {
     /// Shares the windows out among jobs: each entry is what one job wants of one queue.
-    pub fn of(wants: impl IntoIterator<Item = (Queue, usize)>, workers: &Workers) -> Self {
-        let mut queues: HashMap<Queue, Vec<usize>> = HashMap::new();
-        for (queue, tasks) in wants {
-            queues.entry(queue).or_default().push(tasks);
+    pub fn of(wants: impl IntoIterator<Item = (Queue, Want)>, workers: &Workers) -> Self {
+        let mut queues: HashMap<Queue, Vec<Want>> = HashMap::new();
+        for (queue, want) in wants {
+            queues.entry(queue).or_default().push(want);
         }
-        let share = |(queue, wants): (Queue, Vec<usize>)| (queue, share(workers.window(queue.0, queue.1), wants));
+        let share = |(queue, wants): (Queue, Vec<Want>)| {
+            let (kind, device, _) = queue;
+            let (capped, alone) = (wants.iter().any(|want| want.capped), wants.len() == 1);
+            let window = if capped && !alone { workers.narrow(kind, device) } else { workers.window(kind, device) };
+            (queue, share(window, wants.iter().map(|want| want.tasks).collect()))
+        };
         Self(queues.into_iter().map(share).collect())
     }
 

@@ -8,6 +8,9 @@ use likeness_contract::messages::Presence;
 /// Fewest tasks of a window, so that a queue is seen even while no worker runs.
 const MIN_WINDOW: usize = 16;
 
+/// Of so many workers one finds its next task waiting in a narrow window; the others' are published while they work.
+const NARROW_PART: usize = 4;
+
 /// Counts of live workers that take tasks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Workers {
@@ -35,5 +38,13 @@ impl Workers {
     /// Most tasks of one job, one kind and one device class in the stream.
     pub fn window(&self, kind: TaskKind, device: DeviceClass) -> usize {
         MIN_WINDOW.max(2 * self.of(kind, device))
+    }
+
+    /// A window that keeps the workers busy and little more, so that a new task is soon at hand.
+    pub fn narrow(&self, kind: TaskKind, device: DeviceClass) -> usize {
+        match self.of(kind, device) {
+            0 => MIN_WINDOW,
+            workers => workers + workers.div_ceil(NARROW_PART),
+        }
     }
 }
