@@ -1,4 +1,4 @@
-//! `likeness retention`: which old datasets, models, generations and reports nobody needs, and their deletion.
+//! `likeness retention`: which old datasets, models, generations, reports and answers nobody needs, and their deletion.
 
 use clap::Args;
 use likeness::core::retention::{Judged, Policy, Unit};
@@ -18,7 +18,7 @@ const DAY_MS: u64 = 24 * 3600 * 1000;
 Without --apply nothing is deleted. What serves, the newest releases of every alias, what a running job names or one that may still be \
 retried (30 days), the newest version of every dataset, and what these need, are always held. Right before something is deleted it is \
 looked at again; a job or a promotion that begins meanwhile either holds it or is refused. Releases themselves, specs, records and outcomes \
-of jobs stay: they tell what served when. Files that users brought (--init, --queries) and objects that nothing refers to go after a day.
+of jobs stay: they tell what served when. Files that users brought (--init, --queries, search --batch) and objects that nothing refers to go after a day.
 
 A model that is deleted can't be brought back by a rollback: keep as many releases as you may want to go back.
 

@@ -37,7 +37,9 @@ pub enum Kind {
     Generation,
     /// A report.
     Report,
-    /// A file of weights or of queries that a user brought.
+    /// The answers to a file of questions.
+    Answers,
+    /// A file of weights, queries or questions that a user brought.
     Brought,
     /// Objects that nothing refers to, in a folder.
     Orphans,
@@ -51,6 +53,7 @@ impl Kind {
             Self::Model => "model",
             Self::Generation => "generation",
             Self::Report => "report",
+            Self::Answers => "answers",
             Self::Brought => "brought file",
             Self::Orphans => "orphans",
         }
@@ -72,9 +75,12 @@ pub struct Unit {
     pub modified_ms: u64,
 }
 
+/// Folders of files that users brought.
+pub const BROUGHT: [&str; 3] = [keys::WEIGHTS, keys::QUERIES, keys::QUESTIONS];
+
 /// What a spec calls what lies at a place: a brought file by its key, all else by its id.
 pub fn name_of(place: &str) -> &str {
-    let brought = [keys::WEIGHTS, keys::QUERIES].iter().any(|folder| place.split('/').next() == Some(folder));
+    let brought = BROUGHT.iter().any(|folder| place.split('/').next() == Some(folder));
     if brought { place } else { place.rsplit('/').next().unwrap_or_default() }
 }
 
@@ -131,7 +137,7 @@ pub fn place_of(key: &str) -> Option<&str> {
     let folder = key.split('/').next()?;
     let depth = match folder {
         keys::DATASETS | keys::GALLERIES => 3,
-        keys::MODELS | keys::REPORTS => 2,
+        keys::MODELS | keys::REPORTS | keys::SEARCHES => 2,
         _ => return None,
     };
     let (end, _) = key.match_indices('/').nth(depth - 1)?;

@@ -106,13 +106,15 @@ fn a_running_job_holds_what_its_spec_names_anywhere_and_what_it_makes() {
         old(Kind::Generation, "galleries/faces/base"),
         old(Kind::Brought, "weights/aa.safetensors"),
         old(Kind::Brought, "weights/bb.safetensors"),
+        old(Kind::Answers, "searches/p9"),
+        old(Kind::Answers, "searches/s1"),
         old(Kind::Model, "models/m7"),
         old(Kind::Model, "models/m8"),
         old(Kind::Model, "models/p9"),
         old(Kind::Orphans, "datasets/people/p9"),
     ];
     let left = gone(units.clone(), &holders, &References::default(), policy(1));
-    assert_eq!(left, ["weights/bb.safetensors", "models/m8"]);
+    assert_eq!(left, ["weights/bb.safetensors", "searches/s1", "models/m8"]);
     let unreadable = LiveJob { job: id("x"), why: "can't be read", texts: None };
     let holders = Holders { jobs: vec![unreadable], ..Holders::default() };
     assert_eq!(gone(units, &holders, &References::default(), policy(1)), [""; 0], "who knows what it needs");
@@ -147,11 +149,12 @@ fn brought_files_and_orphans_go_after_a_day_whatever_the_age_asked_for() {
     let units = vec![
         aged(Kind::Brought, "queries/a.json", DAY - 1),
         aged(Kind::Brought, "queries/b.json", DAY),
+        aged(Kind::Brought, "questions/c.jsonl", DAY),
         aged(Kind::Orphans, "models/x", 2 * DAY),
         aged(Kind::Model, "models/y", 2 * DAY),
     ];
     let left = gone(units, &Holders::default(), &References::default(), policy(1));
-    assert_eq!(left, ["queries/b.json", "models/x"]);
+    assert_eq!(left, ["queries/b.json", "questions/c.jsonl", "models/x"]);
 }
 
 #[test]
@@ -169,7 +172,9 @@ fn a_promotion_holds_for_a_day() {
 fn an_object_is_part_of_the_unit_that_its_folder_is() {
     assert_eq!(place_of("models/m/rounds/00001-aa.safetensors"), Some("models/m"));
     assert_eq!(place_of("galleries/faces/e1/manifest.json"), Some("galleries/faces/e1"));
+    assert_eq!(place_of("searches/s/answers-00000-aa.parquet"), Some("searches/s"));
     assert_eq!(place_of("datasets/d/v"), None);
+    assert_eq!((place_of("questions/aa.jsonl"), name_of("questions/aa.jsonl")), (None, "questions/aa.jsonl"));
     assert_eq!(place_of("weights/aa.safetensors"), None);
     assert_eq!((name_of("weights/aa.safetensors"), name_of("galleries/faces/e1")), ("weights/aa.safetensors", "e1"));
 }

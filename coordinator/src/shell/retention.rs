@@ -18,7 +18,7 @@ use likeness_link::{Created, Error, ErrorKind, Listed, Result, Store};
 use super::accept::RETRY_MS;
 use super::context::now_ms;
 use crate::core::retention::{
-    Holders, Judged, Kind, LiveJob, Policy, References, Unit, judge, name_of, place_of, texts,
+    BROUGHT, Holders, Judged, Kind, LiveJob, Policy, References, Unit, judge, name_of, place_of, texts,
 };
 
 /// Documents that are read, and objects that are deleted, at once.
@@ -124,6 +124,7 @@ async fn inventory(store: &Store) -> Result<Inventory> {
         (keys::MODELS, Kind::Model),
         (keys::GALLERIES, Kind::Generation),
         (keys::REPORTS, Kind::Report),
+        (keys::SEARCHES, Kind::Answers),
     ];
     for (folder, kind) in kinds {
         let mut folders: BTreeMap<String, Vec<Listed>> = BTreeMap::new();
@@ -140,7 +141,7 @@ async fn inventory(store: &Store) -> Result<Inventory> {
             units.extend(orphans);
         }
     }
-    for folder in [keys::WEIGHTS, keys::QUERIES] {
+    for folder in BROUGHT {
         let brought = store.objects_below(folder, |_| true).await?;
         units.extend(brought.into_iter().map(|object| single(Kind::Brought, object)));
     }

@@ -194,6 +194,10 @@ pub const REPORTS: &str = "reports";
 pub const WEIGHTS: &str = "weights";
 /// `queries/`: queries that users brought lie below it.
 pub const QUERIES: &str = "queries";
+/// `questions/`: files of questions that users handed in lie below it.
+pub const QUESTIONS: &str = "questions";
+/// `searches/`: all answers to files of questions lie below it.
+pub const SEARCHES: &str = "searches";
 /// All marks of what is about to be deleted lie below it.
 pub const CONDEMNED: &str = "retention/condemned";
 /// All holds of promotions lie below it.
