@@ -1,7 +1,8 @@
 //! What the space says about the attributes that were asked for: margins of rows, and the curves that judge them.
 //!
 //! `contract::search::explain` says what margins and estimates are. A curve belongs to a generation and an attribute. It is fitted to
-//! the same rows whoever holds them and whoever asks, so that every root gives the same estimates; then it is remembered.
+//! the same rows whoever holds them and whoever asks, so that every root gives the same estimates; then it is remembered until items are
+//! removed, which no curve is fitted to.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +11,7 @@ use likeness_contract::jobs::GenerationRef;
 use likeness_contract::search::{
     Anchor, Calibration, ExplainedAttribute, Explanation, Finding, Hit, HitExplanation, Sample, SearchError,
 };
-use likeness_index::Shard;
+use likeness_index::{RowSet, Shard};
 
 use super::holdings::HeldShard;
 use super::query::invalid;
@@ -66,7 +67,12 @@ pub fn sample(held: &HeldShards, shards: &[u32], anchors: &[Anchor], rows: u32) 
     if sampled > MAX_SAMPLED {
         return Err(format!("{sampled} margins are over the limit of {MAX_SAMPLED}"));
     }
-    shards.iter().map(|number| Ok(sample_of(checked(held, *number, anchors)?, anchors, rows))).collect()
+    let of = |number: &u32| {
+        let shard = checked(held, *number, anchors)?;
+        let removed = held.get(number).and_then(|held| held.taken_out());
+        Ok(sample_of(shard, removed.as_deref(), anchors, rows))
+    };
+    shards.iter().map(of).collect()
 }
 
 fn checked<'a>(held: &'a HeldShards, number: u32, anchors: &[Anchor]) -> Result<&'a Shard, String> {
@@ -79,8 +85,9 @@ fn checked<'a>(held: &'a HeldShards, number: u32, anchors: &[Anchor]) -> Result<
     anchors.iter().all(fits).then_some(shard).ok_or_else(|| format!("the attributes are not those of shard {number}"))
 }
 
-fn sample_of(shard: &Shard, anchors: &[Anchor], most: u32) -> Sample {
-    let rows = spread(shard, most);
+fn sample_of(shard: &Shard, removed: Option<&RowSet>, anchors: &[Anchor], most: u32) -> Sample {
+    let mut rows = spread(shard, most);
+    rows.retain(|row| !removed.is_some_and(|removed| removed.contains(*row)));
     let label = |row: u32, anchor: &Anchor| shard.labels(row)[anchor.attribute as usize];
     let cells = || rows.iter().flat_map(|row| anchors.iter().map(move |anchor| (*row, anchor)));
     Sample {
@@ -198,6 +205,11 @@ impl Curves {
         }
         known.insert((generation.clone(), attribute), curve);
     }
+
+    /// Items were removed, or shown again: curves are fitted to what is there now.
+    pub fn forget(&self) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
 }
 
 /// Puts margins, curves and labels together. `margins` are per hit and attribute.
@@ -232,6 +244,8 @@ pub fn explanation(
 
 #[cfg(test)]
 mod tests {
+    use likeness_contract::datasets::{Removal, RemovalChange, Removed};
+    use likeness_contract::ids::Name;
     use likeness_index::ShardRows;
 
     use super::*;
@@ -305,6 +319,20 @@ mod tests {
         assert!(curves[0].as_ref().unwrap().right > 0.99);
         assert!(curves[1].as_ref().unwrap_err().contains(" 0 have a known label"));
         assert_eq!(margins(&held, &[(7, 0)], &anchors()).unwrap(), [2.0, 2.0]);
+    }
+
+    #[test]
+    fn what_was_removed_is_in_no_sample() {
+        let held = held(300);
+        let mut removed = Removed::default();
+        let (dataset, change) = (Name::new("faces").unwrap(), RemovalChange::Remove);
+        let items = vec!["0001".to_string(), "0226".to_string(), "0299".to_string()];
+        removed.apply(&Removal { dataset, number: 1, change, items, created_ms: 0 });
+        held[&7].take_out(&removed);
+        let [few] = sample(&held, &[7], &anchors()[..1], 4).unwrap().try_into().unwrap();
+        assert_eq!(few.labels, [1, -1], "of the rows 1, 76, 151 and 226 two are left");
+        let [all] = sample(&held, &[7], &anchors()[..1], 1000).unwrap().try_into().unwrap();
+        assert_eq!(all.labels.len(), 197);
     }
 
     #[test]

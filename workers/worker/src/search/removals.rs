@@ -101,6 +101,7 @@ async fn apply(searcher: &Arc<Searcher>, dataset: &Name, removed: Arc<Removed>) 
     if let Err(panic) = tokio::task::spawn_blocking(work).await {
         tracing::error!(%panic, "removed items can't be taken out");
     }
+    searcher.curves.forget();
 }
 
 #[cfg(test)]
