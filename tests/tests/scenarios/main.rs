@@ -16,6 +16,7 @@ mod search;
 mod search_files;
 mod search_load;
 mod secured;
+mod sharing;
 mod sources;
 mod start;
 mod training;
