@@ -275,7 +275,13 @@ fn resolve_search(file: &SearchFile, facts: &Facts) -> Result<JobWork, ApiError>
     let release = release.ok_or_else(|| not_found("alias", alias.as_str(), facts.aliases.iter().map(Name::as_str)))?;
     let whose = format!("release {} of `{alias}`", release.number);
     let generation = facts.compared_generation.as_ref().filter(|found| found.generation == release.generation);
-    generation.ok_or_else(|| gone(&whose, &generation_name(&release.generation)))?;
+    let generation = generation.ok_or_else(|| gone(&whose, &generation_name(&release.generation)))?;
+    if generation.embedder().is_none() {
+        return Err(invalid(format!(
+            "{whose} serves embeddings that were made elsewhere: a job has no model to read questions with; ask the searchers \
+             (`likeness search --queries`), by items or vectors"
+        )));
+    }
     let model = facts.compared_model.as_ref().filter(|found| found.model == release.model);
     model.ok_or_else(|| gone(&whose, &format!("model `{}`", release.model)))?;
     if let Some(key) = facts.missing_parts.first() {

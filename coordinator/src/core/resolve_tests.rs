@@ -550,6 +550,9 @@ fn a_file_of_questions_that_cannot_be_answered_is_refused() {
     assert_eq!((error.kind, error.nearest), (ApiErrorKind::NotFound, vec!["life".to_string()]));
     let gone = Facts { compared_generation: None, ..with_release(Split::All) };
     assert!(refused(search_file(), &gone).message.contains("release 2 of `live`"));
+    let mut elsewhere = Facts { compared_model: None, ..with_release(Split::All) };
+    elsewhere.compared_generation.as_mut().unwrap().origin = Origin::Elsewhere;
+    assert!(refused(search_file(), &elsewhere).message.contains("made elsewhere"));
     let missing = Facts { missing_parts: vec!["questions/x.jsonl".into()], ..with_release(Split::All) };
     assert!(refused(search_file(), &missing).message.contains("`questions/x.jsonl`"));
     let there = with_release(Split::All);
