@@ -13,6 +13,7 @@ use likeness_contract::names;
 use serde::Deserialize;
 use toml::de::{DeTable, DeValue};
 
+use crate::command::bounded;
 use crate::command::exit::{Failure, Outcome};
 use crate::command::options::{EmbedOptions, EvaluateOptions, JobOptions, ModelOptions, TrainOptions};
 use crate::command::selectors::DatasetArg;
@@ -59,6 +60,9 @@ impl JobFile {
     }
 }
 
+/// Thousands of times what all options take.
+const MAX_FILE_BYTES: u64 = 16 << 20;
+
 /// On which line of a file every key stands.
 #[derive(Debug, Default)]
 pub struct Lines {
@@ -71,8 +75,7 @@ impl Lines {
     /// Reads a file with its lines; an empty one without a path.
     pub fn read(path: Option<&Path>) -> Outcome<(JobFile, Self)> {
         let Some(path) = path else { return Ok(Default::default()) };
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| Failure::usage(format!("can't read `{}`: {error}", path.display())))?;
+        let text = bounded::text(path, MAX_FILE_BYTES)?;
         let file = JobFile::parse(&text).map_err(|error| error.context(format!("`{}`", path.display())))?;
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         Ok((file, Self { file: name, lines: lines_of(&text) }))

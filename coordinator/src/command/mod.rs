@@ -4,6 +4,7 @@
 //! the exit codes of [`exit`]. Nothing here decides about jobs: that is the coordinator's core.
 
 mod bench;
+mod bounded;
 mod config;
 mod connect;
 mod coordinator;

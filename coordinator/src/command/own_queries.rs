@@ -1,6 +1,8 @@
 //! `--queries`: a user's own queries for an evaluation, checked here and put into the store under their digest, so that
 //! workers anywhere see the same ones.
 
+use std::path::Path;
+
 use likeness_contract::documents::{DatasetManifest, GenerationManifest};
 use likeness_contract::ids::Digest;
 use likeness_contract::jobs::{DatasetSelector, GenerationRef};
@@ -9,6 +11,7 @@ use likeness_contract::settings::{BroughtQueries, Vocabulary};
 use likeness_evaluation::brought::{BroughtFile, MAX_BYTES};
 use likeness_link::client::Client;
 
+use crate::command::bounded;
 use crate::command::exit::{Failure, Outcome};
 use crate::command::output::say;
 
@@ -48,12 +51,7 @@ async fn bring(client: &Client, file: &str, vocabulary: &Vocabulary) -> Outcome<
 }
 
 fn read(file: &str, vocabulary: &Vocabulary) -> Outcome<BroughtFile> {
-    let unreadable = |e: std::io::Error| Failure::usage(format!("can't read `{file}`: {e}"));
-    let size = std::fs::metadata(file).map_err(unreadable)?.len();
-    if size > MAX_BYTES {
-        return Err(Failure::usage(format!("`{file}` has {size} bytes, at most {MAX_BYTES} are read")));
-    }
-    let bytes = std::fs::read(file).map_err(unreadable)?;
+    let bytes = bounded::bytes(Path::new(file), MAX_BYTES)?;
     BroughtFile::read(file, bytes.into(), vocabulary).map_err(|error| {
         let place = if error.to_string().contains(file) { String::new() } else { format!("`{file}`: ") };
         Failure::usage(format!("{place}{error}"))

@@ -17,6 +17,7 @@ use likeness_link::client::Client;
 pub use show::{draw, print};
 
 use crate::command::Global;
+use crate::command::bounded;
 use crate::command::exit::{Exit, Failure, Outcome};
 use crate::command::options::{JobOptions, within};
 use crate::command::output::{self, say};
@@ -245,14 +246,13 @@ fn blank(args: &SearchArgs) -> Outcome<SearchRequest> {
     })
 }
 
+/// A reply's own limit; a cursor is a part of one.
+const MAX_CURSOR_BYTES: u64 = 1 << 20;
+/// A few times what thousands of numbers take.
+const MAX_VECTOR_BYTES: u64 = 1 << 20;
+
 fn read_cursor(file: &Path) -> Outcome<String> {
-    let name = file.display();
-    let wrong = |error| Failure::usage(format!("can't read `{name}`: {error}"));
-    let text = match file.to_str() {
-        Some("-") => std::io::read_to_string(std::io::stdin()).map_err(wrong)?,
-        _ => std::fs::read_to_string(file).map_err(wrong)?,
-    };
-    Ok(text.trim().to_string())
+    Ok(bounded::text(file, MAX_CURSOR_BYTES)?.trim().to_string())
 }
 
 fn terms(args: &SearchArgs) -> Outcome<Vec<WeightedTerm>> {
@@ -308,7 +308,7 @@ fn weighed(weight: &str, of: &str, weights: &[f32], terms: Vec<Term>) -> Result<
 
 fn read_vector(file: &Path) -> Outcome<Vec<f32>> {
     let name = file.display();
-    let text = std::fs::read_to_string(file).map_err(|e| Failure::usage(format!("can't read `{name}`: {e}")))?;
+    let text = bounded::text(file, MAX_VECTOR_BYTES)?;
     let wrong = |e| Failure::usage(format!("`{name}` is no vector, such as [0.1, -0.2, 0.3]: {e}"));
     serde_json::from_str(&text).map_err(wrong)
 }

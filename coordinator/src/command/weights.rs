@@ -12,6 +12,7 @@ use likeness_contract::weights::{Header, WholeParts, plan_start};
 use likeness_link::client::Client;
 use likeness_link::remote::{RemoteFiles, is_remote};
 
+use crate::command::bounded;
 use crate::command::exit::{Exit, Failure, Outcome};
 use crate::command::models;
 use crate::command::output::say;
@@ -74,7 +75,7 @@ fn read(text: &str) -> Outcome<Bytes> {
     if size > MAX_BYTES {
         return Err(too_large(text, size));
     }
-    Ok(std::fs::read(text).map_err(unreadable)?.into())
+    Ok(bounded::bytes(Path::new(text), MAX_BYTES)?.into())
 }
 
 async fn download(url: &str) -> Outcome<Bytes> {

@@ -9,10 +9,13 @@ use likeness_contract::search::{SearchRequest, Term, WeightedTerm};
 use likeness_link::client::Client;
 
 use super::BenchArgs;
+use crate::command::bounded;
 use crate::command::exit::{Failure, Outcome};
 
 /// Most attributes of a drawn question.
 const MOST_ATTRIBUTES: u64 = 3;
+/// A hundred thousand questions and more, with vectors.
+const MAX_FILE_BYTES: u64 = 1 << 30;
 
 /// What drawn questions are made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -65,7 +68,7 @@ async fn served(client: &Client, args: &BenchArgs) -> Outcome<GenerationManifest
 
 fn read(file: &Path) -> Outcome<Vec<Vec<WeightedTerm>>> {
     let name = file.display();
-    let text = std::fs::read_to_string(file).map_err(|e| Failure::usage(format!("can't read `{name}`: {e}")))?;
+    let text = bounded::text(file, MAX_FILE_BYTES)?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let parse = |(at, line): (usize, &str)| {
         serde_json::from_str(line).map_err(|e| Failure::usage(format!("`{name}`, line {}: {e}", at + 1)))

@@ -1,7 +1,6 @@
 //! Items that are taken down, or back.
 
 use std::collections::HashSet;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -16,6 +15,7 @@ use likeness_link::{part_items, removals};
 
 use super::manifest;
 use crate::command::Global;
+use crate::command::bounded;
 use crate::command::exit::{Exit, Failure, Outcome};
 use crate::command::follow;
 use crate::command::options::{DEFAULT_ROWS, JobOptions};
@@ -23,6 +23,8 @@ use crate::command::output::{self, count, line, say};
 
 /// Parts whose items are read at once.
 const PARTS_AT_ONCE: usize = 8;
+/// Millions of items.
+const MAX_LIST_BYTES: u64 = 1 << 30;
 /// Items named in a message.
 const NAMED: usize = 5;
 
@@ -119,16 +121,7 @@ fn told(removal: &Removal) {
 
 /// The items of the command line and of the file, each once.
 fn listed(items: Vec<String>, from: Option<&Path>) -> Outcome<Vec<String>> {
-    let mut text = String::new();
-    match from {
-        Some(path) if path == Path::new("-") => {
-            std::io::stdin().read_to_string(&mut text)?;
-        }
-        Some(path) => {
-            text = std::fs::read_to_string(path).map_err(|e| Failure::usage(format!("`{}`: {e}", path.display())))?;
-        }
-        None => {}
-    }
+    let text = from.map_or(Ok(String::new()), |file| bounded::text(file, MAX_LIST_BYTES))?;
     let mut seen = HashSet::new();
     let lines = text.lines().map(|line| line.trim_end_matches('\r').to_string());
     let all = items.into_iter().chain(lines).filter(|item| !item.trim().is_empty());
