@@ -15,25 +15,26 @@ pub struct Broker {
     dir: PathBuf,
     port: u16,
     config: Option<PathBuf>,
+    tls: bool,
 }
 
 impl Broker {
     /// Starts one on a free port; data, ports file and log lie in `dir`.
     pub fn start(dir: &Path) -> Self {
-        Self::start_with(dir, None)
+        Self::start_with(dir, None, false)
     }
 
-    /// The same, of a server with TLS that `config` describes; its address and port stand back.
-    pub fn start_with(dir: &Path, config: Option<PathBuf>) -> Self {
+    /// The same, of a server that `config` describes; its address and port stand back.
+    pub fn start_with(dir: &Path, config: Option<PathBuf>, tls: bool) -> Self {
         std::fs::create_dir_all(dir).expect("a folder for the broker");
-        let mut broker = Self { process: None, dir: dir.into(), port: 0, config };
+        let mut broker = Self { process: None, dir: dir.into(), port: 0, config, tls };
         broker.spawn("-1");
         broker
     }
 
     /// Where it listens.
     pub fn url(&self) -> String {
-        let scheme = if self.config.is_some() { "tls" } else { "nats" };
+        let scheme = if self.tls { "tls" } else { "nats" };
         format!("{scheme}://127.0.0.1:{}", self.port)
     }
 
@@ -45,14 +46,29 @@ impl Broker {
     /// Kills it and starts it again with the same data.
     pub fn restart(&mut self) {
         self.kill();
+        self.start_again();
+    }
+
+    /// Starts it after [`Broker::kill`] with the same data.
+    pub fn start_again(&mut self) {
         self.spawn(&self.port.to_string());
+    }
+
+    /// SIGSTOP: alive, but does nothing.
+    pub fn freeze(&self) {
+        self.process.iter().for_each(Process::freeze);
+    }
+
+    /// SIGCONT.
+    pub fn thaw(&self) {
+        self.process.iter().for_each(Process::thaw);
     }
 
     /// Kills it and starts it again without any data.
     pub fn wipe(&mut self) {
         self.kill();
         std::fs::remove_dir_all(self.data()).expect("its data can be removed");
-        self.spawn(&self.port.to_string());
+        self.start_again();
     }
 
     fn data(&self) -> PathBuf {
@@ -62,7 +78,8 @@ impl Broker {
         }
     }
 
-    fn kill(&mut self) {
+    /// SIGKILL.
+    pub fn kill(&mut self) {
         if let Some(process) = self.process.take() {
             process.kill();
         }

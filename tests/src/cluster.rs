@@ -11,12 +11,14 @@ use likeness_contract::ids::{JobId, RunNumber, TaskId};
 use likeness_contract::jobs::{JobRequest, Outcome, RunResult, TaskRecord};
 use likeness_contract::keys;
 use likeness_contract::messages::{TaskEvent, TaskNews};
-use likeness_link::{Client, NatsSettings, Store, Timings, WatchEvent};
+use likeness_link::{Bus, Client, NatsSettings, Store, Timings, WatchEvent};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::broker::Broker;
 use crate::process::{Finished, Process, binary, finish};
+use crate::s3::S3;
+use crate::trio;
 use crate::wait::{deadline, until};
 
 /// `ack_wait` of all processes.
@@ -29,6 +31,10 @@ pub const LEASE: Duration = Duration::from_millis(2000);
 pub struct Cluster {
     /// The broker.
     pub broker: Broker,
+    /// The other nodes, where the broker is a cluster.
+    pub others: Vec<Broker>,
+    /// The store, where it is not a folder.
+    pub s3: Option<S3>,
     dir: TempDir,
     /// The folder that `infra/nats/setup` wrote, where the broker lets nobody in without a key.
     keys: Option<PathBuf>,
@@ -47,7 +53,23 @@ impl Cluster {
         let turn = turn().await;
         let dir = tempfile::tempdir().expect("a temporary folder");
         std::fs::create_dir_all(dir.path().join("logs")).expect("a folder for logs");
-        Self { broker: Broker::start(&dir.path().join("nats")), dir, keys: None, _turn: turn }
+        let broker = Broker::start(&dir.path().join("nats"));
+        Self { broker, others: Vec::new(), s3: None, dir, keys: None, _turn: turn }
+    }
+
+    /// The same with a store that is reached over HTTP.
+    pub async fn start_over_s3() -> Self {
+        Self { s3: Some(S3::start(false).await), ..Self::start().await }
+    }
+
+    /// The same with a broker of three nodes.
+    pub async fn start_trio() -> Self {
+        let turn = turn().await;
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        std::fs::create_dir_all(dir.path().join("logs")).expect("a folder for logs");
+        let mut others = trio::start(&dir.path().join("nats"));
+        let broker = others.remove(0);
+        Self { broker, others, s3: None, dir, keys: None, _turn: turn }
     }
 
     /// The same with a broker that `infra/nats/setup` configured: TLS, and a user for every role.
@@ -60,8 +82,8 @@ impl Cluster {
         setup.arg(&keys).env("LIKENESS", binary("likeness"));
         let done = finish(setup).await;
         assert_eq!(done.code, 0, "{}", done.err);
-        let broker = Broker::start_with(&dir.path().join("nats"), Some(keys.join("server.conf")));
-        Self { broker, dir, keys: Some(keys), _turn: turn }
+        let broker = Broker::start_with(&dir.path().join("nats"), Some(keys.join("server.conf")), true);
+        Self { broker, others: Vec::new(), s3: None, dir, keys: Some(keys), _turn: turn }
     }
 
     /// The scenario's own folder.
@@ -74,16 +96,31 @@ impl Cluster {
         self.dir.path().join("store")
     }
 
+    /// Where the store is, for programs.
+    pub fn store_url(&self) -> String {
+        let folder = || self.store_dir().to_str().expect("a plain path").to_string();
+        self.s3.as_ref().map_or_else(folder, S3::url)
+    }
+
+    /// Addresses of all nodes of the broker.
+    pub fn nats_url(&self) -> String {
+        let nodes: Vec<String> = std::iter::once(&self.broker).chain(&self.others).map(Broker::url).collect();
+        nodes.join(",")
+    }
+
     /// A program of ours with the addresses and times of this cluster in its environment.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(binary(program));
         command
             .current_dir(self.dir())
-            .env("LIKENESS_NATS", self.broker.url())
-            .env("LIKENESS_STORE", self.store_dir())
+            .env("LIKENESS_NATS", self.nats_url())
+            .env("LIKENESS_STORE", self.store_url())
             .env("LIKENESS_ACK_WAIT_MS", ACK_WAIT.as_millis().to_string())
             .env("LIKENESS_LEASE_MS", LEASE.as_millis().to_string())
             .env_remove("LIKENESS_LOG");
+        if let Some(s3) = &self.s3 {
+            s3.found_by(&mut command);
+        }
         if let Some(keys) = &self.keys {
             command.env("LIKENESS_NATS_CA", keys.join("ca.pem")).env("LIKENESS_CREDENTIALS", keys.join("operator.nk"));
         }
@@ -99,9 +136,15 @@ impl Cluster {
 
     /// Starts a coordinator.
     pub fn coordinator(&self, name: &str) -> Process {
+        self.coordinator_with(name, |_| ())
+    }
+
+    /// [`Cluster::coordinator`] with more in its environment.
+    pub fn coordinator_with(&self, name: &str, environment: impl FnOnce(&mut Command)) -> Process {
         let mut command = self.command("likeness");
         command.arg("coordinator").env("LIKENESS_LOG", "info");
         self.as_user(&mut command, "coordinator");
+        environment(&mut command);
         Process::start(name, &self.dir().join("logs"), command)
     }
 
@@ -146,19 +189,21 @@ impl Cluster {
         let timings = Timings::from_ack_wait(ACK_WAIT, LEASE);
         let file = |name: &str| self.keys.as_ref().map(|keys| keys.join(name));
         let (credentials, ca) = (file(&format!("{user}.nk")), file("ca.pem"));
-        NatsSettings { url: self.broker.url(), credentials, ca, timings }
+        NatsSettings { url: self.nats_url(), credentials, ca, timings }
     }
 
     /// The store, seen from the test.
     pub async fn store(&self) -> Store {
-        Store::open(self.store_dir().to_str().expect("a plain path")).await.expect("the store opens")
+        match &self.s3 {
+            Some(s3) => s3.store(),
+            None => Store::open(&self.store_url()).await.expect("the store opens"),
+        }
     }
 
     /// A client, once a coordinator answers.
     pub async fn client(&self) -> Client {
-        let store = self.store_dir();
-        let store = store.to_str().expect("a plain path");
-        let client = Client::connect(&self.nats(), store).await.expect("broker and store are there");
+        let bus = Bus::connect(&self.nats(), "likeness-tests").await.expect("the broker is there");
+        let client = Client::over(bus, self.store().await);
         until("a coordinator answers", async || client.status().await.ok()).await;
         client
     }

@@ -6,12 +6,16 @@
 //! the times of leases are short.
 
 pub mod broker;
+pub mod chaos;
 pub mod cluster;
 pub mod faces;
 pub mod galleries;
 pub mod jobs;
+pub mod meddling;
 pub mod process;
+pub mod proxy;
 pub mod s3;
+pub mod trio;
 pub mod wait;
 
 pub use broker::Broker;

@@ -67,6 +67,11 @@ impl Process {
         self.ended().await
     }
 
+    /// Whether it has not ended.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("a child of ours").is_none()
+    }
+
     /// Waits for its end.
     pub async fn ended(&mut self) -> ExitStatus {
         let child = &mut self.child;
@@ -76,6 +81,11 @@ impl Process {
     /// What it has logged so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// The last line of it.
+    pub fn last_line(&self) -> String {
+        self.log().lines().last().unwrap_or_default().to_string()
     }
 
     /// Waits until its log contains a text.

@@ -1,4 +1,5 @@
-//! A store that speaks just enough of S3 over HTTP, and can be told to ignore `If-None-Match`.
+//! A store that speaks just enough of S3 over HTTP, and can be told to ignore `If-None-Match`, or to fail otherwise
+//! ([`crate::meddling`]).
 //!
 //! Objects lie in memory. No signatures are checked, listings are never cut.
 
@@ -10,6 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 
+use likeness_link::Store;
+use object_store::aws::AmazonS3Builder;
+use object_store::prefix::PrefixStore;
+
+use crate::meddling::{Fault, Meddling};
+
 const BUCKET: &str = "bucket";
 
 type Objects = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
@@ -19,6 +26,8 @@ type Objects = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
 pub struct S3 {
     endpoint: String,
     objects: Objects,
+    /// What goes wrong.
+    pub meddling: Arc<Meddling>,
 }
 
 /// What a request asks.
@@ -44,13 +53,14 @@ impl S3 {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
         let objects = Objects::default();
-        let served = objects.clone();
+        let meddling = Arc::<Meddling>::default();
+        let (served, rule) = (objects.clone(), meddling.clone());
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, served.clone(), ignores_create));
+                tokio::spawn(serve(stream, served.clone(), ignores_create, rule.clone()));
             }
         });
-        Self { endpoint, objects }
+        Self { endpoint, objects, meddling }
     }
 
     /// A URL in its bucket.
@@ -74,17 +84,35 @@ impl S3 {
         command.env("AWS_ACCESS_KEY_ID", "any").env("AWS_SECRET_ACCESS_KEY", "any").env("AWS_ALLOW_HTTP", "true");
     }
 
+    /// The store below [`S3::url`], seen from the test.
+    pub fn store(&self) -> Store {
+        let s3 = AmazonS3Builder::new().with_endpoint(&self.endpoint).with_allow_http(true).with_region("us-east-1");
+        let s3 = s3.with_bucket_name(BUCKET).with_access_key_id("any").with_secret_access_key("any");
+        let s3 = s3.build().expect("a store");
+        Store::over(Arc::new(PrefixStore::new(s3, "likeness")), &self.url())
+    }
+
     /// Keys of all objects.
     pub fn keys(&self) -> Vec<String> {
         self.objects.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
     }
 }
 
-async fn serve(stream: TcpStream, objects: Objects, ignores_create: bool) {
+async fn serve(stream: TcpStream, objects: Objects, ignores_create: bool, meddling: Arc<Meddling>) {
     let mut stream = BufReader::new(stream);
     while let Some(request) = read(&mut stream).await {
         let head = request.method == "HEAD";
-        let Response { status, content_range, body } = answer(request, &objects, ignores_create);
+        let failed = |status| Response { status, content_range: None, body: Vec::new() };
+        let response = match meddling.fault(&request.method, &request.path) {
+            Fault::None => answer(request, &objects, ignores_create),
+            Fault::Refused(status) => failed(status),
+            Fault::Done(status) => {
+                answer(request, &objects, ignores_create);
+                failed(status)
+            }
+            Fault::Swallowed => std::future::pending().await,
+        };
+        let Response { status, content_range, body } = response;
         let mut response = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n", body.len());
         if let Some(range) = content_range {
             write!(response, "content-range: bytes {range}\r\n").expect("a String takes everything");
@@ -158,10 +186,12 @@ fn answer(request: Request, objects: &Objects, ignores_create: bool) -> Response
         }
         ("POST", "") => {
             let text = String::from_utf8_lossy(&body);
+            let mut result = String::from("<DeleteResult>");
             for key in text.split("<Key>").skip(1).filter_map(|rest| rest.split("</Key>").next()) {
                 objects.remove(key);
+                write!(result, "<Deleted><Key>{key}</Key></Deleted>").expect("a String takes everything");
             }
-            whole("200 OK", b"<DeleteResult></DeleteResult>".to_vec())
+            whole("200 OK", (result + "</DeleteResult>").into_bytes())
         }
         _ => empty("405 Method Not Allowed"),
     }

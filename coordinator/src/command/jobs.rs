@@ -164,7 +164,7 @@ fn print(detail: &JobDetail, used: Option<&JobUsage>) {
         line(format!("  {}", summary::gate_words(gate)));
     }
     for trouble in troubles {
-        line(format!("  trouble: {}", summary::failure_words(trouble)));
+        line(format!("  {}", summary::trouble_words(detail, trouble)));
     }
 }
 

@@ -1,12 +1,19 @@
 //! `likeness status`: workers, queues and shard placement at a glance.
 
 use likeness_contract::jobs::{DeviceClass, TaskKind};
-use likeness_contract::messages::{Placement, Presence, Queue, Sighting, Status};
+use likeness_contract::messages::{JobDetail, JobState, Placement, Presence, Queue, Sighting, Status};
+use likeness_link::Client;
+use serde_json::json;
 
 use crate::command::Global;
 use crate::command::exit::{Exit, Outcome};
 use crate::command::output::{self, Table, count, line, span};
 use crate::command::progress::worker_for;
+use crate::command::summary;
+
+/// Newest jobs that are looked at for troubles, and troubles that are shown.
+const LOOKED_AT: u32 = 30;
+const SHOWN: usize = 20;
 
 /// Asks and prints.
 pub async fn run(global: &Global) -> Outcome {
@@ -14,14 +21,44 @@ pub async fn run(global: &Global) -> Outcome {
     let status = client.status().await?;
     // A coordinator of an older version can't tell.
     let sightings = client.sightings().await.unwrap_or_default();
+    let troubled = troubled(&client).await?;
     if global.json {
         let mut told = serde_json::to_value(&status)?;
         told["sightings"] = serde_json::to_value(&sightings)?;
+        told["troubles"] =
+            troubled.iter().map(|job| json!({ "job": job.summary.job, "tasks": job.troubles })).collect();
         output::json(&told)?;
     } else {
         line(render(&status, &sightings));
+        troubles(&troubled).into_iter().for_each(|text| line(format!("\n{text}")));
     }
     Ok(Exit::Done)
+}
+
+/// Jobs that run or failed, of the newest, in which something was tried again or given up.
+async fn troubled(client: &Client) -> Outcome<Vec<JobDetail>> {
+    let wanted = |state| matches!(state, JobState::Running | JobState::Failed);
+    let mut troubled = Vec::new();
+    for job in client.list(LOOKED_AT).await?.into_iter().filter(|job| wanted(job.state)) {
+        // A job may be gone from the leader's mind meanwhile.
+        let Ok(detail) = client.show(&job.job).await else { continue };
+        if !detail.troubles.is_empty() {
+            troubled.push(detail);
+        }
+    }
+    Ok(troubled)
+}
+
+fn troubles(troubled: &[JobDetail]) -> Option<String> {
+    let of_job = |job: &JobDetail| {
+        let name = job.summary.job.to_string();
+        job.troubles.iter().map(|task| format!("{name} {}", summary::trouble_words(job, task))).collect::<Vec<_>>()
+    };
+    let lines: Vec<String> = troubled.iter().flat_map(of_job).collect();
+    let more = lines.len().saturating_sub(SHOWN);
+    let shown = lines.iter().take(SHOWN).cloned();
+    let rest = (more > 0).then(|| format!("and {more} more: `likeness jobs show JOB`"));
+    (!lines.is_empty()).then(|| shown.chain(rest).collect::<Vec<_>>().join("\n"))
 }
 
 fn render(status: &Status, sightings: &[Sighting]) -> String {

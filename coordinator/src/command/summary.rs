@@ -265,6 +265,18 @@ fn print_failures(job: &JobId, failures: &[TaskFailure]) {
     say(format!("`likeness jobs retry {job}` tries what failed again and keeps what was done"));
 }
 
+/// `given up: …` of a task whose dead letter ended the run, `tried again: …` of one that went on; why.
+pub fn trouble_words(job: &JobDetail, task: &TaskFailure) -> String {
+    let given_up =
+        matches!(&job.result, Some(RunResult::Failed { failures }) if failures.iter().any(|f| f.task == task.task));
+    let attempts = task.reported + task.silent;
+    match (given_up, attempts) {
+        (true, _) => format!("given up: {}", failure_words(task)),
+        (false, 0) => format!("tried again: {}", failure_words(task)),
+        (false, attempts) => format!("tried again, attempt {}: {}", attempts + 1, failure_words(task)),
+    }
+}
+
 /// `part-00003: can't read …  (5 failures reported, 1 attempt vanished)`
 pub fn failure_words(failure: &TaskFailure) -> String {
     let mut counts = Vec::new();

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use likeness_link::Error;
 use likeness_link::error::chain;
+use likeness_link::telemetry::metrics::metrics;
 
 /// First pause.
 const FIRST: Duration = Duration::from_millis(100);
@@ -25,6 +26,7 @@ impl Default for Backoff {
 impl Backoff {
     /// Says what did not work, and pauses.
     pub(super) async fn wait(&mut self, what: &str, error: &Error) {
+        metrics().retries.inc();
         let again_ms = self.pause.as_millis();
         if error.is_transient() {
             tracing::warn!(error = %chain(error), again_ms, "{what}");

@@ -11,9 +11,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use likeness_contract::codec::{self, Encoding};
 use likeness_contract::ids::{JobId, RunNumber, TaskId};
 use likeness_contract::jobs::{Outcome, RunResult, TaskMessage, TaskRecord};
-use likeness_contract::messages::{DeadLetter, JobEvent, JobState};
+use likeness_contract::messages::{DeadLetter, JobEvent, JobNews, JobState};
 use likeness_contract::{keys, subjects};
 use likeness_link::error::chain;
+use likeness_link::telemetry::metrics::metrics;
 use likeness_link::{ErrorKind, Published, Result};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -163,7 +164,10 @@ impl Hands {
         let mut backoff = Backoff::default();
         while self.open.contains(&message.job, message.run) {
             match self.cx.bus.publish_task(subject.clone(), &message).await {
-                Ok(Published::New) => return,
+                Ok(Published::New) => {
+                    metrics().tasks_published.inc();
+                    return;
+                }
                 Ok(Published::AlreadyThere) => {
                     tracing::debug!(%subject, "lies in the queue already");
                     return;
@@ -195,6 +199,7 @@ impl Hands {
     async fn dead_letter(&self, letter: DeadLetter) {
         let subject = subjects::dead(&letter.job, &letter.failure.task);
         let DeadLetter { job, run, failure, .. } = &letter;
+        metrics().dead_letters.inc();
         tracing::error!(%job, task = %failure.task, run = run.0, error = %failure.error, "a task was given up");
         let mut backoff = Backoff::default();
         loop {
@@ -220,6 +225,9 @@ impl Hands {
 
     async fn announce(&self, event: JobEvent) {
         let JobEvent { job, run, what, .. } = &event;
+        if let JobNews::Closed(result) = what {
+            metrics().runs.get_or_create(&[("result", result_name(result))]).inc();
+        }
         tracing::info!(%job, run = run.0, what = what.name(), "job");
         let subject = subjects::job_event(job, what.name());
         let mut backoff = Backoff::default();
@@ -303,5 +311,13 @@ impl Hands {
             Some(Err(error)) => tracing::error!(%job, error, "an outcome can't be read, somebody must mend it"),
             None => {}
         }
+    }
+}
+
+fn result_name(result: &RunResult) -> &'static str {
+    match result {
+        RunResult::Done { .. } => "done",
+        RunResult::Failed { .. } => "failed",
+        RunResult::Cancelled => "cancelled",
     }
 }

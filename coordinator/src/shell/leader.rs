@@ -10,6 +10,7 @@ use likeness_contract::ids::{JobId, RunNumber, TaskId};
 use likeness_contract::jobs::{Outcome, TaskRecord};
 use likeness_contract::messages::TaskEvent;
 use likeness_link::Result;
+use likeness_link::telemetry::metrics::metrics;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -134,8 +135,12 @@ async fn run(mut core: Reactor, mut executor: Executor, mut news: mpsc::Receiver
 
 fn take(core: &mut Reactor, executor: &mut Executor, input: Input) {
     let now_ms = now_ms();
+    metrics().open_jobs.set(i64::try_from(core.open_jobs().count()).unwrap_or(i64::MAX));
     match input {
-        Input::Event(event) => core.on_event(&event, now_ms, executor),
+        Input::Event(event) => {
+            metrics().task_events.get_or_create(&[("event", event.what.name())]).inc();
+            core.on_event(&event, now_ms, executor);
+        }
         Input::Replayed => core.on_replayed(now_ms, executor),
         Input::Workers(workers) => core.on_workers(workers, now_ms, executor),
         Input::Tick => core.on_tick(now_ms, executor),

@@ -9,6 +9,7 @@ use likeness_contract::ids::{Fence, WorkerId};
 use likeness_contract::messages::Leader;
 use likeness_contract::subjects::{LEADER_KEY, LEASES_BUCKET};
 use likeness_link::error::chain;
+use likeness_link::telemetry::metrics::metrics;
 use likeness_link::{Bus, Kv, Result};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -64,6 +65,7 @@ impl Lease {
                 () = tokio::time::sleep(self.renew_every) => {}
             }
             if !self.renew(&stop).await {
+                metrics().leadership_losses.inc();
                 tracing::warn!(fence = self.fence.0, "the lease is lost, this coordinator leads no longer");
                 stop.cancel();
                 return;

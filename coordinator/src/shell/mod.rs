@@ -15,6 +15,7 @@
 //! | [`api`], [`accept`], [`facts`], [`status`] | the API |
 //! | [`usage`], [`notify`] | what jobs use on devices, who is told that they ended |
 //! | [`promote`], [`releases`] | releases, and the bucket that tells searchers of them |
+//! | [`measure`] | what Prometheus is told of queues and workers |
 //! | [`retention`] | what is old goes, unless something holds it |
 
 mod accept;
@@ -26,6 +27,7 @@ mod executor;
 mod facts;
 mod leader;
 mod lease;
+mod measure;
 mod notify;
 mod promote;
 mod recover;
@@ -40,6 +42,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use likeness_contract::ids::WorkerId;
+use likeness_link::telemetry::metrics::metrics;
 use likeness_link::{Bus, Error, ErrorKind, NatsSettings, Result, Store, WebhookSecrets};
 use tokio_util::sync::CancellationToken;
 
@@ -65,6 +68,8 @@ pub struct CoordinatorSettings {
     pub promotion_limit: Duration,
     /// What webhooks are signed with.
     pub webhook_secrets: WebhookSecrets,
+    /// Copies of every stream and bucket on a cluster of brokers; as the cluster looks without.
+    pub stream_replicas: Option<usize>,
 }
 
 impl CoordinatorSettings {
@@ -72,7 +77,8 @@ impl CoordinatorSettings {
     pub fn new(nats: NatsSettings, store: impl Into<String>) -> Self {
         let (id, store) = (new_id(), store.into());
         let promotion_limit = Duration::from_secs(120);
-        Self { id, nats, store, replicas: 2, promotion_limit, webhook_secrets: WebhookSecrets::default() }
+        let (webhook_secrets, stream_replicas) = Default::default();
+        Self { id, nats, store, replicas: 2, promotion_limit, webhook_secrets, stream_replicas }
     }
 }
 
@@ -93,6 +99,7 @@ pub async fn run(settings: CoordinatorSettings, shutdown: CancellationToken) -> 
 pub async fn run_over(settings: CoordinatorSettings, store: Store, shutdown: CancellationToken) -> Result<()> {
     let name = format!("likeness-{}", settings.id);
     let bus = Bus::connect(&settings.nats, &name).await?;
+    settings.stream_replicas.into_iter().for_each(|replicas| bus.set_stream_replicas(replicas));
     store.probe().await?;
     tracing::info!(id = %settings.id, nats = %bus.address(), store = %store.url(), "coordinator started");
     let cx = Arc::new(Context::new(settings, bus, store));
@@ -129,7 +136,9 @@ async fn lead(cx: &Arc<Context>, lease: Lease, shutdown: &CancellationToken) -> 
     let stop = shutdown.child_token();
     let _whoever_drops_this = stop.clone().drop_guard();
     let holding = tokio::spawn(lease.hold(stop.clone()));
+    metrics().leading.set(1);
     let ended = leader::lead(cx.clone(), stop.clone()).await;
+    metrics().leading.set(0);
     stop.cancel();
     if let Err(panicked) = holding.await {
         tracing::error!(error = %panicked, "the renewal of the lease broke");

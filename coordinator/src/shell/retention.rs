@@ -172,9 +172,12 @@ async fn unit(store: &Store, kind: Kind, place: String, objects: Vec<Listed>) ->
     };
     let manifest = document(store, &manifest_key).await?;
     let named = texts(&manifest);
-    // Checkpoints are named by records, which nobody needs to read here: they go with their model.
+    // Checkpoints are named by records, which nobody needs to read here: they go with their model. What a dataset version tells of
+    // itself lies beside its manifest under a fixed name.
+    let (rounds, about) = (format!("{place}/rounds/"), format!("{place}/about.json"));
     let is_part = |object: &Listed| {
-        object.key == manifest_key || named.contains(&object.key) || object.key.starts_with(&format!("{place}/rounds/"))
+        let key = &object.key;
+        *key == manifest_key || *key == about || named.contains(key) || key.starts_with(&rounds)
     };
     let (parts, orphans): (Vec<Listed>, Vec<Listed>) = objects.into_iter().partition(is_part);
     let (objects, bytes) = sum(&parts);

@@ -28,7 +28,7 @@ pub(super) async fn status(api: &Api) -> Answer<Status> {
 }
 
 /// Queues that are not empty.
-async fn queues(bus: &Bus) -> Vec<Queue> {
+pub(super) async fn queues(bus: &Bus) -> Vec<Queue> {
     let mut all = Vec::new();
     for kind in TaskKind::ALL {
         for device in DeviceClass::ALL {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_nats::datetime::DateTime;
 use likeness_contract::subjects;
 use likeness_link::error::chain;
+use likeness_link::telemetry::metrics::metrics;
 use likeness_link::{Bus, ErrorKind, Result};
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -15,6 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::context::Context;
 use super::events::{Follow, stream_info};
 use super::leader::{Inbox, Input};
+use super::measure;
 use super::releases;
 use crate::core::workers::Workers;
 
@@ -53,6 +55,7 @@ pub(super) async fn watch(cx: Arc<Context>, inbox: Inbox, follow: Arc<Follow>) {
         match streams.check(&cx).await {
             Ok(false) => {}
             Ok(true) => {
+                metrics().broker_losses.inc();
                 tracing::warn!("the broker lost streams, looking after all tasks that are published");
                 let _not_leading = inbox.send(Input::BrokerDoubted).await;
             }
@@ -68,6 +71,7 @@ pub(super) async fn watch(cx: Arc<Context>, inbox: Inbox, follow: Arc<Follow>) {
                 tracing::warn!(error = %chain(&error), "the aliases can't be looked after yet");
             }
             let _not_leading = inbox.send(Input::Tick).await;
+            measure::queues(&cx.bus).await;
         }
     }
 }
@@ -127,7 +131,9 @@ pub(super) async fn count_workers(cx: Arc<Context>, inbox: Inbox) {
     let changed = Notify::new();
     let count = async {
         loop {
-            let workers = Workers::count(&cx.roster.live());
+            let live = cx.roster.live();
+            measure::workers(&live);
+            let workers = Workers::count(&live);
             let _not_leading = inbox.send(Input::Workers(workers)).await;
             // One that dies is noticed by its silence.
             let silence = tokio::time::sleep(cx.bus.timings().presence_every);

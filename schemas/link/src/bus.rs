@@ -5,7 +5,7 @@
 
 use std::error::Error as StdError;
 use std::future::IntoFuture;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::context::{
@@ -25,7 +25,8 @@ use crate::kv::Kv;
 use crate::login;
 pub use crate::pull::{Delivery, Pull};
 use crate::settings::{NatsSettings, Timings};
-use crate::topology::{self, Topology};
+use crate::telemetry::metrics::metrics;
+use crate::topology::{self, Copies, Topology};
 
 /// Oldest server that has everything the topology needs.
 const MIN_SERVER: (i64, i64, i64) = (2, 11, 0);
@@ -47,6 +48,8 @@ struct Inner {
     timings: Timings,
     address: String,
     forbidden: Forbidden,
+    /// See [`Bus::set_stream_replicas`].
+    stream_replicas: OnceLock<usize>,
 }
 
 /// What the server said last about a permission: it answers so to nobody in particular, and the request that
@@ -84,12 +87,19 @@ impl Bus {
         suits(&client, &address)?;
         let mut jetstream = jetstream::new(client.clone());
         jetstream.set_timeout(timings.request);
-        Ok(Self { inner: Arc::new(Inner { client, jetstream, timings, address, forbidden }) })
+        let stream_replicas = OnceLock::new();
+        Ok(Self { inner: Arc::new(Inner { client, jetstream, timings, address, forbidden, stream_replicas }) })
     }
 
     /// Makes the streams, consumers and buckets that are missing. Safe to repeat.
     pub async fn ensure_topology(&self) -> Result<()> {
-        Topology::new(self.timings(), self.replicas()).ensure(self.jetstream()).await
+        Topology::new(self.timings()).ensure(self.jetstream(), self.copies()).await
+    }
+
+    /// Streams and buckets have exactly so many copies from now on; said once. Without, they have three on a cluster
+    /// of three nodes and more, else one, and never fewer than before.
+    pub fn set_stream_replicas(&self, replicas: usize) {
+        let _said_before = self.inner.stream_replicas.set(replicas);
     }
 
     /// Waits until streams and buckets are there: makes them, unless a coordinator has, or waits for one where these
@@ -118,9 +128,17 @@ impl Bus {
         topology::mend_consumers(self.jetstream(), self.timings()).await
     }
 
-    /// Three copies on a cluster, one on a single server.
-    fn replicas(&self) -> usize {
-        if self.client().server_info().connect_urls.len() >= 3 { 3 } else { 1 }
+    /// Streams, buckets and consumers that should be there and are not, in words.
+    pub async fn missing(&self) -> Result<Vec<String>> {
+        topology::missing(self.jetstream(), self.timings()).await
+    }
+
+    fn copies(&self) -> Copies {
+        match self.inner.stream_replicas.get() {
+            Some(replicas) => Copies::Exactly(*replicas),
+            None if self.client().server_info().connect_urls.len() >= 3 => Copies::AtLeast(3),
+            None => Copies::AtLeast(1),
+        }
     }
 
     /// The client library's connection.
@@ -394,9 +412,13 @@ fn reconnect_pause(attempts: usize) -> Duration {
 }
 
 fn on_event(event: Event, address: &str, forbidden: &Forbidden) {
+    metrics().nats_errors.inc_by(u64::from(matches!(event, Event::ServerError(_) | Event::SlowConsumer(_))));
     match event {
         Event::Connected => tracing::info!(%address, "connected to NATS"),
-        Event::Disconnected => tracing::warn!(%address, "lost the connection to NATS, reconnecting"),
+        Event::Disconnected => {
+            metrics().nats_disconnects.inc();
+            tracing::warn!(%address, "lost the connection to NATS, reconnecting");
+        }
         Event::ServerError(ServerError::Other(text)) if text.to_lowercase().contains("permissions violation") => {
             tracing::error!(%address, %text, "NATS forbids a subject");
             *forbidden.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);

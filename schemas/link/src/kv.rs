@@ -124,10 +124,19 @@ impl Kv {
         }
     }
 
+    /// Keys that have an entry, or had one. Asked of the stream itself: the client library would make a consumer, which on a
+    /// cluster may be put on a node that is down.
+    async fn keys(&self) -> Result<Vec<String>> {
+        let prefix = format!("$KV.{}.", self.store.name);
+        let listed = self.store.stream.info_with_subjects(format!("{prefix}>")).await;
+        let subjects = listed.map_err(|e| self.failed("list", ">", e))?;
+        let subjects: Vec<(String, usize)> = subjects.try_collect().await.map_err(|e| self.failed("list", ">", e))?;
+        Ok(subjects.iter().filter_map(|(subject, _)| subject.strip_prefix(&prefix)).map(String::from).collect())
+    }
+
     /// All entries, sorted by key. One that cannot be decoded is left out with a warning.
     pub async fn entries<M: Message>(&self) -> Result<Vec<Entry<M>>> {
-        let listed = self.store.keys().await.map_err(|e| self.failed("list", ">", e))?;
-        let keys: Vec<String> = listed.try_collect().await.map_err(|e| self.failed("list", ">", e))?;
+        let keys = self.keys().await?;
         let reads = futures::stream::iter(keys).map(|key| async move { (self.get::<M>(&key).await, key) });
         let read: Vec<_> = reads.buffer_unordered(AT_ONCE).collect().await;
         let mut entries = Vec::with_capacity(read.len());

@@ -9,7 +9,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::pull;
+use async_nats::jetstream::consumer::{self, pull};
 use async_nats::jetstream::{self, AckKind, ErrorCode};
 use async_nats::{StatusCode, Subscriber};
 use bytes::Bytes;
@@ -168,15 +168,29 @@ impl Pull {
         }
     }
 
+    /// The server drops requests for which a consumer has no room without a word: whoever set that up must hear of it.
+    fn has_room(&self, found: &consumer::Info, why: &str) -> Result<()> {
+        let (consumer, most) = (self.consumer(), found.config.max_waiting);
+        if usize::try_from(most).is_ok_and(|most| most > 0 && found.num_waiting >= most) {
+            let text = format!(
+                "the consumer `{consumer}` has room for {most} waiting requests, and as many wait: delete it, and it is made \
+                 again with more"
+            );
+            return Err(Error::new(ErrorKind::Full, text));
+        }
+        tracing::debug!(consumer, why, "pull request lost, asking again");
+        Ok(())
+    }
+
     /// Makes the consumer, and whatever else is missing, again; who may not do that waits for the coordinator, which
     /// looks after both.
     async fn mend(&self, why: &str) -> Result<()> {
         let consumer = self.consumer();
         let jetstream = self.bus.jetstream();
         let found = jetstream.get_consumer_from_stream::<pull::Config, _, _>(consumer, subjects::JOBS_STREAM).await;
-        let Err(error) = found else {
-            tracing::debug!(consumer, why, "pull request lost, asking again");
-            return Ok(());
+        let error = match found {
+            Ok(found) => return self.has_room(found.cached_info(), why),
+            Err(error) => error,
         };
         match server_code(&error) {
             Some(ErrorCode::STREAM_NOT_FOUND) => {

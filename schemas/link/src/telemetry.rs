@@ -1,4 +1,6 @@
-//! Logs: human or JSON lines on standard error, so that standard output carries results only.
+//! Logs: human or JSON lines on standard error, so that standard output carries results only. And [`metrics`].
+
+pub mod metrics;
 
 use std::io::IsTerminal;
 use std::str::FromStr;

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::stream::{self, DiscardPolicy, RetentionPolicy, StorageType};
-use async_nats::jetstream::{Context, kv};
+use async_nats::jetstream::{Context, ErrorCode, kv};
 use futures::{StreamExt, TryStreamExt};
 use likeness_contract::jobs::{DeviceClass, Priority, TaskKind};
 use likeness_contract::subjects;
@@ -41,25 +41,56 @@ pub(crate) struct Topology {
     pub(crate) buckets: Vec<kv::Config>,
 }
 
+/// Copies of every stream and bucket on the nodes of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Copies {
+    /// As somebody set it.
+    Exactly(usize),
+    /// As the cluster looks now, but never fewer than there are: a node that is down must not cost the copies.
+    AtLeast(usize),
+}
+
+impl Copies {
+    /// Copies of a stream that has so many now, if it is there.
+    fn of(self, now: Option<usize>) -> usize {
+        match self {
+            Self::Exactly(copies) => copies,
+            Self::AtLeast(copies) => now.map_or(copies, |now| now.max(copies)),
+        }
+    }
+
+    async fn of_stream(self, jetstream: &Context, name: &str) -> Result<usize> {
+        if let Self::Exactly(copies) = self {
+            return Ok(copies);
+        }
+        let now = match jetstream.get_stream(name).await {
+            Ok(stream) => Some(stream.cached_info().config.num_replicas),
+            Err(error) if crate::bus::server_code(&error) == Some(ErrorCode::STREAM_NOT_FOUND) => None,
+            Err(error) => return Err(unmade(format!("stream `{name}`"), error)),
+        };
+        Ok(self.of(now))
+    }
+}
+
 impl Topology {
-    pub(crate) fn new(timings: &Timings, replicas: usize) -> Self {
-        Self { streams: streams(replicas), consumers: task_consumers(timings), buckets: buckets(timings, replicas) }
+    pub(crate) fn new(timings: &Timings) -> Self {
+        Self { streams: streams(), consumers: task_consumers(timings), buckets: buckets(timings) }
     }
 
     /// Makes what is missing and brings settings up to date. Safe to repeat, and to do by several at once.
-    pub(crate) async fn ensure(self, jetstream: &Context) -> Result<()> {
+    pub(crate) async fn ensure(self, jetstream: &Context, copies: Copies) -> Result<()> {
         let Self { streams, consumers, buckets } = self;
-        let streams = futures::stream::iter(streams).map(|config| ensure_stream(jetstream, config));
+        let streams = futures::stream::iter(streams).map(|config| ensure_stream(jetstream, config, copies));
         streams.buffer_unordered(AT_ONCE).try_collect::<()>().await?;
-        let buckets = futures::stream::iter(buckets).map(|config| ensure_bucket(jetstream, config));
+        let buckets = futures::stream::iter(buckets).map(|config| ensure_bucket(jetstream, config, copies));
         buckets.buffer_unordered(AT_ONCE).try_collect::<()>().await?;
         let consumers = futures::stream::iter(consumers).map(|config| ensure_consumer(jetstream, config));
         consumers.buffer_unordered(AT_ONCE).try_collect::<()>().await
     }
 }
 
-fn streams(replicas: usize) -> Vec<stream::Config> {
-    let base = || stream::Config { storage: StorageType::File, num_replicas: replicas, ..Default::default() };
+fn streams() -> Vec<stream::Config> {
+    let base = || stream::Config { storage: StorageType::File, ..Default::default() };
     vec![
         stream::Config {
             name: subjects::JOBS_STREAM.into(),
@@ -94,13 +125,12 @@ fn streams(replicas: usize) -> Vec<stream::Config> {
     ]
 }
 
-fn buckets(timings: &Timings, replicas: usize) -> Vec<kv::Config> {
+fn buckets(timings: &Timings) -> Vec<kv::Config> {
     let bucket = |name: &str, description: &str, history: i64, max_age: Duration| kv::Config {
         bucket: name.into(),
         description: description.into(),
         history,
         max_age,
-        num_replicas: replicas,
         storage: StorageType::File,
         ..Default::default()
     };
@@ -123,18 +153,39 @@ fn task_consumers(timings: &Timings) -> Vec<pull::Config> {
     consumers
 }
 
+/// See [`crate::Bus::missing`].
+pub(crate) async fn missing(jetstream: &Context, timings: &Timings) -> Result<Vec<String>> {
+    let unread = |e| unmade("list of streams".into(), e);
+    let there: HashSet<String> = jetstream.stream_names().try_collect().await.map_err(unread)?;
+    let Topology { streams, consumers, buckets } = Topology::new(timings);
+    let streams = streams.into_iter().map(|stream| (stream.name.clone(), format!("stream `{}`", stream.name)));
+    let buckets = buckets.into_iter().map(|it| (format!("KV_{}", it.bucket), format!("bucket `{}`", it.bucket)));
+    let mut missing: Vec<String> =
+        streams.chain(buckets).filter(|(name, _)| !there.contains(name)).map(|(_, words)| words).collect();
+    let gone = match there.contains(subjects::JOBS_STREAM) {
+        true => missing_consumers(jetstream, timings).await?,
+        false => consumers,
+    };
+    missing.extend(gone.into_iter().filter_map(|config| Some(format!("consumer `{}`", config.durable_name?))));
+    Ok(missing)
+}
+
 /// See [`crate::Bus::mend_consumers`].
 pub(crate) async fn mend_consumers(jetstream: &Context, timings: &Timings) -> Result<usize> {
+    let missing = missing_consumers(jetstream, timings).await?;
+    for config in &missing {
+        ensure_consumer(jetstream, config.clone()).await?;
+    }
+    Ok(missing.len())
+}
+
+async fn missing_consumers(jetstream: &Context, timings: &Timings) -> Result<Vec<pull::Config>> {
     let stream = jetstream.get_stream_no_info(subjects::JOBS_STREAM).await;
     let stream = stream.map_err(|e| unmade(format!("stream `{}`", subjects::JOBS_STREAM), e))?;
     let unread = |e| unmade("list of consumers".into(), e);
     let there: HashSet<String> = stream.consumer_names().try_collect().await.map_err(unread)?;
     let is_missing = |config: &pull::Config| config.durable_name.as_ref().is_some_and(|name| !there.contains(name));
-    let missing: Vec<pull::Config> = task_consumers(timings).into_iter().filter(is_missing).collect();
-    for config in &missing {
-        ensure_consumer(jetstream, config.clone()).await?;
-    }
-    Ok(missing.len())
+    Ok(task_consumers(timings).into_iter().filter(is_missing).collect())
 }
 
 /// The consumer of one kind, device class and priority.
@@ -157,14 +208,16 @@ pub(crate) fn task_consumer(
     }
 }
 
-async fn ensure_stream(jetstream: &Context, config: stream::Config) -> Result<()> {
+async fn ensure_stream(jetstream: &Context, mut config: stream::Config, copies: Copies) -> Result<()> {
     let name = config.name.clone();
+    config.num_replicas = copies.of_stream(jetstream, &name).await?;
     let made = jetstream.create_or_update_stream(config).await;
     made.map(drop).map_err(|e| unmade(format!("stream `{name}`"), e))
 }
 
-async fn ensure_bucket(jetstream: &Context, config: kv::Config) -> Result<()> {
+async fn ensure_bucket(jetstream: &Context, mut config: kv::Config, copies: Copies) -> Result<()> {
     let name = config.bucket.clone();
+    config.num_replicas = copies.of_stream(jetstream, &format!("KV_{name}")).await?;
     let made = jetstream.create_or_update_key_value(config).await;
     made.map(drop).map_err(|e| unmade(format!("bucket `{name}`"), e))
 }
@@ -176,11 +229,14 @@ pub(crate) async fn ensure_consumer(jetstream: &Context, config: pull::Config) -
 }
 
 fn unmade(what: String, error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    use async_nats::jetstream::ErrorCode;
     let kind = match crate::bus::server_code(&error) {
         Some(ErrorCode::JETSTREAM_NOT_ENABLED | ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT) => ErrorKind::Refused,
         Some(ErrorCode::STORAGE_RESOURCES_EXCEEDED | ErrorCode::INSUFFICIENT_RESOURCES) => ErrorKind::Full,
         Some(ErrorCode::STREAM_NOT_FOUND) => ErrorKind::NotFound,
+        Some(ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED) => {
+            let why = "several copies need a NATS cluster of as many nodes: leave --stream-replicas out, or start the cluster";
+            return Error::new(ErrorKind::Refused, format!("can't make the {what}: {why}")).because(error);
+        }
         _ => ErrorKind::Transient,
     };
     let room = if kind == ErrorKind::Full { no_room() } else { String::new() };
@@ -203,7 +259,15 @@ mod tests {
 
     #[test]
     fn a_server_without_room_is_told_how_much_is_needed() {
-        let reserved: i64 = streams(1).iter().map(|stream| stream.max_bytes).sum();
+        let reserved: i64 = streams().iter().map(|stream| stream.max_bytes).sum();
         assert!(no_room().contains(&format!("reserve {} MiB", reserved / MIB)), "{}", no_room());
+    }
+
+    #[test]
+    fn a_node_that_is_down_does_not_cost_the_copies() {
+        assert_eq!(Copies::AtLeast(1).of(Some(3)), 3);
+        assert_eq!(Copies::AtLeast(3).of(Some(1)), 3);
+        assert_eq!(Copies::AtLeast(3).of(None), 3);
+        assert_eq!(Copies::Exactly(1).of(Some(3)), 1);
     }
 }

@@ -10,6 +10,8 @@ mod approximate;
 mod coordinators;
 mod datasets;
 mod embedding;
+mod failures;
+mod observability;
 mod pipeline;
 mod real_data;
 mod search;

@@ -10,8 +10,10 @@ use likeness_contract::keys;
 use likeness_contract::search::{LeafAnswer, LeafAsk, LeafReply, LeafRequest, SearchReply, SearchRequest};
 use likeness_contract::subjects;
 use likeness_link::Bus;
+use likeness_tests::cluster::{done, records};
 use likeness_tests::galleries::Made;
-use likeness_tests::{Cluster, Process, jobs, until};
+use likeness_tests::proxy::{Fate, Frame, Proxy};
+use likeness_tests::{Cluster, Process, faces, jobs, until};
 
 /// A message as an older program left it.
 fn golden(name: &str) -> Bytes {
@@ -100,6 +102,31 @@ async fn what_older_programs_ask_is_answered_as_they_read_it() {
         let item = answer(&format!("leaf-request/{version}-embedding.bin")).await;
         assert_eq!(item, LeafAnswer::Embedding(None), "no item of that name is here");
     }
+}
+
+/// Workers are upgraded before the coordinator: what they tell in a form that it can't read yet is found in the store.
+#[tokio::test]
+async fn an_older_coordinator_finds_in_the_store_what_newer_workers_tell() {
+    let cluster = Cluster::start().await;
+    let proxy = Proxy::before(&cluster.broker.url()).await;
+    proxy.rule(|frame: &mut Frame| {
+        if !frame.to_server && frame.subject().starts_with("likeness.v1.event.") {
+            frame.from_a_newer_program();
+        }
+        Fate::Passes
+    });
+    let url = proxy.url().to_string();
+    let coordinator = cluster.coordinator_with("coordinator", |command| {
+        command.env("LIKENESS_NATS", url);
+    });
+    let client = cluster.client().await;
+    let _worker = cluster.task_worker("worker");
+    let root = faces::write(cluster.dir(), 60);
+    let job = done(&client, jobs::ingest("faces-1", &root, 30)).await;
+    assert_eq!(records(&client, &job).await.len(), 4, "a scan, two parts, a manifest");
+    assert!(coordinator.log().contains("no event, left out"), "{}", coordinator.log());
+    let dead = client.bus().jetstream().get_stream(subjects::DEAD_STREAM).await.unwrap();
+    assert_eq!(dead.cached_info().state.messages, 0);
 }
 
 /// Searchers are replaced one after the other: roots ask leaves of the release before in its own form, as far as it can say it.

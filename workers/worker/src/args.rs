@@ -85,6 +85,9 @@ pub struct Args {
     pub grace_period: u64,
     #[command(flatten)]
     pub search: SearchArgs,
+    /// Address at which Prometheus reads metrics: 127.0.0.1:9464, or 0.0.0.0:9464 for other machines; nowhere without
+    #[arg(long, value_name = "ADDR", env = "LIKENESS_METRICS")]
+    pub metrics: Option<String>,
     /// What is logged, for instance `info` or `likeness=debug`; LIKENESS_LOG_FORMAT=json for one JSON object a line
     #[arg(long, value_name = "FILTER", env = "LIKENESS_LOG", default_value = "info")]
     pub log: String,

@@ -55,6 +55,7 @@ fn main() -> ExitCode {
 }
 
 fn work(args: Args) -> anyhow::Result<Leaving> {
+    let metrics = args.metrics.clone();
     let settings = args.resolve(args::host_name(), SystemTime::now())?;
     likeness_kernels::configure_threads(settings.threads).context("cannot start the computing threads")?;
     let device = device::open(settings.device)?;
@@ -66,6 +67,9 @@ fn work(args: Args) -> anyhow::Result<Leaving> {
     let shutdown = Shutdown::default();
     let leaving = runtime.block_on(async {
         shutdown.on_signals(settings.grace_period).context("cannot listen for signals")?;
+        if let Some(address) = &metrics {
+            telemetry::metrics::serve(address).await?;
+        }
         Ok(runtime::run(settings, device, shutdown).await?)
     });
     runtime.shutdown_timeout(LAST_WAIT);

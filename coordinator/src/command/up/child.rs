@@ -21,8 +21,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const PROVED_AFTER: Duration = Duration::from_secs(60);
 
 /// Settings of other systems that this process may have been given; the children get theirs as flags.
-const NOT_FOR_CHILDREN: [&str; 4] =
-    ["LIKENESS_CREDENTIALS", "LIKENESS_NATS_CA", "LIKENESS_WORKER_ID", "LIKENESS_ROLES"];
+const NOT_FOR_CHILDREN: [&str; 5] =
+    ["LIKENESS_CREDENTIALS", "LIKENESS_NATS_CA", "LIKENESS_WORKER_ID", "LIKENESS_ROLES", "LIKENESS_METRICS"];
 
 /// How to start a child.
 #[derive(Debug, Clone)]

@@ -7,10 +7,12 @@ use object_store::client::{HttpError, HttpErrorKind};
 use object_store::path::Path;
 
 use crate::error::{Error, ErrorKind};
+use crate::telemetry::metrics::metrics;
 
 /// An error of an operation on `path`.
 pub(crate) fn of_store(path: &Path, error: object_store::Error) -> Error {
     let kind = kind(&error);
+    count(kind);
     let what = match kind {
         ErrorKind::NotFound => "is not in the store",
         ErrorKind::Refused => "is refused by the store",
@@ -20,6 +22,19 @@ pub(crate) fn of_store(path: &Path, error: object_store::Error) -> Error {
         ErrorKind::Transient | ErrorKind::Corrupt | ErrorKind::Newer => "can't be read or written now",
     };
     Error::new(kind, format!("`{path}` {what}")).because(error)
+}
+
+/// That something is not there is an answer; everything else is counted.
+fn count(kind: ErrorKind) {
+    let name = match kind {
+        ErrorKind::NotFound | ErrorKind::Invalid => return,
+        ErrorKind::Refused => "refused",
+        ErrorKind::Full => "full",
+        ErrorKind::Unreachable => "unreachable",
+        ErrorKind::Transient => "transient",
+        ErrorKind::Corrupt | ErrorKind::Newer => "unreadable",
+    };
+    metrics().store_errors.get_or_create(&[("kind", name)]).inc();
 }
 
 fn kind(error: &object_store::Error) -> ErrorKind {

@@ -23,6 +23,7 @@ use tracing::Instrument;
 use super::context::{Shared, TaskContext};
 use super::device::panicked;
 use super::lease::{Interrupt, Lease};
+use super::measure;
 use super::renew;
 use super::report::{Reporter, now_ms};
 use super::verdict::{Answer, Done, check_output, verdict};
@@ -106,6 +107,7 @@ impl Attempts {
         message: TaskMessage,
         attempt: String,
     ) -> Ended {
+        measure::on_delivery(delivery.deliveries);
         let timings = self.bus.timings();
         let (lease, delivery) = (Arc::new(Lease::new(received, timings.ack_wait)), Arc::new(delivery));
         let message = Arc::new(message);
@@ -123,6 +125,7 @@ impl Attempts {
             let _watch = Beside(tokio::spawn(watch.in_current_span()));
             self.until_interrupted(&lease, self.work(&reporter, &lease, delivery.deliveries)).await
         };
+        measure::on_end(message.work.kind(), &end);
         self.conclude(&reporter, &lease, &delivery, &end).await;
         let task = format!("{}/{}", message.job, message.task);
         match end {
@@ -185,18 +188,25 @@ impl Attempts {
         };
         cx.ensure_leased()?;
         let created = store.create_document(&record_key, &record).await?.created;
+        if created {
+            measure::on_record(message.work.kind(), &record.output);
+        }
         Ok(Done { adopted: !created, device_ms })
     }
 
-    /// Publishes the event and answers the message; says nothing once the lease is lost.
+    /// Publishes the event and answers the message; says nothing once the lease is lost. The event may take half of what is left of
+    /// it: one that can't be stored must not cost the answer too, or the message would come again and again before all others.
     async fn conclude(&self, reporter: &Reporter, lease: &Lease, delivery: &Delivery, end: &Result<Done, TaskError>) {
         log(end);
         let (news, answer) = verdict(end, delivery.deliveries);
         if let Some(news) = news.filter(|_| lease.holds(Instant::now())) {
-            let published = timeout_at(lease.expires().into(), reporter.publish(news)).await;
-            if let Ok(Err(error)) = published {
-                // Whoever sweeps finds the record, or delivers the message again.
-                tracing::warn!(error = %chain(&error), "the attempt's last event was lost");
+            let now = Instant::now();
+            let half = now + lease.expires().saturating_duration_since(now) / 2;
+            // Whoever sweeps finds the record, or delivers the message again.
+            match timeout_at(half.into(), reporter.publish(news)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(error = %chain(&error), "the attempt's last event was lost"),
+                Err(_) => tracing::warn!("the attempt's last event was lost: the broker did not take it in time"),
             }
         }
         if lease.holds(Instant::now()) {

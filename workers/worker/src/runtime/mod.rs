@@ -9,6 +9,7 @@ pub mod context;
 pub mod device;
 mod health;
 pub mod lease;
+mod measure;
 mod presence;
 mod pull;
 mod renew;

@@ -17,6 +17,7 @@ use likeness_contract::search::{LeafAnswer, LeafAsk, LeafCancel, LeafReply, Leaf
 use likeness_contract::subjects;
 use likeness_link::bus::Bus;
 use likeness_link::error::{ErrorKind, chain};
+use likeness_link::telemetry::metrics::metrics;
 use tokio::time::{Instant, sleep_until};
 
 use super::gather::{Asked, Gather, Partial};
@@ -139,7 +140,9 @@ impl Leaves<'_> {
         let mut extra = false;
         loop {
             let requests = gather.next_requests();
+            metrics().leaf_requests.inc_by(requests.len() as u64);
             if std::mem::take(&mut extra) {
+                metrics().hedges.inc_by(requests.len() as u64);
                 self.peers.hedge.on_extra(requests.len());
             }
             for asked in requests {

@@ -15,6 +15,7 @@ mod holdings;
 mod keeper;
 mod leaf;
 mod loader;
+mod measure;
 mod memory;
 mod peers;
 mod placement;

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::holdings::Kit;
 use super::keeper::{Inventory, Keeper, Step};
 use super::loader::{Loaded, Loader};
+use super::measure;
 use super::{Searcher, loader, memory};
 use crate::error::TaskError;
 
@@ -251,7 +252,7 @@ impl Keep {
             failed(keeper, &generation, Some(number), &TaskError::transient(why));
         }
         let entries = kit.generation.shards.iter().filter(|entry| taken.contains(&entry.shard));
-        let loads = entries.map(|entry| async { (entry.shard, loader.load(&kit, entry).await) });
+        let loads = entries.map(|entry| async { (entry.shard, measure::load(loader.load(&kit, entry)).await) });
         for (number, loaded) in join_all(loads).await {
             match loaded {
                 Ok(loaded) => {
@@ -345,6 +346,7 @@ async fn until(stop: &CancellationToken, work: impl Future<Output = ()>) {
 
 fn failed(keeper: &mut Keeper, generation: &GenerationRef, shard: Option<u32>, error: &TaskError) {
     let error = error.chain();
+    measure::on_load_failure();
     tracing::error!(generation = %generation.generation, shard, %error, "can't load");
     keeper.on_failure(generation, shard, error, Instant::now());
 }

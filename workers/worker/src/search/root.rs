@@ -25,6 +25,7 @@ use super::explain;
 use super::fan_out::{Leaves, Taken, patience_until};
 use super::gather::{Asked, Gather, Partial};
 use super::holdings::Kit;
+use super::measure;
 use super::query::{self, Input, Question, Wanted};
 use super::{Searcher, loader};
 use crate::error::TaskError;
@@ -44,7 +45,9 @@ const LONGEST_RESERVE: Duration = Duration::from_millis(500);
 pub async fn answer(searcher: &Searcher, request: SearchRequest, received: Instant) -> SearchReply {
     let deadline = received + Duration::from_millis(request.deadline_ms.into()).min(LONGEST_DEADLINE);
     let query = Query { searcher, request: &request, received, deadline };
-    match query.run().await {
+    let result = query.run().await;
+    measure::on_answer(&result);
+    match result {
         Ok(results) => SearchReply::Found(Box::new(results)),
         Err(error) => SearchReply::Error(error),
     }
