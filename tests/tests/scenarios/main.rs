@@ -10,6 +10,7 @@ mod approximate;
 mod coordinators;
 mod datasets;
 mod embedding;
+mod gateway;
 mod pipeline;
 mod real_data;
 mod search;
