@@ -138,22 +138,16 @@ fn router(gateway: Gateway) -> Router {
         router = router.route(route.path, route.guarded(&gateway));
     }
     let body = DefaultBodyLimit::max(gateway.settings.max_body_bytes);
-    let cors = cors(&gateway.settings);
-    router
+    let router = router
         .fallback(page::nothing_there)
         .method_not_allowed_fallback(page::not_so)
         .layer(body)
-        .layer(middleware::from_fn_with_state(gateway.clone(), guard::visitor))
-        .layer(cors)
-        .layer(CompressionLayer::new().gzip(true))
-        .layer(CatchPanicLayer::custom(guard::panicked))
-        .with_state(gateway)
+        .layer(middleware::from_fn_with_state(gateway.clone(), guard::visitor));
+    let router = if gateway.settings.allow_origins.is_empty() { router } else { router.layer(cors(&gateway.settings)) };
+    router.layer(CompressionLayer::new().gzip(true)).layer(CatchPanicLayer::custom(guard::panicked)).with_state(gateway)
 }
 
 fn cors(settings: &Settings) -> CorsLayer {
-    if settings.allow_origins.is_empty() {
-        return CorsLayer::new();
-    }
     CorsLayer::new()
         .allow_origin(AllowOrigin::list(settings.allow_origins.iter().cloned()))
         .allow_methods([Method::GET, Method::POST, Method::DELETE])

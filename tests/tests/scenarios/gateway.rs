@@ -2,9 +2,12 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use likeness_tests::cluster::done;
+use likeness_tests::process::finish;
 use likeness_tests::{Cluster, Process, faces, jobs, until};
 use serde_json::{Value, json};
 
@@ -155,6 +158,7 @@ async fn what_the_command_line_does_goes_over_http_too() {
     searches(&gateway);
     images(&gateway, &cluster).await;
     releases(&gateway);
+    examples(&gateway, &cluster).await;
     assert!(gateway.process.terminate().await.success(), "SIGTERM is no failure");
 }
 
@@ -273,6 +277,34 @@ fn releases(gateway: &Gateway) {
             assert!(!nothing && answered.status != 405 && answered.status < 500, "{method} {at}: {}", answered.text());
         }
     }
+}
+
+/// The clients that the documentation shows.
+async fn examples(gateway: &Gateway, cluster: &Cluster) {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../schemas/docs/examples");
+    let url = format!("http://{}", gateway.address);
+    let image = cluster.dir().join("query.jpg");
+    let hit =
+        gateway.post("/v1/search", &json!({ "k": 1, "terms": [{ "term": { "attributes": { "with": ["Warm"] } } }] }));
+    let item = hit.json()["hits"][0]["item"].as_str().expect("an item").to_string();
+    std::fs::write(&image, gateway.get(&format!("/v1/images/{item}")).body).expect("a file");
+    let run = async |program: &str, arguments: &[&str]| {
+        let mut command = Command::new(program);
+        command.args(arguments).current_dir(cluster.dir());
+        let ended = finish(command).await;
+        assert_eq!(ended.code, 0, "{arguments:?}: {}", ended.err);
+        ended.out
+    };
+    let at = |name: &str| examples.join(name).to_str().expect("a plain path").to_string();
+    let python = at("http.py");
+    let found =
+        run("python3", &[&python, "--url", &url, "--with", "Warm", "-k", "2", "--thumbnails", "pictures"]).await;
+    assert!(found.starts_with(&item) && found.lines().count() == 2 && found.contains(" of 1"), "{found}");
+    assert_eq!(std::fs::read_dir(cluster.dir().join("pictures")).expect("pictures").count(), 2);
+    let found = run("python3", &[&python, "--url", &url, "--image", "query.jpg", "-k", "1"]).await;
+    assert!(found.starts_with(&item), "{found}");
+    let said = run("bash", &[&at("curl.sh"), &url, "Warm", "query.jpg"]).await;
+    assert!(said.contains("\"hits\"") && said.contains("event: end"), "{said}");
 }
 
 #[tokio::test]

@@ -8,7 +8,12 @@ const state = (query) => ({
   alias: query.get("alias") || "", with: query.getAll("with"), without: query.getAll("without"), like: query.get("like") || "",
   only: query.get("only") === "1", k: Number(query.get("k")) || 24, beside: query.get("beside") || "", weight: query.get("weight") || "",
 });
-const go = (next) => { location.hash = link("/search", { ...next, only: next.only ? "1" : "", k: next.k === 24 ? "" : next.k }); };
+const again = () => dispatchEvent(new HashChangeEvent("hashchange"));
+const go = (next) => {
+  const to = link("/search", { ...next, only: next.only ? "1" : "", k: next.k === 24 ? "" : next.k });
+  if (location.hash === to) again();
+  else location.hash = to;
+};
 
 function question(now, alias) {
   const terms = [], chips = now.with.length + now.without.length > 0, base = now.like || dropped;
@@ -70,28 +75,27 @@ function form(now, alias, all, vocabulary) {
   const count = h("select", { onchange: () => go({ ...now, k: Number(count.value) }) }, [12, 24, 48, 96].map((k) => h("option", { value: k, selected: k === now.k }, k)));
   const only = h("input", { type: "checkbox", checked: now.only, onchange: () => go({ ...now, only: only.checked }) });
   const weight = h("input", { type: "range", min: "0.1", max: "2", step: "0.1", value: now.weight || "0.5", onchange: () => go({ ...now, weight: weight.value }) });
-  const again = () => (state(address().query).like ? go({ ...now, like: "" }) : dispatchEvent(new HashChangeEvent("hashchange")));
   return h("div", { class: "card" },
     h("div", { class: "row" }, h("label", { class: "field" }, "Alias", pick), h("label", { class: "field" }, "Beside it", beside), h("label", { class: "field" }, "Results a page", count), narrow,
       h("button", { class: "end", type: "button", onclick: () => { dropped = null; go({ alias: now.alias, with: [], without: [], like: "", only: false, k: now.k, beside: now.beside }); } }, "Clear")),
     h("h2", {}, "What it shows"), chips,
     h("label", { class: "row small" }, only, "only images whose stored labels are so"),
     (now.like || dropped) && now.with.length + now.without.length > 0 && !now.only ? h("label", { class: "row small" }, "weight of the attributes beside the image", weight) : null,
-    vocabulary.embeds ? drop(again) : null,
+    vocabulary.embeds ? drop(() => go({ ...state(address().query), like: "" })) : null,
     now.like ? h("p", { class: "row" }, "More like ", h("strong", {}, now.like), now.with.length + now.without.length ? ", but as chosen above" : "; choose attributes for “this, but with…”", h("button", { onclick: () => go({ ...now, like: "" }) }, "Let go")) : null);
 }
 
-function drop(again) {
+function drop(search) {
   const take = async (file) => {
     if (!file) return;
     if (file.size > 15e6) return toast("The image is larger than 15 MB.");
     const url = await new Promise((done, no) => { const r = new FileReader(); r.onload = () => done(r.result); r.onerror = no; r.readAsDataURL(file); });
     dropped = { url, name: file.name, base64: url.slice(url.indexOf(",") + 1) };
-    again();
+    search();
   };
   const input = h("input", { type: "file", accept: "image/jpeg,image/png,image/webp", "aria-label": "An image to search with", onchange: () => take(input.files[0]) });
   const zone = h("div", { class: "drop" }, dropped ? h("img", { src: dropped.url, alt: `Searched with: ${dropped.name}` }) : null, h("span", { class: "soft" }, "Drop an image here, or"), input,
-    dropped ? h("button", { type: "button", onclick: () => { dropped = null; again(); } }, "Remove the image") : null);
+    dropped ? h("button", { type: "button", onclick: () => { dropped = null; search(); } }, "Remove the image") : null);
   for (const name of ["dragover", "dragleave", "drop"]) zone.addEventListener(name, (event) => { event.preventDefault(); zone.classList.toggle("over", name === "dragover"); if (name === "drop") take(event.dataTransfer.files[0]); });
   return zone;
 }
