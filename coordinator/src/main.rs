@@ -4,6 +4,7 @@
 //! of the system would.
 
 mod command;
+mod gateway;
 
 use std::process::ExitCode;
 

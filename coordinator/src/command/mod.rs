@@ -11,12 +11,13 @@ mod coordinator;
 mod datasets;
 mod embed;
 mod evaluate;
-mod exit;
+pub mod exit;
 mod follow;
+mod gateway;
 mod ingest;
 mod init;
 mod jobs;
-mod models;
+pub mod models;
 mod nkey;
 mod options;
 mod output;
@@ -27,12 +28,12 @@ mod progress;
 mod quickstart;
 mod reconcile;
 mod releases;
-mod report;
+pub mod report;
 mod retention;
 mod search;
 mod selectors;
 mod sheet;
-mod shrink;
+pub mod shrink;
 mod status;
 mod summary;
 mod train;
@@ -96,6 +97,8 @@ enum Command {
     Up(up::UpArgs),
     /// Run the control plane (several may run, one leads).
     Coordinator(coordinator::CoordinatorArgs),
+    /// Answer HTTP, and serve the web page.
+    Gateway(gateway::GatewayArgs),
     /// Read images and labels into a new dataset version.
     Ingest(ingest::IngestArgs),
     /// Train a model on a dataset.
@@ -150,7 +153,7 @@ impl Command {
     /// Long-running services log what they do; commands speak for themselves.
     fn default_filter(&self) -> &'static str {
         match self {
-            Self::Coordinator(_) => "info",
+            Self::Coordinator(_) | Self::Gateway(_) => "info",
             _ => "error",
         }
     }
@@ -215,6 +218,7 @@ async fn dispatch(cli: Cli) -> Outcome {
             up::run(&global, args).await
         }
         Command::Coordinator(args) => coordinator::run(&global, args).await,
+        Command::Gateway(args) => gateway::run(&global, args).await,
         Command::Ingest(args) => ingest::run(&global, args).await,
         Command::Train(args) => train::run(&global, args).await,
         Command::Embed(args) => embed::run(&global, args).await,
@@ -287,6 +291,8 @@ mod tests {
             "up",
             "up ./data --port 4333",
             "coordinator",
+            "gateway --http 127.0.0.1:0 --keys k --rate 5 --allow-origin https://a.example",
+            "gateway key keys.txt alice --role operator --rate 2",
             "ingest celeba ~/celeba",
             "ingest parquet a.parquet b.parquet",
             "train --dataset d",

@@ -97,9 +97,11 @@ async fn newest(store: &Store, alias: &str) -> Outcome<Option<Release>> {
 }
 
 /// A model with the aliases that serve it.
-struct Listed {
-    manifest: ModelManifest,
-    serves: Vec<String>,
+pub struct Listed {
+    /// The model.
+    pub manifest: ModelManifest,
+    /// The aliases.
+    pub serves: Vec<String>,
 }
 
 async fn list(global: &Global, store: &Store) -> Outcome {
@@ -116,7 +118,7 @@ async fn list(global: &Global, store: &Store) -> Outcome {
 }
 
 /// Finished models by id.
-async fn all(store: &Store) -> Outcome<Vec<Listed>> {
+pub async fn all(store: &Store) -> Outcome<Vec<Listed>> {
     let ids = store.children(keys::MODELS).await?.into_iter().filter_map(|id| JobId::new(id).ok());
     let read = |id: JobId| async move { store.document::<ModelManifest>(&keys::model_manifest(&id)).await };
     let found: Vec<_> = stream::iter(ids).map(read).buffered(AT_ONCE).try_collect().await?;

@@ -178,6 +178,7 @@ struct Answer {
     results: Option<SearchResults>,
     out: PathBuf,
     data: PathBuf,
+    http: Option<String>,
 }
 
 impl Answer {
@@ -188,7 +189,11 @@ impl Answer {
         }
         line(format!("\nLeft in {}: report.html, report.json, sheet.png", shown(&self.out)));
         if !once && !global.json {
-            line("\nServing until Ctrl-C. Ask it in another terminal:");
+            if let Some(http) = &self.http {
+                line(format!("\nServing until Ctrl-C: {http} in a browser. Or ask it in another terminal:"));
+            } else {
+                line("\nServing until Ctrl-C. Ask it in another terminal:");
+            }
             line(format!("  {}", self.command_line()));
             line(format!(
                 "  {} --sheet found.png   (and --image FILE, --like ITEM, -k 50, --json)",
@@ -227,7 +232,7 @@ async fn work(running: &Running, args: &QuickstartArgs, source: Source, out: &Pa
     summary::print(&client, &detail).await?;
     let exit = Exit::of_job(detail.summary.state);
     let args = question(&manifest.vocabulary);
-    let mut answer = Answer { exit, args, results: None, out: out.to_path_buf(), data };
+    let mut answer = Answer { exit, args, results: None, out: out.to_path_buf(), data, http: running.state().http };
     if exit == Exit::Done {
         let results = ask(&client, &answer.args, &report).await?;
         let sheet = search::draw(&client, &answer.args, &results).await?;

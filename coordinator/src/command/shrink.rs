@@ -47,7 +47,8 @@ fn reader(bytes: &[u8]) -> Result<ImageReader<Cursor<&[u8]>>, String> {
     Ok(reader)
 }
 
-fn shrink(bytes: Vec<u8>) -> Result<Vec<u8>, String> {
+/// The bytes of a file as they travel: as they are where they are small enough.
+pub fn shrink(bytes: Vec<u8>) -> Result<Vec<u8>, String> {
     // Decoded in any case: a damaged file is refused here and not by a searcher.
     let image = decode(&bytes)?;
     let side = image.width().max(image.height());

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Message;
@@ -13,7 +14,7 @@ use crate::ids::{JobId, Name};
 use crate::jobs::{DatasetRef, ZeroLabel};
 
 /// `removals/<dataset>/NNNNNNNN.json`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Removal {
     /// The dataset, in all its versions.
     pub dataset: Name,
@@ -33,7 +34,7 @@ impl Message for Removal {
 }
 
 /// What a removal does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RemovalChange {
     /// The items are taken down.

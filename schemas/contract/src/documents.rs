@@ -2,6 +2,7 @@
 
 mod past;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{CodecError, Message, OldBody, Writer};
@@ -10,7 +11,7 @@ use crate::jobs::{DatasetRef, GenerationRef};
 use crate::settings::{EvaluateSettings, ModelSettings, Split, TrainSettings, Vocabulary};
 
 /// An object with the digest of its content; readers check it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ObjectRef {
     /// Its key.
     pub key: String,
@@ -21,7 +22,7 @@ pub struct ObjectRef {
 }
 
 /// A row that was left out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Skipped {
     /// Its item id.
     pub item: String,
@@ -30,7 +31,7 @@ pub struct Skipped {
 }
 
 /// `datasets/<dataset>/<version>/manifest.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct DatasetManifest {
     /// Name and version.
     pub dataset: DatasetRef,
@@ -57,7 +58,7 @@ impl DatasetManifest {
 }
 
 /// A part of a dataset.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PartEntry {
     /// The file.
     pub object: ObjectRef,
@@ -75,7 +76,7 @@ impl PartEntry {
 }
 
 /// `models/<model>/model.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ModelManifest {
     /// The training job.
     pub model: JobId,
@@ -120,7 +121,7 @@ impl Message for ModelManifest {
 }
 
 /// `galleries/<gallery>/<generation>/manifest.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct GenerationManifest {
     /// Gallery and generation.
     pub generation: GenerationRef,
@@ -139,7 +140,7 @@ pub struct GenerationManifest {
 }
 
 /// Where the embeddings of a generation are from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Origin {
     /// A model of ours embedded images of a dataset.
@@ -149,7 +150,7 @@ pub enum Origin {
 }
 
 /// What embedded a generation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Embedder {
     /// The model.
     pub model: JobId,
@@ -208,7 +209,7 @@ impl GenerationManifest {
 }
 
 /// A shard of a generation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ShardEntry {
     /// Its number.
     pub shard: u32,
@@ -221,7 +222,8 @@ pub struct ShardEntry {
 }
 
 /// `reports/<report>/manifest.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "ReportManifest")]
 pub struct ReportManifest<E = EvaluateSettings> {
     /// The job that made it.
     pub report: JobId,
@@ -267,7 +269,7 @@ impl Message for ReportManifest {
 }
 
 /// Files for `trec_eval` and its kin, of a sample of the queries where whole rankings would be long.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TrecFiles {
     /// Queries in them.
     pub queries: u32,
@@ -280,7 +282,7 @@ pub struct TrecFiles {
 }
 
 /// Means over a query set.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HeadlineRow {
     /// `singles`, `pairs`, `triples`, `full`, `images`.
     pub set: String,
@@ -295,7 +297,7 @@ pub struct HeadlineRow {
 }
 
 /// `releases/<alias>/NNNNNNNN.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Release {
     /// The alias.
     pub alias: Name,
@@ -327,7 +329,7 @@ impl Message for Release {
 }
 
 /// What the gate decided, with its numbers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct GateDecision {
     /// Whether the release may be promoted.
     pub passed: bool,

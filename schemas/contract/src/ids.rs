@@ -3,8 +3,10 @@
 //! Every id is 1–96 characters of `a-z A-Z 0-9 _ -`, starting with a letter or digit. So an id never
 //! needs escaping in a NATS subject (where `.`, `*`, `>` and blanks have a meaning) or in an object key.
 
+use std::borrow::Cow;
 use std::fmt;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 /// A text that is no identifier.
@@ -16,6 +18,9 @@ pub struct IdError {
     /// What was given.
     pub text: String,
 }
+
+/// What [`check`] lets through, for JSON schemas.
+const PATTERN: &str = "^[A-Za-z0-9][A-Za-z0-9_-]{0,95}$";
 
 fn check(what: &'static str, text: &str) -> Result<(), IdError> {
     let well_formed = (1..=96).contains(&text.len())
@@ -42,6 +47,16 @@ macro_rules! id {
             /// The text.
             pub fn as_str(&self) -> &str {
                 &self.0
+            }
+        }
+
+        impl JsonSchema for $name {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({ "type": "string", "title": $what, "pattern": PATTERN })
             }
         }
 
@@ -95,7 +110,7 @@ id!(
 );
 
 /// The number of a run of a job: 1 at acceptance, one more by every retry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct RunNumber(pub u32);
 
 impl fmt::Display for RunNumber {
@@ -112,6 +127,16 @@ pub struct Fence(pub u64);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest([u8; 32]);
+
+impl JsonSchema for Digest {
+    fn schema_name() -> Cow<'static, str> {
+        "Digest".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": "^[0-9a-f]{64}$" })
+    }
+}
 
 impl Digest {
     /// Digest of `bytes`.

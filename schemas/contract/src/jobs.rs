@@ -14,6 +14,7 @@ pub use past::{Form, Newest};
 pub(crate) use past::{RequestOf, SpecOf, V1, V2, request_as_v1, request_as_v2, spec_as_v1, spec_as_v2};
 pub use source::{AppendSource, CelebaSplit, LabelWords, ReadFrom, ReadSource};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{CodecError, Message, OldBody, Writer};
@@ -23,7 +24,7 @@ use crate::searches::{SearchFile, SearchStage};
 use crate::settings::{EvaluateSettings, ModelSettings, Split, TrainSettings, Vocabulary};
 
 /// What a task needs of a worker: its role.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum TaskKind {
     /// Reads sources, writes dataset parts.
@@ -52,7 +53,7 @@ impl TaskKind {
 }
 
 /// Class of device that a job asks for or a worker has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum DeviceClass {
     /// Whatever comes first. Training resolves it to one class at acceptance.
@@ -81,7 +82,7 @@ impl DeviceClass {
 }
 
 /// Workers take `Hi` before `Lo`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Priority {
     /// First.
@@ -104,7 +105,7 @@ impl Priority {
 }
 
 /// Where images and labels come from; paths are as every ingest worker sees them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum IngestSource {
     /// CelebA as distributed: a folder with `img_align_celeba/`, `list_attr_celeba.txt`,
@@ -137,7 +138,7 @@ impl IngestSource {
 }
 
 /// A CSV file: one row an image, a header, one column an attribute.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CsvSource {
     /// The file.
     pub file: String,
@@ -150,7 +151,7 @@ pub struct CsvSource {
 }
 
 /// Columns by name; where none is named, the one with a usual name, or none.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CsvColumns {
     /// The image's path.
     pub path: Option<String>,
@@ -165,7 +166,7 @@ pub struct CsvColumns {
 }
 
 /// What a label `0` means.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ZeroLabel {
     /// "Not known" in a column that has `-1` too, else "has not".
@@ -178,7 +179,7 @@ pub enum ZeroLabel {
 }
 
 /// A dataset as a user names it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DatasetSelector {
     /// Its name.
     pub dataset: Name,
@@ -187,7 +188,7 @@ pub struct DatasetSelector {
 }
 
 /// One version of a dataset.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DatasetRef {
     /// Its name.
     pub dataset: Name,
@@ -196,7 +197,7 @@ pub struct DatasetRef {
 }
 
 /// One generation of a gallery.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct GenerationRef {
     /// The gallery's name.
     pub gallery: Name,
@@ -205,7 +206,7 @@ pub struct GenerationRef {
 }
 
 /// What a user asks for. The coordinator resolves it into a [`JobSpec`].
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct JobRequest {
     /// The job's id; the digest of the resolved spec without.
     pub id: Option<JobId>,
@@ -220,7 +221,7 @@ pub struct JobRequest {
 }
 
 /// How a job is carried out; no part of what it is: the same work with other options is the same job.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct JobOptions {
     /// Most workers at a time; as many as there are without.
     pub max_workers: Option<u32>,
@@ -237,8 +238,9 @@ impl JobOptions {
 }
 
 /// The kinds of jobs, as asked for.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", bound = "")]
+#[schemars(rename = "RequestedWork", bound = "F: JsonSchema, F::Train: JsonSchema, F::Evaluate: JsonSchema")]
 pub enum RequestedWork<F: Form = Newest> {
     /// Read images and labels into a new dataset version.
     Ingest {
@@ -290,7 +292,8 @@ pub enum RequestedWork<F: Form = Newest> {
 }
 
 /// A training as asked for.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "TrainRequest")]
 pub struct TrainRequest<T = TrainSettings> {
     /// The images.
     pub dataset: DatasetSelector,
@@ -301,7 +304,7 @@ pub struct TrainRequest<T = TrainSettings> {
 }
 
 /// An embedding as asked for.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EmbedRequest {
     /// Name of the gallery.
     pub gallery: Name,
@@ -314,7 +317,7 @@ pub struct EmbedRequest {
 }
 
 /// What was accepted: everything is fixed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct JobSpec {
     /// What to do.
     pub work: JobWork,
@@ -349,8 +352,9 @@ impl Message for JobSpec {
 }
 
 /// The kinds of jobs, resolved.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", bound = "")]
+#[schemars(rename = "JobWork", bound = "F: JsonSchema, F::Train: JsonSchema, F::Evaluate: JsonSchema")]
 pub enum JobWork<F: Form = Newest> {
     /// See [`RequestedWork::Ingest`].
     Ingest {
@@ -419,7 +423,7 @@ impl JobWork {
 }
 
 /// The release that a pipeline compares with.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Baseline {
     /// Its number.
     pub release: u64,
@@ -433,7 +437,8 @@ pub struct Baseline {
 }
 
 /// A training, resolved.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "TrainStage")]
 pub struct TrainStage<T = TrainSettings> {
     /// The images.
     pub dataset: DatasetRef,
@@ -468,7 +473,7 @@ impl TrainStage {
 }
 
 /// An embedding, resolved.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EmbedStage {
     /// Name of the gallery.
     pub gallery: Name,
@@ -483,7 +488,8 @@ pub struct EmbedStage {
 }
 
 /// An evaluation, resolved.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "EvaluateStage")]
 pub struct EvaluateStage<E = EvaluateSettings> {
     /// Items that are searched and that queries are made from.
     pub rows: Split,
@@ -1066,7 +1072,7 @@ impl Message for Outcome {
 }
 
 /// How a run ended.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RunResult {
     /// Every task has a record.
@@ -1086,7 +1092,7 @@ pub enum RunResult {
 }
 
 /// A task that failed for good.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TaskFailure {
     /// The task; `promote` for the promotion at the end of a pipeline.
     pub task: TaskId,

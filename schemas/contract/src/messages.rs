@@ -2,6 +2,7 @@
 
 mod past;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{CodecError, Message, OldBody, Writer};
@@ -14,7 +15,7 @@ use crate::jobs::{
 use crate::usage::{Estimate, JobUsage};
 
 /// Something happened to a task.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TaskEvent {
     /// Its job.
     pub job: JobId,
@@ -38,7 +39,7 @@ impl Message for TaskEvent {
 }
 
 /// What happened to a task.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum TaskNews {
     /// An attempt starts.
@@ -84,7 +85,7 @@ impl TaskNews {
 }
 
 /// Something happened to a job as a whole.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct JobEvent {
     /// The job.
     pub job: JobId,
@@ -102,7 +103,7 @@ impl Message for JobEvent {
 }
 
 /// What happened to a job.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum JobNews {
     /// A run was opened.
@@ -317,7 +318,7 @@ pub struct ApiError {
 }
 
 /// Kinds of [`ApiError`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ApiErrorKind {
     /// The request can't be met as it is.
@@ -331,7 +332,7 @@ pub enum ApiErrorKind {
 }
 
 /// Where a job stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum JobState {
     /// A run is open.
@@ -370,7 +371,7 @@ impl JobState {
 }
 
 /// A job in one line.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct JobSummary {
     /// Its id.
     pub job: JobId,
@@ -391,7 +392,8 @@ pub struct JobSummary {
 }
 
 /// A job in full.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "JobDetail")]
 pub struct JobDetail<S = JobSpec> {
     /// In one line.
     pub summary: JobSummary,
@@ -412,7 +414,7 @@ pub struct JobDetail<S = JobSpec> {
 }
 
 /// A stage of a job.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StageProgress {
     /// Its name.
     pub name: String,
@@ -423,7 +425,7 @@ pub struct StageProgress {
 }
 
 /// A task that is being worked on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ActiveTask {
     /// Its id.
     pub task: TaskId,
@@ -438,7 +440,7 @@ pub struct ActiveTask {
 }
 
 /// The system at a glance.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// Id of the leading coordinator.
     pub leader: WorkerId,
@@ -453,7 +455,7 @@ pub struct Status {
 }
 
 /// Messages of one kind.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Queue {
     /// Kind of task.
     pub kind: TaskKind,
@@ -468,7 +470,7 @@ pub struct Queue {
 }
 
 /// A live worker; its entry in the presence bucket.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Presence {
     /// Its id.
     pub worker: WorkerId,
@@ -496,7 +498,7 @@ impl Message for Presence {
 }
 
 /// When the leader last heard of a worker.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Sighting {
     /// The worker.
     pub worker: WorkerId,
@@ -509,7 +511,7 @@ pub struct Sighting {
 }
 
 /// What a searcher holds; its entry in the placement bucket.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Placement {
     /// The searcher.
     pub worker: WorkerId,
@@ -545,7 +547,7 @@ impl Message for Leader {
 }
 
 /// Shards of one generation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HeldShards {
     /// The generation.
     pub generation: GenerationRef,

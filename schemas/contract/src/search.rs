@@ -7,6 +7,7 @@ mod past;
 pub use cursor::Cursor;
 pub use explain::{Anchor, Calibration, ExplainedAttribute, Explanation, Finding, HitExplanation, Sample};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{CodecError, Message, OldBody, Writer, raw_bytes};
@@ -22,18 +23,27 @@ pub const MAX_QUERY_IMAGE_PX: u32 = 512;
 /// A question: a weighted sum of terms, each a unit vector; the sum is normalised.
 ///
 /// In JSON whatever is not known is refused: a filter with a slip in its name must not be passed over.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SearchRequest {
     /// The alias that is asked.
+    #[serde(default = "usual::alias")]
     pub alias: Name,
     /// 1–64; none with a cursor.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
     pub terms: Vec<WeightedTerm>,
     /// K, results wanted: 1–10,000. Where a reply of so many does not fit into a message, the error says how many do.
+    #[serde(default = "usual::k")]
+    #[schemars(range(min = 1, max = 10_000))]
     pub k: u32,
     /// Fail below this share of the gallery's rows.
+    #[serde(default)]
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub min_coverage: f64,
     /// Time after which the answer is of no use; at most a minute counts.
+    #[serde(default = "usual::deadline_ms")]
+    #[schemars(range(min = 1))]
     pub deadline_ms: u32,
     /// Only items whose known labels are so are results; none is said with a cursor.
     #[serde(default)]
@@ -92,8 +102,29 @@ impl Message for SearchRequest {
     }
 }
 
+/// What a question in JSON need not say.
+mod usual {
+    use crate::ids::Name;
+
+    pub fn alias() -> Name {
+        Name::new("main").expect("a name")
+    }
+
+    pub fn k() -> u32 {
+        20
+    }
+
+    pub fn deadline_ms() -> u32 {
+        5_000
+    }
+
+    pub fn weight() -> f32 {
+        1.0
+    }
+}
+
 /// Known labels that a result must have. An item of which a label is not known fits neither side.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LabelFilter {
     /// Attributes that it has. An entry is a name, or several with commas.
@@ -113,29 +144,33 @@ impl LabelFilter {
 }
 
 /// A term with its weight.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WeightedTerm {
     /// Its weight; not 0.
+    #[serde(default = "usual::weight")]
     pub weight: f32,
     /// The term.
     pub term: Term,
 }
 
 /// One thing that results should be like.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Term {
     /// Attributes that it has and has not; all others are not said. An entry is a name, or several with commas.
     Attributes {
         /// Has.
+        #[serde(default)]
         with: Vec<String>,
         /// Has not.
+        #[serde(default)]
         without: Vec<String>,
     },
     /// An image's bytes (JPEG, PNG or WebP).
     Image {
         /// The file.
         #[serde(with = "raw_bytes")]
+        #[schemars(with = "String", extend("contentEncoding" = "base64"))]
         bytes: Vec<u8>,
     },
     /// An item of the gallery. The answer leaves it out: "more like this" is not this one.
@@ -184,7 +219,7 @@ impl Message for SearchReply {
 }
 
 /// Results of a search.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SearchResults {
     /// Release that answered.
     pub release: u64,
@@ -210,7 +245,7 @@ pub struct SearchResults {
 }
 
 /// What is expected of an approximate answer.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Recall {
     /// The part of the true answer that is expected in it: the least of the estimates of the shards that were searched, which
     /// were made with a sample of their rows. 1 is exact.
@@ -222,7 +257,7 @@ pub struct Recall {
 }
 
 /// One result.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Hit {
     /// Its id.
     pub item: String,
@@ -235,7 +270,7 @@ pub struct Hit {
 }
 
 /// A row of a dataset part.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImageRef {
     /// Key of the part.
     pub part: String,
@@ -244,7 +279,7 @@ pub struct ImageRef {
 }
 
 /// How much of the gallery was asked.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Coverage {
     /// Rows that were searched.
     pub rows: u64,
@@ -278,7 +313,7 @@ pub struct SearchError {
 }
 
 /// Kinds of [`SearchError`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SearchErrorKind {
     /// The request can't be met as it is.

@@ -5,6 +5,7 @@
 //! pinned when the job was accepted, and the last one writes the [`SearchManifest`]. What can't be answered is an answer too: it says
 //! why.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Message;
@@ -21,7 +22,7 @@ pub const MAX_PART_RESULTS: u64 = 1_000_000;
 pub const MAX_PART_BYTES: u64 = 64 << 20;
 
 /// A file of questions, as a user asks for it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SearchFile {
     /// The alias that is asked.
     pub alias: Name,
@@ -30,7 +31,7 @@ pub struct SearchFile {
 }
 
 /// A file of questions with the release that answers it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SearchStage {
     /// The alias that was asked.
     pub alias: Name,
@@ -45,7 +46,7 @@ pub struct SearchStage {
 }
 
 /// Some questions of a file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct QuestionPart {
     /// Their JSON lines.
     pub object: ObjectRef,

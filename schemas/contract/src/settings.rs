@@ -5,6 +5,7 @@
 
 mod past;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::documents::ObjectRef;
@@ -13,7 +14,7 @@ use crate::ids::JobId;
 pub use past::{EvaluateSettingsV1, TrainSettingsV1};
 
 /// The ordered attribute names. Position `i` is attribute `i` of every vector.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default, JsonSchema)]
 pub struct Vocabulary {
     /// Names in order, no duplicates.
     pub names: Vec<String>,
@@ -53,7 +54,7 @@ fn fold(name: &str) -> String {
 }
 
 /// The network that turns an image into features. New ones come last: messages count them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Architecture {
     /// ResNet-18 of base width 32, for small images (64 px by default).
     #[serde(rename = "cnn-s")]
@@ -97,7 +98,7 @@ impl Architecture {
 }
 
 /// How an attribute query becomes the input of the attribute tower.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum QueryEncoding {
     /// `+1` has, `-1` has not, `0` not said; masked at random in training.
@@ -107,7 +108,7 @@ pub enum QueryEncoding {
 }
 
 /// Which part of an image is looked at before it is resized to a square.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Crop {
     /// The largest centred square.
@@ -117,7 +118,7 @@ pub enum Crop {
 }
 
 /// How an image becomes the `(3, input_px, input_px)` input.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Preprocessing {
     /// Which part is kept.
     pub crop: Crop,
@@ -137,7 +138,7 @@ impl Preprocessing {
 }
 
 /// Everything that decides a model's shape and how it is used. Part of `model.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ModelSettings {
     /// The image tower's backbone.
     pub architecture: Architecture,
@@ -150,7 +151,7 @@ pub struct ModelSettings {
 }
 
 /// Shares of the three ways to choose a negative; they sum to 1.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct NegativeMix {
     /// A random multi-hot vector: mostly easy and implausible, kept to show that.
     pub random: f32,
@@ -166,7 +167,7 @@ impl NegativeMix {
 }
 
 /// AdamW as in PyTorch (decoupled weight decay).
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct AdamWSettings {
     /// Peak learning rate.
     pub lr: f64,
@@ -187,7 +188,7 @@ impl Default for AdamWSettings {
 }
 
 /// SGD with Nesterov momentum as in PyTorch (no dampening; the decay is added to the gradient).
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SgdSettings {
     /// Peak learning rate.
     pub lr: f64,
@@ -204,7 +205,7 @@ impl Default for SgdSettings {
 }
 
 /// What turns gradients into steps.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub enum Optimizer {
     /// AdamW.
     #[serde(rename = "adamw")]
@@ -225,7 +226,7 @@ impl Optimizer {
 }
 
 /// How the backbone learns beside the head and the attribute tower.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct BackboneSettings {
     /// Its learning rate as a multiple of the others'.
     pub lr_factor: f64,
@@ -240,7 +241,7 @@ impl Default for BackboneSettings {
 }
 
 /// Weights that a training starts from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct InitWeights {
     /// Where they came from, for people: a file, a URL, a model. No part of what names a job.
     pub source: String,
@@ -251,7 +252,7 @@ pub struct InitWeights {
 }
 
 /// torchvision's `RandomResizedCrop`: a part of the image of random area and shape becomes the input.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ResizedCrop {
     /// Smallest and largest area as a share of the image's.
     pub scale: [f32; 2],
@@ -267,7 +268,7 @@ impl ResizedCrop {
 }
 
 /// torchvision's `ColorJitter`: each factor is drawn from 1 ± its setting, the hue's shift from ± its setting; 0 = off.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ColourJitter {
     /// Towards black or beyond.
     pub brightness: f32,
@@ -287,7 +288,7 @@ impl ColourJitter {
 }
 
 /// Which round's weights become the model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Keep {
     /// The last one's.
@@ -297,7 +298,7 @@ pub enum Keep {
 }
 
 /// Everything that decides a training run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TrainSettings {
     /// Passes over the training split.
     pub epochs: u32,
@@ -366,7 +367,7 @@ impl Default for TrainSettings {
 }
 
 /// Which queries an evaluation asks.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EvaluateSettings {
     /// Pairs of attributes, signs at random.
     pub pairs: u32,
@@ -409,7 +410,7 @@ impl Default for EvaluateSettings {
 }
 
 /// How a query "this image with one attribute changed" treats its own image.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ImageEdit {
     /// The image leaves the gallery, and only an attribute that it has not is added, or one that it has removed.
@@ -420,7 +421,7 @@ pub enum ImageEdit {
 }
 
 /// Queries that a user brought.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BroughtQueries {
     /// Where they came from, for people. No part of what names a job.
     pub source: String,
@@ -429,7 +430,7 @@ pub struct BroughtQueries {
 }
 
 /// Which rows of a dataset are meant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Split {
     /// For training.

@@ -4,6 +4,7 @@
 //! devices that earlier jobs used for the same shape of work is what an estimate is made from; it is stored before
 //! the job's first run opens and never changed, so that it can be compared with what the job used.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Message;
@@ -11,7 +12,7 @@ use crate::ids::{JobId, RunNumber};
 use crate::jobs::{DeviceClass, TaskKind};
 
 /// Tasks of one phase of a job and the time that they used.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PhaseUsage {
     /// `train`, `embed`.
     pub name: String,
@@ -34,7 +35,7 @@ pub struct PhaseUsage {
 }
 
 /// `jobs/<job>/usage/N.json`: what a job had used when its run N was closed, runs before it included.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Usage {
     /// The job.
     pub job: JobId,
@@ -57,7 +58,7 @@ impl Usage {
 }
 
 /// `jobs/<job>/estimate.json`: what a job is expected to take, as far as that could be known before it began.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Estimate {
     /// The job.
     pub job: JobId,
@@ -82,7 +83,7 @@ impl Estimate {
 }
 
 /// One phase of an estimate.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PhaseEstimate {
     /// `train`, `embed`.
     pub name: String,
@@ -111,7 +112,7 @@ pub struct PhaseEstimate {
 }
 
 /// Earlier work of the same shape.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Basis {
     /// Jobs.
     pub jobs: u32,
@@ -122,7 +123,7 @@ pub struct Basis {
 }
 
 /// What searchers hold in memory of a generation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ServingEstimate {
     /// Rows of the gallery, at most.
     pub rows: u64,
@@ -143,7 +144,7 @@ impl ServingEstimate {
 }
 
 /// What one job used so far, beside what it was expected to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct JobUsage {
     /// The job.
     pub job: JobId,
@@ -158,7 +159,7 @@ pub struct JobUsage {
 }
 
 /// `jobs/<job>/notified/<run>-<n>.json`: a URL was told of the end of a run, or will not be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Notified {
     /// The job.
     pub job: JobId,

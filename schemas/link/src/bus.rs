@@ -246,7 +246,8 @@ impl Bus {
         caused(failure, error)
     }
 
-    pub(crate) fn is_connected(&self) -> bool {
+    /// Whether there is a connection at this moment.
+    pub fn is_connected(&self) -> bool {
         self.client().connection_state() == async_nats::connection::State::Connected
     }
 

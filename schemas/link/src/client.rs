@@ -304,6 +304,11 @@ impl Client {
         answer
     }
 
+    /// Whether a searcher says that it is there.
+    pub async fn has_searcher(&self) -> bool {
+        self.bus.client().request(SEARCH_PING, "".into()).await.is_ok()
+    }
+
     /// The subject of the searcher that is the first to say that it is there. One that is stuck goes on being dealt requests
     /// of the common subject, so that a second one there could meet it again.
     async fn live_searcher(&self, timeout: Duration) -> String {

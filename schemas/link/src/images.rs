@@ -26,8 +26,22 @@ use crate::store::Store;
 /// Bytes of a file's end that are read first; footers of our parts fit.
 const FOOTER_HINT: usize = 64 << 10;
 
+/// A row of a dataset part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ItemImage {
+    /// The item.
+    pub item: String,
+    /// Its image file.
+    pub bytes: Bytes,
+}
+
 /// The bytes of an image file, checked against the digest that is stored beside it.
 pub async fn image_bytes(store: &Store, image: &ImageRef) -> Result<Bytes> {
+    Ok(item_image(store, image).await?.bytes)
+}
+
+/// The same with the item that it is of.
+pub async fn item_image(store: &Store, image: &ImageRef) -> Result<ItemImage> {
     let ImageRef { part, row } = image;
     if part.is_empty() {
         return Err(Error::new(ErrorKind::NotFound, "its embedding was made elsewhere: there is no image of it"));
@@ -61,14 +75,16 @@ async fn read_items(store: &Store, path: Path) -> std::result::Result<Vec<String
 }
 
 /// The image, if it is there and matches its digest.
-fn checked(batch: &RecordBatch) -> Option<Bytes> {
+fn checked(batch: &RecordBatch) -> Option<ItemImage> {
+    let item = batch.column_by_name("item_id")?.as_string_opt::<i32>()?;
     let image = batch.column_by_name("image")?.as_binary_opt::<i32>()?;
     let digest = batch.column_by_name("image_digest")?.as_fixed_size_binary_opt()?;
-    if image.len() != 1 || image.is_null(0) || digest.len() != 1 {
+    if item.len() != 1 || image.len() != 1 || image.is_null(0) || digest.len() != 1 {
         return None;
     }
     let bytes = Bytes::copy_from_slice(image.value(0));
-    (Digest::of(&bytes).as_bytes() == digest.value(0)).then_some(bytes)
+    let item = item.value(0).to_string();
+    (Digest::of(&bytes).as_bytes() == digest.value(0)).then_some(ItemImage { item, bytes })
 }
 
 async fn read_row(store: &Store, path: Path, row: usize) -> std::result::Result<Option<RecordBatch>, ParquetError> {
@@ -76,7 +92,7 @@ async fn read_row(store: &Store, path: Path, row: usize) -> std::result::Result<
     let options = ArrowReaderOptions::new().with_offset_index_policy(PageIndexPolicy::Optional);
     let builder = ParquetRecordBatchStreamBuilder::new_with_options(reader, options).await?;
     let Some((group, before)) = row_group_of(builder.metadata(), row) else { return Ok(None) };
-    let columns = ProjectionMask::columns(builder.parquet_schema(), ["image", "image_digest"]);
+    let columns = ProjectionMask::columns(builder.parquet_schema(), ["item_id", "image", "image_digest"]);
     let only = RowSelection::from(vec![RowSelector::skip(row - before), RowSelector::select(1)]);
     let mut rows = builder.with_row_groups(vec![group]).with_projection(columns).with_row_selection(only).build()?;
     rows.next().await.transpose()

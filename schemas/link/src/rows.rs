@@ -11,7 +11,9 @@ use arrow_array::types::{Float32Type, Float64Type, Int8Type, Int16Type, Int32Typ
 use arrow_array::types::{UInt8Type, UInt16Type, UInt32Type, UInt64Type};
 use arrow_array::{Array, RecordBatch};
 use arrow_schema::DataType;
+use bytes::Bytes;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::file::reader::ChunkReader;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -40,7 +42,19 @@ impl Rows {
             Error::new(ErrorKind::Invalid, format!("can't read `{name}`")).because(e)
         };
         let opened = File::open(file).map_err(|e| unreadable(e.into()))?;
-        let table = ParquetRecordBatchReaderBuilder::try_new(opened).map_err(|e| unreadable(e.into()))?;
+        Self::from(&name.to_string(), opened)
+    }
+
+    /// Of a file that was read as a whole.
+    pub fn of(name: &str, bytes: Bytes) -> Result<Self> {
+        Self::from(name, bytes)
+    }
+
+    fn from(name: &str, file: impl ChunkReader + 'static) -> Result<Self> {
+        let unreadable = |e: Box<dyn std::error::Error + Send + Sync>| {
+            Error::new(ErrorKind::Invalid, format!("can't read `{name}`")).because(e)
+        };
+        let table = ParquetRecordBatchReaderBuilder::try_new(file).map_err(|e| unreadable(e.into()))?;
         for field in table.schema().fields() {
             if !is_known(field.data_type()) {
                 let what = format!("column `{}` of `{name}` is {}", field.name(), field.data_type());

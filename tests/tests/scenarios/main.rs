@@ -12,6 +12,8 @@ mod datasets;
 mod embedding;
 mod failures;
 mod observability;
+
+mod gateway;
 mod pipeline;
 mod real_data;
 mod search;

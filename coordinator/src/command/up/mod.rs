@@ -11,6 +11,7 @@ pub mod signals;
 pub mod state;
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -24,6 +25,7 @@ use tokio::task::JoinHandle;
 use crate::command::Global;
 use crate::command::connect::DEFAULT_UP_DIR;
 use crate::command::exit::{Exit, Failure, Outcome};
+use crate::command::gateway::DEFAULT_HTTP;
 use crate::command::output::{count, note, say};
 use crate::command::up::child::{ChildNews, ChildSpec, NewsSender, Supervised};
 use crate::command::up::nats::Server;
@@ -63,6 +65,12 @@ pub struct UpArgs {
     /// Seconds in which a worker finishes its task or gives it back.
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     pub grace_period: u64,
+    /// Address of the gateway and its web page [default: 127.0.0.1:8484, or another port where that is taken]
+    #[arg(long, value_name = "ADDR")]
+    pub http: Option<SocketAddr>,
+    /// File of the keys that the gateway lets in; without it only this machine may ask.
+    #[arg(long, value_name = "FILE")]
+    pub keys: Option<PathBuf>,
     /// nats-server program [default: the one on the PATH from 2.11 on, else target/tools/nats-server].
     #[arg(long, value_name = "FILE", env = "LIKENESS_NATS_SERVER")]
     pub nats_server: Option<PathBuf>,
@@ -82,6 +90,8 @@ impl UpArgs {
             threads: None,
             device: "cpu".into(),
             grace_period: 5,
+            http: None,
+            keys: None,
             nats_server: std::env::var_os("LIKENESS_NATS_SERVER").map(PathBuf::from),
             worker: std::env::var_os("LIKENESS_WORKER").map(PathBuf::from),
         }
@@ -130,6 +140,9 @@ fn announce(global: &Global, args: &UpArgs, state: &UpState) -> Outcome<()> {
     note("likeness is up");
     note(format!("  NATS   {}", state.nats));
     note(format!("  store  {}", state.store));
+    if let Some(http) = &state.http {
+        note(format!("  page   {http}"));
+    }
     let children = [count(args.workers.into(), "worker"), count(args.searchers.into(), "searcher")];
     note(format!("  with   {}; logs in {}", children.join(", "), folder_of(state).join("logs").display()));
     note("");
@@ -151,6 +164,7 @@ pub struct Running {
     nats: Supervised,
     coordinator: Supervised,
     workers: Vec<Supervised>,
+    gateway: Supervised,
     state: Shared,
     listener: JoinHandle<()>,
     // Last: the folder is free only when nothing runs in it.
@@ -164,6 +178,10 @@ struct Shared(Arc<Mutex<UpState>>, PathBuf);
 impl Shared {
     fn get(&self) -> UpState {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_http(&self, address: SocketAddr) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).http = Some(format!("http://{address}"));
     }
 
     fn set_pid(&self, name: &str, pid: u32) {
@@ -189,7 +207,7 @@ impl Running {
         let (server, nats, pids) = start_nats(args, &program, &dir, &news, &mut heard).await?;
         let store = dir.join("store");
         let store = store.to_str().ok_or_else(|| Failure::usage("the folder's name must be UTF-8"))?.to_string();
-        let state = UpState { nats: server.url(), store, pid: std::process::id(), pids };
+        let state = UpState { nats: server.url(), store, http: None, pid: std::process::id(), pids };
         let state = Shared(Arc::new(Mutex::new(state)), dir.clone());
 
         let coordinator = Supervised::start(coordinator_spec(&state.get(), &dir)?, news.clone());
@@ -205,8 +223,18 @@ impl Running {
             ready = ready => ready.map_err(|_| not_ready(&dir))??,
             failure = first_death(&mut heard, |name, pid| state.set_pid(name, pid), &dir) => return Err(failure),
         }
+        let address = http_address(args)?;
+        let gateway = Supervised::start(gateway_spec(args, address, &reached, &dir)?, news.clone());
+        tokio::select! {
+            // What is heard first, so that the start of one that answers is known.
+            biased;
+            failure = first_death(&mut heard, |name, pid| state.set_pid(name, pid), &dir) => return Err(failure),
+            listens = tokio::time::timeout(READY_WITHIN, listens(address)) => listens.map_err(|_| not_ready(&dir))?,
+        }
+        state.set_http(address);
+        state.get().write(&dir)?;
         let listener = tokio::spawn(listen(heard, state.clone(), dir));
-        Ok(Self { nats, coordinator, workers, state, listener, _lock: lock })
+        Ok(Self { nats, coordinator, workers, gateway, state, listener, _lock: lock })
     }
 
     /// Where it is.
@@ -214,14 +242,14 @@ impl Running {
         self.state.get()
     }
 
-    /// Stops workers, coordinator and server, in this order. `false` when one had to be killed.
+    /// Stops gateway, workers, coordinator and server, in this order. `false` when one had to be killed.
     pub async fn stop(self) -> bool {
         self.listener.abort();
-        for worker in &self.workers {
-            worker.request_stop();
+        for child in self.workers.iter().chain([&self.gateway]) {
+            child.request_stop();
         }
         let mut clean = true;
-        for child in self.workers.into_iter().chain([self.coordinator, self.nats]) {
+        for child in self.workers.into_iter().chain([self.gateway, self.coordinator, self.nats]) {
             let name = child.name().to_string();
             if !child.stop().await {
                 say(format!("{name} did not stop within its grace period and was killed"));
@@ -275,6 +303,42 @@ fn coordinator_spec(state: &UpState, dir: &Path) -> Outcome<ChildSpec> {
         log: dir.join("logs/coordinator.log"),
         grace: Duration::from_secs(10) + KILL_AFTER,
     })
+}
+
+/// The usual address where it is free, so that it can be remembered.
+fn http_address(args: &UpArgs) -> Outcome<SocketAddr> {
+    if let Some(address) = args.http {
+        return Ok(address);
+    }
+    let usual = DEFAULT_HTTP.parse().map_err(Failure::failed)?;
+    if std::net::TcpListener::bind(usual).is_ok() {
+        return Ok(usual);
+    }
+    Ok(SocketAddr::new(usual.ip(), nats::free_port()?))
+}
+
+fn gateway_spec(args: &UpArgs, address: SocketAddr, state: &UpState, dir: &Path) -> Outcome<ChildSpec> {
+    let mut arguments =
+        [addresses(state), vec!["gateway".into(), "--http".into(), address.to_string().into()]].concat();
+    if let Some(keys) = &args.keys {
+        let keys =
+            keys.canonicalize().map_err(|error| Failure::usage(format!("--keys `{}`: {error}", keys.display())))?;
+        arguments.extend(["--keys".into(), keys.into()]);
+    }
+    Ok(ChildSpec {
+        name: "gateway".into(),
+        program: binaries::own()?,
+        arguments,
+        log: dir.join("logs/gateway.log"),
+        grace: Duration::from_secs(10) + KILL_AFTER,
+    })
+}
+
+/// Completes when somebody listens there.
+async fn listens(address: SocketAddr) {
+    while tokio::net::TcpStream::connect(address).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 fn worker_specs(args: &UpArgs, program: &Path, state: &UpState, dir: &Path) -> Vec<ChildSpec> {

@@ -20,6 +20,9 @@ pub struct UpState {
     pub nats: String,
     /// The store, an absolute path.
     pub store: String,
+    /// Address of the gateway, `http://…`; none of a version without one, and until it answers.
+    #[serde(default)]
+    pub http: Option<String>,
     /// Process id of `likeness up`.
     pub pid: u32,
     /// Its children.
@@ -45,7 +48,7 @@ impl UpState {
 
     #[cfg(test)]
     pub fn for_tests() -> Self {
-        Self { nats: String::new(), store: String::new(), pid: 1, pids: Vec::new() }
+        Self { nats: String::new(), store: String::new(), http: None, pid: 1, pids: Vec::new() }
     }
 }
 

@@ -1,12 +1,13 @@
 //! Embeddings that were made elsewhere and become a generation like any other.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ZeroLabel;
 use crate::ids::Name;
 
 /// Which embeddings are imported, and how; the generation is the job's id.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Import {
     /// Name of the gallery.
     pub gallery: Name,
@@ -23,7 +24,7 @@ pub struct Import {
 }
 
 /// Files of embeddings, as every embedding worker sees them: paths or URLs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum EmbeddingSource {
     /// Tables with a column of ids, one of vectors and perhaps some of labels.
@@ -41,7 +42,7 @@ pub enum EmbeddingSource {
 }
 
 /// Columns by name; where none is named, the one with a usual name, or none.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ImportColumns {
     /// The item id.
     pub item: Option<String>,

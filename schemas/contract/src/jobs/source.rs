@@ -1,12 +1,13 @@
 //! Sources with all that can be said about them, and sources that make a dataset grow.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{CsvColumns, IngestSource, ZeroLabel};
 use crate::ids::JobId;
 
 /// Files with images and labels, and how they are understood.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ReadSource {
     /// The files.
     pub from: ReadFrom,
@@ -18,7 +19,7 @@ pub struct ReadSource {
 }
 
 /// Where the rows of a [`ReadSource`] come from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReadFrom {
     /// CelebA as distributed.
@@ -50,7 +51,7 @@ pub enum ReadFrom {
 }
 
 /// What tells the split of CelebA's rows.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum CelebaSplit {
     /// `list_eval_partition.txt`.
@@ -63,7 +64,7 @@ pub enum CelebaSplit {
 }
 
 /// Words that are labels beside the usual ones, or against them; case and blanks around them make no difference.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LabelWords {
     /// Has.
     pub has: Vec<String>,
@@ -76,7 +77,7 @@ pub struct LabelWords {
 }
 
 /// A dataset's version that grows: its parts are shared, all but those with removed items.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AppendSource {
     /// The version that grows; the newest, when a job is asked for without one.
     pub base: Option<JobId>,

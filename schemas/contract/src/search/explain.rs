@@ -8,6 +8,7 @@
 
 use std::f64::consts::SQRT_2;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ranking::canonical_d2;
@@ -44,7 +45,7 @@ pub struct Sample {
 }
 
 /// Why the hits of an answer were found, attribute by attribute.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Explanation {
     /// The attributes that the question's terms ask for.
     pub attributes: Vec<ExplainedAttribute>,
@@ -53,7 +54,7 @@ pub struct Explanation {
 }
 
 /// An attribute that was asked for.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ExplainedAttribute {
     /// Its name.
     pub name: String,
@@ -66,7 +67,7 @@ pub struct ExplainedAttribute {
 }
 
 /// estimate = 1 / (1 + exp(−(slope · margin + intercept))), fitted by maximum likelihood.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Calibration {
     /// Rows that it was fitted to: a sample of those with a known label outside of the training split.
     pub rows: u32,
@@ -88,7 +89,7 @@ impl Calibration {
 }
 
 /// What is known and estimated of a hit.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct HitExplanation {
     /// Attributes that agree with the question.
     pub agrees: u32,
@@ -97,7 +98,7 @@ pub struct HitExplanation {
 }
 
 /// What is known and estimated of one attribute of a hit.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Finding {
     /// The stored label: +1 has, −1 has not, 0 not known.
     pub label: i8,
