@@ -108,11 +108,12 @@ impl Round {
         let elapsed = started.elapsed().as_secs_f64().max(1e-9);
         self.advise(&steps);
 
-        let validation = self.validate(&trainer, device)?;
+        let checkpoint = trainer.checkpoint()?;
+        let validation = self.validate(&trainer.serving()?, device)?;
         let rows = figure_rows(self.first_step, &steps, validation.as_ref().map(|validation| &validation.figures));
         let mean = StepFigures::mean_of(&steps).ok_or_else(|| TaskError::invalid("a round without steps"))?;
         Ok(Trained {
-            checkpoint: trainer.checkpoint()?,
+            checkpoint,
             figures: figures::encode(&rows)?,
             loss: mean.loss,
             validation,
@@ -151,8 +152,7 @@ impl Round {
             let asked = Instant::now();
             let batch = batches.recv().map_err(|_| TaskError::transient("no batch was made"))??;
             waited += asked.elapsed();
-            let [images, positives, negatives] = batch.on(device)?;
-            let figures = trainer.step(&images, &positives, &negatives)?;
+            let figures = trainer.step(&batch.on(device)?)?;
             if self.first_step + done == 0 && self.stage.train.init.is_none() {
                 self.tell(advice::at_the_start(&figures));
             }
