@@ -8,6 +8,7 @@ use bytes::Bytes;
 use candle_core::Device;
 use likeness_contract::jobs::{CheckpointOutput, TaskOutput, TrainStage, task_ids};
 use likeness_contract::keys;
+use likeness_contract::settings::Loss;
 use likeness_data::TripletSampler;
 use likeness_model::{StepFigures, Trainer};
 
@@ -168,6 +169,10 @@ impl Round {
     }
 
     fn advise(&self, steps: &[StepFigures]) {
+        // Of other losses the drawn triplets are figures alone: neither margin nor negatives can be at fault.
+        if self.stage.train.loss != Loss::Triplet {
+            return;
+        }
         let end = (self.first_step + self.steps) as f64;
         if self.round == 0 || end <= EARLY * self.stage.total_steps() as f64 {
             self.tell(advice::early_on(steps));
