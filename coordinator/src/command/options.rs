@@ -607,7 +607,7 @@ pub fn resolved(model: &ModelOptions, train: &TrainOptions) -> Outcome<(ModelSet
     let by_logits = train.loss == Loss::BinaryCrossEntropy;
     match (by_logits, model.encoding == QueryEncoding::LogProbability) {
         (true, false) => Err(Failure::usage(
-            "a model with two towers has no logits for `binary-cross-entropy`: give `--recipe article`, or another `--loss`",
+            "a model with two towers has no logits for `binary-cross-entropy`: give another `--loss`, or a recipe as it is",
         )),
         (false, true) => Err(Failure::usage(
             "log-probabilities are trained with `--loss binary-cross-entropy` alone: for other losses give `--recipe article`, or `--encoding three-state`",
