@@ -8,7 +8,7 @@ use likeness_contract::documents::{ModelManifest, Release};
 use likeness_contract::ids::JobId;
 use likeness_contract::keys;
 use likeness_contract::names;
-use likeness_contract::settings::{Architecture, Crop, Keep, Optimizer, QueryEncoding, TrainSettings};
+use likeness_contract::settings::{Architecture, Crop, Keep, Loss, Optimizer, QueryEncoding, TrainSettings};
 use likeness_contract::weights::export;
 use likeness_link::Store;
 use serde_json::{Value, json};
@@ -167,6 +167,7 @@ fn facts(manifest: &ModelManifest) -> Vec<(&'static str, String)> {
     let encoding = match settings.encoding {
         QueryEncoding::ThreeState => "three-state",
         QueryEncoding::MultiHot => "multi-hot",
+        QueryEncoding::LogProbability => "log-probability",
     };
     let px = settings.preprocessing.input_px;
     let mut facts = vec![
@@ -194,7 +195,21 @@ fn trained(train: &TrainSettings, steps: u64) -> String {
             format!("sgd, lr {}, momentum {}, weight decay {}", settings.lr, settings.momentum, settings.weight_decay)
         }
     };
-    format!("{} steps of {} triplets, margin {}; {optimizer}", thousands(steps), train.batch_size, train.margin)
+    let loss = match train.loss {
+        Loss::Triplet => format!("triplets, margin {}", train.margin),
+        Loss::SemiHardTriplet => format!("images, semi-hard triplets, margin {}", train.margin),
+        Loss::AllTriplets => format!("images, all triplets, margin {}", train.margin),
+        Loss::InfoNce { temperature } => format!("images, InfoNCE at temperature {temperature}"),
+        Loss::BinaryCrossEntropy => "images, binary cross-entropy".to_string(),
+    };
+    let mut text = format!("{} steps of {} {loss}; {optimizer}", thousands(steps), train.batch_size);
+    if train.average_decay > 0.0 {
+        text.push_str(&format!("; weights averaged with decay {}", train.average_decay));
+    }
+    if train.embed_mirrored {
+        text.push_str("; images embedded with their mirror images");
+    }
+    text
 }
 
 fn round_in_words(manifest: &ModelManifest, round: u32) -> String {
@@ -205,6 +220,11 @@ fn round_in_words(manifest: &ModelManifest, round: u32) -> String {
     let stopped = if manifest.stopped_early { "; the training stopped early" } else { "" };
     format!("{round}, counted from 0: {which}{stopped}")
 }
+
+/// How outputs of the head become an embedding, for who computes it elsewhere (`workers/model/src/joint.rs`).
+const LOG_PROBABILITY_SPACE: &str = "fc gives an output per attribute; z = 10 tanh(fc / 10), \
+    image = [g log sigmoid(z), g log sigmoid(-z), sqrt(1 - squared length of the others)] with g = 1 / sqrt(attributes * \
+    (log(1 + e^10)^2 + log(1 + e^-10)^2)); query = [1 where asked for, 1 where asked against, 0] / sqrt(number asked)";
 
 async fn write(global: &Global, store: &Store, name: &str, out: Option<PathBuf>, force: bool) -> Outcome {
     let manifest = find(store, name).await?;
@@ -264,6 +284,12 @@ fn describe(manifest: &ModelManifest) -> Value {
         Crop::CenterSquare => "center-square",
         Crop::Stretch => "stretch",
     };
+    let (tower, normalise) = match settings.encoding {
+        QueryEncoding::ThreeState | QueryEncoding::MultiHot => {
+            (Some("attributes.linear1, attributes.bn1, ReLU, attributes.linear2"), "both towers end in unit vectors")
+        }
+        QueryEncoding::LogProbability => (None, LOG_PROBABILITY_SPACE),
+    };
     json!({
         "model": model,
         "architecture": settings.architecture.name(),
@@ -279,9 +305,10 @@ fn describe(manifest: &ModelManifest) -> Value {
         "query": {
             "encoding": settings.encoding,
             "attributes": vocabulary.names,
-            "tower": "attributes.linear1, attributes.bn1, ReLU, attributes.linear2",
+            "tower": tower,
         },
-        "normalise": "both towers end in unit vectors",
+        "normalise": normalise,
+        "embed_mirrored": manifest.train.embed_mirrored,
         "distance": distance,
         "dataset": manifest.dataset,
         "weights_sha256": manifest.weights.digest,

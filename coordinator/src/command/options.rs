@@ -12,7 +12,7 @@ use likeness_contract::jobs::{
 };
 use likeness_contract::settings::{
     AdamWSettings, Architecture, BackboneSettings, ColourJitter, Crop, EvaluateSettings, ImageEdit, InitWeights, Keep,
-    ModelSettings, NegativeMix, Optimizer, Preprocessing, QueryEncoding, ResizedCrop, SgdSettings, Split,
+    Loss, ModelSettings, NegativeMix, Optimizer, Preprocessing, QueryEncoding, ResizedCrop, SgdSettings, Split,
     TrainSettings,
 };
 use likeness_link::client::Client;
@@ -24,6 +24,8 @@ use crate::command::weights;
 
 /// Rows of an ingest part and of a gallery shard unless said otherwise: 30–120 s of work on a processor.
 pub const DEFAULT_ROWS: u32 = 8192;
+/// Divides the cosines of InfoNCE unless said otherwise.
+const DEFAULT_TEMPERATURE: f32 = 0.1;
 /// Largest shard; a searcher loads and drops shards as a whole.
 pub const MAX_SHARD_ROWS: u32 = 65_536;
 
@@ -68,6 +70,62 @@ pub enum OptimizerName {
     Sgd,
 }
 
+/// A way to train, as a whole.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Recipe {
+    /// [`TrainSettings::joint`] with an encoding of log-probabilities.
+    #[default]
+    Joint,
+    /// [`TrainSettings::default`] with two towers.
+    Article,
+}
+
+impl Recipe {
+    fn encoding(self) -> QueryEncoding {
+        match self {
+            Self::Joint => QueryEncoding::LogProbability,
+            Self::Article => QueryEncoding::ThreeState,
+        }
+    }
+
+    fn train(self) -> TrainSettings {
+        match self {
+            Self::Joint => TrainSettings::joint(),
+            Self::Article => TrainSettings::default(),
+        }
+    }
+}
+
+/// A loss by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LossName {
+    /// [`Loss::Triplet`].
+    Triplet,
+    /// [`Loss::SemiHardTriplet`].
+    SemiHardTriplet,
+    /// [`Loss::AllTriplets`].
+    AllTriplets,
+    /// [`Loss::InfoNce`].
+    InfoNce,
+    /// [`Loss::BinaryCrossEntropy`].
+    BinaryCrossEntropy,
+}
+
+impl LossName {
+    /// Its name, and its temperature where it has one.
+    pub fn of(loss: Loss) -> (Self, Option<f32>) {
+        match loss {
+            Loss::Triplet => (Self::Triplet, None),
+            Loss::SemiHardTriplet => (Self::SemiHardTriplet, None),
+            Loss::AllTriplets => (Self::AllTriplets, None),
+            Loss::InfoNce { temperature } => (Self::InfoNce, Some(temperature)),
+            Loss::BinaryCrossEntropy => (Self::BinaryCrossEntropy, None),
+        }
+    }
+}
+
 /// A part of a model that can be held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -103,11 +161,14 @@ options! {
         /// Backbone of the image tower [default: cnn-s].
         #[arg(long, value_parser = words::<Architecture>(&["cnn-s", "resnet18", "resnet34", "resnet50", "resnet101"]), help_heading = "Model")]
         architecture: Architecture,
-        /// D, length of the embedding [default: 300].
+        /// What decides all that is left open: `joint` finds by log-probabilities of attributes and is trained with binary cross-entropy, `article` has two towers and is trained with triplets [default: joint].
+        #[arg(long, value_parser = words::<Recipe>(&["joint", "article"]), help_heading = "Model")]
+        recipe: Recipe,
+        /// D, length of the embedding [default: 300; with log-probabilities always twice the attributes and one].
         #[arg(long, value_name = "D", help_heading = "Model")]
         embedding_dim: u32,
-        /// `three-state` knows "not said", `multi-hot` is the article's own [default: three-state].
-        #[arg(long, value_parser = words::<QueryEncoding>(&["three-state", "multi-hot"]), help_heading = "Model")]
+        /// `log-probability` needs no query tower; with one, `three-state` knows "not said", `multi-hot` is the article's own [default: log-probability; of the recipe article three-state].
+        #[arg(long, value_parser = words::<QueryEncoding>(&["three-state", "multi-hot", "log-probability"]), help_heading = "Model")]
         encoding: QueryEncoding,
         /// Side of the square input in pixels [default: 64 for cnn-s, else 224].
         #[arg(long, value_name = "PX", help_heading = "Model")]
@@ -130,7 +191,19 @@ options! {
         /// Steps per round; a killed training goes on from the last round [default: 50].
         #[arg(long, value_name = "H", help_heading = "Training")]
         inner_steps: u32,
-        /// Margin of the triplet loss [default: 0.1].
+        /// What the training makes small: `triplet` is the article's; `semi-hard-triplet`, `all-triplets` and `info-nce` compare within the batch; `binary-cross-entropy` is of log-probabilities [default: binary-cross-entropy; of the recipe article triplet].
+        #[arg(long, value_parser = words::<LossName>(&["triplet", "semi-hard-triplet", "all-triplets", "info-nce", "binary-cross-entropy"]), help_heading = "Training")]
+        loss: LossName,
+        /// Temperature of `info-nce` [default: 0.1].
+        #[arg(long, help_heading = "Training")]
+        temperature: f32,
+        /// Serve an exponential moving average of the weights with this decay per step, 0 = off [default: 0].
+        #[arg(long, value_name = "DECAY", help_heading = "Training")]
+        average_decay: f64,
+        /// Embed an image together with its mirror image, at twice the cost [default: false].
+        #[arg(long, value_name = "BOOL", help_heading = "Training")]
+        embed_mirrored: bool,
+        /// Margin of the triplet losses [default: 0.1].
         #[arg(long, help_heading = "Training")]
         margin: f32,
         /// Share of negatives that are random vectors [default: 0].
@@ -284,27 +357,32 @@ impl JobOptions {
 }
 
 impl ModelOptions {
+    /// The recipe in force.
+    pub fn recipe(&self) -> Recipe {
+        self.recipe.unwrap_or_default()
+    }
+
     /// The settings with their defaults.
     pub fn resolve(&self) -> Outcome<ModelSettings> {
         let architecture = self.architecture.unwrap_or(Architecture::CnnS);
         let mut preprocessing = Preprocessing::imagenet(self.input_px.unwrap_or(architecture.default_input_px()));
         preprocessing.crop = self.crop.unwrap_or(preprocessing.crop);
-        let settings = ModelSettings {
-            architecture,
-            embedding_dim: self.embedding_dim.unwrap_or(300),
-            encoding: self.encoding.unwrap_or(QueryEncoding::ThreeState),
-            preprocessing,
-        };
-        within("embedding-dim", settings.embedding_dim, 2, MAX_EMBEDDING_DIM)?;
+        let encoding = self.encoding.unwrap_or(self.recipe().encoding());
+        let by_vocabulary = encoding == QueryEncoding::LogProbability;
+        let embedding_dim = self.embedding_dim.unwrap_or(if by_vocabulary { 0 } else { 300 });
+        let settings = ModelSettings { architecture, embedding_dim, encoding, preprocessing };
+        if !(by_vocabulary && self.embedding_dim.is_none()) {
+            within("embedding-dim", embedding_dim, 2, MAX_EMBEDDING_DIM)?;
+        }
         within("input-px", settings.preprocessing.input_px, *INPUT_PX.start(), *INPUT_PX.end())?;
         Ok(settings)
     }
 }
 
 impl TrainOptions {
-    /// The settings with their defaults.
-    pub fn resolve(&self) -> Outcome<TrainSettings> {
-        let default = TrainSettings::default();
+    /// The settings with the defaults of a recipe.
+    pub fn resolve(&self, recipe: Recipe) -> Outcome<TrainSettings> {
+        let default = recipe.train();
         let settings = TrainSettings {
             epochs: self.epochs.unwrap_or(default.epochs),
             batch_size: self.batch_size.unwrap_or(default.batch_size),
@@ -325,9 +403,28 @@ impl TrainOptions {
             keep: self.keep(),
             patience: self.patience.unwrap_or(default.patience),
             seed: self.seed.unwrap_or(default.seed),
+            loss: self.loss(default.loss)?,
+            average_decay: self.average_decay.unwrap_or(default.average_decay),
+            embed_mirrored: self.embed_mirrored.unwrap_or(default.embed_mirrored),
         };
         check_train(&settings)?;
         Ok(settings)
+    }
+
+    fn loss(&self, default: Loss) -> Outcome<Loss> {
+        let name = self.loss.unwrap_or(LossName::of(default).0);
+        if name != LossName::InfoNce && self.temperature.is_some() {
+            return Err(Failure::usage("`temperature` is a setting of info-nce: give `--loss info-nce` too"));
+        }
+        let temperature = self.temperature.unwrap_or(DEFAULT_TEMPERATURE);
+        above_0("temperature", temperature, 100.0)?;
+        Ok(match name {
+            LossName::Triplet => Loss::Triplet,
+            LossName::SemiHardTriplet => Loss::SemiHardTriplet,
+            LossName::AllTriplets => Loss::AllTriplets,
+            LossName::InfoNce => Loss::InfoNce { temperature },
+            LossName::BinaryCrossEntropy => Loss::BinaryCrossEntropy,
+        })
     }
 
     fn optimizer(&self) -> Outcome<Optimizer> {
@@ -438,6 +535,7 @@ fn check_train(settings: &TrainSettings) -> Outcome<()> {
     };
     within("weight-decay", weight_decay, 0.0, 10.0)?;
     within("clip-norm", settings.clip_norm, 0.0, 1e6)?;
+    within("average-decay", settings.average_decay, 0.0, 0.999_999)?;
     above_0("backbone-lr", settings.backbone.lr_factor, 100.0)?;
     if let Some(crop) = settings.resized_crop {
         above_0("resized-crop", crop.scale[0], 1.0)?;
@@ -498,7 +596,24 @@ pub fn train_request(
     train: &TrainOptions,
     init: Option<InitWeights>,
 ) -> Outcome<TrainRequest> {
-    Ok(TrainRequest { dataset, model: model.resolve()?, train: TrainSettings { init, ..train.resolve()? } })
+    let (model, train) = resolved(model, train)?;
+    Ok(TrainRequest { dataset, model, train: TrainSettings { init, ..train } })
+}
+
+/// Model and training with their defaults, if they fit each other.
+pub fn resolved(model: &ModelOptions, train: &TrainOptions) -> Outcome<(ModelSettings, TrainSettings)> {
+    let train = train.resolve(model.recipe())?;
+    let model = model.resolve()?;
+    let by_logits = train.loss == Loss::BinaryCrossEntropy;
+    match (by_logits, model.encoding == QueryEncoding::LogProbability) {
+        (true, false) => Err(Failure::usage(
+            "a model with two towers has no logits for `binary-cross-entropy`: give another `--loss`, or a recipe as it is",
+        )),
+        (false, true) => Err(Failure::usage(
+            "log-probabilities are trained with `--loss binary-cross-entropy` alone: for other losses give `--recipe article`, or `--encoding three-state`",
+        )),
+        _ => Ok((model, train)),
+    }
 }
 
 /// The weights that a training starts from, in the store.
@@ -531,7 +646,9 @@ mod tests {
 
     #[test]
     fn defaults_are_the_contracts() {
-        assert_eq!(TrainOptions::default().resolve().unwrap(), TrainSettings::default());
+        let train = TrainOptions::default();
+        assert_eq!(train.resolve(Recipe::Article).unwrap(), TrainSettings::default());
+        assert_eq!(train.resolve(Recipe::Joint).unwrap(), TrainSettings::joint());
         let evaluate = EvaluateOptions::default().resolve().unwrap();
         assert_eq!(evaluate.settings, EvaluateSettings::default());
         assert_eq!(evaluate.rows, Split::Test);
@@ -573,23 +690,28 @@ mod tests {
     #[test]
     fn other_negatives_take_what_is_left() {
         let options = TrainOptions { negatives_flipped: Some(0.25), ..Default::default() };
-        assert_eq!(options.resolve().unwrap().negatives.other, 0.75);
+        assert_eq!(options.resolve(Recipe::Joint).unwrap().negatives.other, 0.75);
         for (random, flipped) in [(0.0, 0.5), (0.9, 0.3), (-0.1, 0.3)] {
             let options =
                 TrainOptions { negatives_random: Some(random), negatives_flipped: Some(flipped), ..Default::default() };
-            assert!(options.resolve().is_err(), "{random} {flipped}");
+            assert!(options.resolve(Recipe::Joint).is_err(), "{random} {flipped}");
         }
     }
 
     #[test]
     fn values_out_of_range_are_named() {
-        let error = TrainOptions { epochs: Some(0), ..Default::default() }.resolve().unwrap_err().to_string();
+        let error =
+            TrainOptions { epochs: Some(0), ..Default::default() }.resolve(Recipe::Joint).unwrap_err().to_string();
         assert!(error.contains("`epochs` is 0"), "{error}");
         for lr in [0.0, f64::NAN] {
-            let error = TrainOptions { lr: Some(lr), ..Default::default() }.resolve().unwrap_err().to_string();
+            let error =
+                TrainOptions { lr: Some(lr), ..Default::default() }.resolve(Recipe::Joint).unwrap_err().to_string();
             assert!(error.ends_with("it must be above 0 and at most 10"), "{error}");
         }
-        let error = TrainOptions { margin: Some(f32::NAN), ..Default::default() }.resolve().unwrap_err().to_string();
+        let error = TrainOptions { margin: Some(f32::NAN), ..Default::default() }
+            .resolve(Recipe::Joint)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("`margin` is NaN"), "{error}");
         let error = ModelOptions { input_px: Some(20), ..Default::default() }.resolve().unwrap_err().to_string();
         assert!(error.contains("`input-px` is 20"), "{error}");
@@ -599,14 +721,16 @@ mod tests {
     fn sgd_has_defaults_of_its_own_and_momentum_is_its_alone() {
         let sgd = TrainOptions { optimizer: Some(OptimizerName::Sgd), lr: Some(0.5), ..Default::default() };
         let expected = SgdSettings { lr: 0.5, ..SgdSettings::default() };
-        assert_eq!(sgd.resolve().unwrap().optimizer, Optimizer::Sgd(expected));
-        let error = TrainOptions { momentum: Some(0.5), ..Default::default() }.resolve().unwrap_err().to_string();
+        assert_eq!(sgd.resolve(Recipe::Joint).unwrap().optimizer, Optimizer::Sgd(expected));
+        let error =
+            TrainOptions { momentum: Some(0.5), ..Default::default() }.resolve(Recipe::Joint).unwrap_err().to_string();
         assert!(error.contains("--optimizer sgd"), "{error}");
     }
 
     #[test]
     fn patience_keeps_the_best_unless_told_otherwise() {
-        let keep = |patience, keep| TrainOptions { patience, keep, ..Default::default() }.resolve().unwrap().keep;
+        let keep =
+            |patience, keep| TrainOptions { patience, keep, ..Default::default() }.resolve(Recipe::Joint).unwrap().keep;
         assert_eq!(keep(Some(3), None), Keep::Best);
         assert_eq!(keep(Some(3), Some(Keep::Last)), Keep::Last);
         assert_eq!(keep(Some(0), None), Keep::Last);
@@ -615,16 +739,17 @@ mod tests {
     #[test]
     fn a_resized_crop_takes_the_place_of_the_shift() {
         let options = TrainOptions { resized_crop: Some(0.3), ..Default::default() };
-        let settings = options.resolve().unwrap();
+        let settings = options.resolve(Recipe::Joint).unwrap();
         assert_eq!((settings.random_crop, settings.resized_crop.unwrap().scale), (0.0, [0.3, 1.0]));
-        assert!(TrainOptions { random_crop: Some(0.1), ..options }.resolve().is_err());
-        assert!(TrainOptions { resized_crop: Some(0.0), ..Default::default() }.resolve().is_err());
+        assert!(TrainOptions { random_crop: Some(0.1), ..options }.resolve(Recipe::Joint).is_err());
+        assert!(TrainOptions { resized_crop: Some(0.0), ..Default::default() }.resolve(Recipe::Joint).is_err());
     }
 
     #[test]
     fn a_backbone_is_held_for_some_epochs_or_for_all_and_only_with_weights() {
         let with = TrainOptions { init: Some("w.safetensors".into()), epochs: Some(5), ..Default::default() };
-        let frozen = |options: TrainOptions| options.resolve().map(|settings| settings.backbone.frozen_epochs);
+        let frozen =
+            |options: TrainOptions| options.resolve(Recipe::Joint).map(|settings| settings.backbone.frozen_epochs);
         assert_eq!(frozen(TrainOptions { warm_up_epochs: Some(2), ..with.clone() }).unwrap(), 2);
         assert_eq!(frozen(TrainOptions { freeze: Some(Part::Backbone), ..with.clone() }).unwrap(), 5);
         let refused = |options: TrainOptions, word: &str| {
@@ -640,7 +765,7 @@ mod tests {
     fn shares_are_told_as_they_were_written() {
         let (random, flipped) = (Some(0.9), Some(0.3));
         let options = TrainOptions { negatives_random: random, negatives_flipped: flipped, ..Default::default() };
-        let error = options.resolve().unwrap_err().to_string();
+        let error = options.resolve(Recipe::Joint).unwrap_err().to_string();
         assert!(error.ends_with("random 0.9, other -0.2, flipped 0.3"), "{error}");
     }
 
@@ -648,5 +773,30 @@ mod tests {
     fn the_gallery_is_named_after_the_dataset() {
         let dataset = DatasetSelector { dataset: Name::new("faces").unwrap(), version: None };
         assert_eq!(EmbedOptions::default().resolve(&dataset).unwrap().gallery.as_str(), "faces");
+    }
+
+    #[test]
+    fn a_recipe_decides_what_is_left_open_and_wrong_mixtures_are_refused() {
+        let joint = resolved(&ModelOptions::default(), &TrainOptions::default()).unwrap();
+        assert_eq!((joint.0.encoding, joint.0.embedding_dim), (QueryEncoding::LogProbability, 0));
+        assert_eq!(joint.1.loss, Loss::BinaryCrossEntropy);
+        let article = ModelOptions { recipe: Some(Recipe::Article), ..Default::default() };
+        let (model, train) = resolved(&article, &TrainOptions::default()).unwrap();
+        assert_eq!(
+            (model.encoding, model.embedding_dim, train),
+            (QueryEncoding::ThreeState, 300, TrainSettings::default())
+        );
+        let info_nce = TrainOptions { loss: Some(LossName::InfoNce), temperature: Some(0.2), ..Default::default() };
+        assert_eq!(resolved(&article, &info_nce).unwrap().1.loss, Loss::InfoNce { temperature: 0.2 });
+        let refused = |model: &ModelOptions, train: &TrainOptions, word: &str| {
+            let error = resolved(model, train).unwrap_err().to_string();
+            assert!(error.contains(word), "{word}: {error}");
+        };
+        refused(&ModelOptions::default(), &info_nce, "--recipe article");
+        let bce = TrainOptions { loss: Some(LossName::BinaryCrossEntropy), ..Default::default() };
+        refused(&article, &bce, "no logits");
+        refused(&article, &TrainOptions { temperature: Some(0.2), ..Default::default() }, "--loss info-nce");
+        let averaged = TrainOptions { average_decay: Some(1.0), ..Default::default() };
+        refused(&article, &averaged, "`average-decay`");
     }
 }

@@ -123,8 +123,7 @@ pub async fn requested(
     let file = JobFile::read(config)?;
     let options = options.or(&file);
     let alias = alias_or_main(target.alias.or(file.alias))?;
-    options.model.resolve()?;
-    options.train.resolve()?;
+    options::resolved(&options.model, &options.train)?;
     options.evaluate.resolve()?;
     let client = global.connection.client().await?;
     let dataset = dataset_or_only(&client, target.dataset.or(file.dataset)).await?;
@@ -163,7 +162,7 @@ mod tests {
         let RequestedWork::Pipeline { train, embed, evaluate, alias } = request.work else { panic!("a pipeline") };
         assert_eq!((embed.rows, evaluate.rows), (Split::All, Split::Test));
         assert_eq!((embed.gallery.as_str(), alias.as_str()), ("celeba", "main"));
-        assert_eq!((train.model.embedding_dim, train.train.epochs), (300, 15));
+        assert_eq!((train.model.embedding_dim, train.train.epochs), (0, 15));
     }
 
     #[test]

@@ -50,8 +50,7 @@ pub async fn run(global: &Global, args: TrainArgs) -> Outcome {
     let job = args.job.or(file.job);
     let (model, train) = (args.model.or(file.model), args.train.or(file.train));
     // Mistakes in settings are said before anything is asked of the network.
-    model.resolve()?;
-    train.resolve()?;
+    options::resolved(&model, &train)?;
     let client = global.connection.client().await?;
     let dataset = dataset_or_only(&client, args.dataset.or(file.dataset)).await?;
     let init = options::start(&client, &model, &train).await?;

@@ -16,7 +16,9 @@ use likeness_contract::jobs::{
 use likeness_contract::messages::{ApiError, ApiErrorKind};
 use likeness_contract::names;
 use likeness_contract::searches::{SearchFile, SearchStage};
-use likeness_contract::settings::{BroughtQueries, InitWeights, QueryEncoding, Split, TrainSettings, Vocabulary};
+use likeness_contract::settings::{
+    BroughtQueries, InitWeights, ModelSettings, QueryEncoding, Split, TrainSettings, Vocabulary, log_probability_dim,
+};
 
 use super::validate::{self, MAX_NUMBERED};
 
@@ -180,7 +182,9 @@ fn resolve_train(request: &TrainRequest, facts: &Facts) -> Result<TrainStage, Ap
     let manifest = facts.dataset(&request.dataset)?;
     let (train_rows, validation_rows) = (manifest.rows(Split::Train), manifest.rows(Split::Validation));
     check(validate::vocabulary(&manifest.vocabulary))?;
-    check(validate::model(&request.model))?;
+    let model = with_dim(&request.model, manifest.vocabulary.len());
+    check(validate::model(&model))?;
+    check(validate::trainable(&model, &request.train, manifest.vocabulary.len()))?;
     check(validate::train(&request.train, train_rows, validation_rows))?;
     start_is_there(&request.train, facts)?;
     let mut train = request.train.clone();
@@ -191,7 +195,7 @@ fn resolve_train(request: &TrainRequest, facts: &Facts) -> Result<TrainStage, Ap
     let stage = TrainStage {
         dataset: manifest.dataset.clone(),
         vocabulary: manifest.vocabulary.clone(),
-        model: request.model.clone(),
+        model,
         train,
         train_rows,
         validation_rows,
@@ -200,6 +204,13 @@ fn resolve_train(request: &TrainRequest, facts: &Facts) -> Result<TrainStage, Ap
     let few = rounds < MAX_NUMBERED;
     check(few.then_some(()).ok_or(format!("{rounds} rounds, expected below {MAX_NUMBERED}: raise `inner_steps`")))?;
     Ok(stage)
+}
+
+/// The vocabulary decides the dimension of a space of log-probabilities.
+fn with_dim(model: &ModelSettings, attributes: usize) -> ModelSettings {
+    let open = model.encoding == QueryEncoding::LogProbability && model.embedding_dim == 0;
+    let embedding_dim = if open { log_probability_dim(attributes) } else { model.embedding_dim };
+    ModelSettings { embedding_dim, ..model.clone() }
 }
 
 /// The weights to start from are in the store already: workers anywhere read the same bytes.

@@ -5,7 +5,7 @@ use likeness_contract::jobs::{EmbeddingSource, Import, IngestSource, JobOptions,
 use likeness_contract::keys;
 use likeness_contract::searches::QuestionPart;
 use likeness_contract::settings::{
-    AdamWSettings, Architecture, ModelSettings, NegativeMix, Optimizer, ResizedCrop, SgdSettings, TrainSettings,
+    AdamWSettings, Architecture, Loss, ModelSettings, NegativeMix, Optimizer, ResizedCrop, SgdSettings, TrainSettings,
 };
 
 fn manifest(version: &str, split_rows: [u64; 3]) -> DatasetManifest {
@@ -194,6 +194,36 @@ fn multi_hot_queries_are_never_masked() {
     let request = training(|t| t.model.encoding = QueryEncoding::MultiHot);
     let JobWork::Train(stage) = resolve(&request, &facts()).unwrap().spec.work else { panic!() };
     assert_eq!(stage.train.masked_share, 0.0);
+}
+
+#[test]
+fn the_vocabulary_decides_the_dimension_of_log_probabilities() {
+    let joint = |dim| {
+        training(move |t| {
+            (t.model.encoding, t.model.embedding_dim) = (QueryEncoding::LogProbability, dim);
+            t.train = TrainSettings { batch_size: 10, ..TrainSettings::joint() };
+        })
+    };
+    let resolved = |dim| match resolve(&joint(dim), &facts()).unwrap().spec.work {
+        JobWork::Train(stage) => (stage.model.embedding_dim, stage.vocabulary.len() as u32),
+        other => panic!("{other:?}"),
+    };
+    let (dim, attributes) = resolved(0);
+    assert_eq!(dim, 2 * attributes + 1);
+    assert_eq!(resolved(dim), (dim, attributes));
+    refused(&joint(300), &facts(), ApiErrorKind::Invalid, "`embedding_dim` is 300: log-probabilities of");
+}
+
+#[test]
+fn logits_and_binary_cross_entropy_go_together() {
+    invalid_training(|t| t.train.loss = Loss::BinaryCrossEntropy, "needs the encoding `log-probability`");
+    let triplets =
+        |t: &mut TrainRequest| (t.model.encoding, t.model.embedding_dim) = (QueryEncoding::LogProbability, 0);
+    refused(&training(triplets), &facts(), ApiErrorKind::Invalid, "with the loss `binary-cross-entropy` alone");
+    invalid_training(|t| t.train.loss = Loss::InfoNce { temperature: 0.0 }, "`loss.temperature`");
+    invalid_training(|t| t.train.average_decay = 1.0, "`average_decay`");
+    let other = training(|t| t.train.loss = Loss::AllTriplets);
+    assert!(resolve(&other, &facts()).is_ok());
 }
 
 #[test]

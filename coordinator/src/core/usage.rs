@@ -7,7 +7,7 @@ use likeness_contract::jobs::{
     DatasetRef, DeviceClass, EmbedStage, EvaluateStage, JobSpec, JobWork, Plan, PlannedTask, TaskKind, TaskOutput,
     TaskRecord, TaskWork, TrainStage,
 };
-use likeness_contract::settings::{Architecture, ModelSettings, Optimizer, Split};
+use likeness_contract::settings::{Architecture, ModelSettings, Optimizer, QueryEncoding, Split};
 use likeness_contract::usage::{Basis, Estimate, PhaseEstimate, PhaseUsage, ServingEstimate, Usage};
 
 use super::planner;
@@ -298,8 +298,11 @@ fn weight_bytes(model: &ModelSettings, attributes: u64) -> u64 {
         Architecture::ResNet101 => (42_500_160, 2_048),
     };
     let dim = u64::from(model.embedding_dim);
-    let head = features * dim + dim;
-    let tower = attributes * dim + dim * dim + 4 * dim;
+    let (outputs, tower) = match model.encoding {
+        QueryEncoding::LogProbability => (attributes, 0),
+        QueryEncoding::ThreeState | QueryEncoding::MultiHot => (dim, attributes * dim + dim * dim + 4 * dim),
+    };
+    let head = features * outputs + outputs;
     4 * (backbone + head + tower)
 }
 

@@ -4,8 +4,9 @@ use likeness_contract::jobs::{CsvColumns, EmbeddingSource, Import, IngestSource,
 use likeness_contract::keys;
 use likeness_contract::searches::{MAX_PART_BYTES, MAX_PART_QUESTIONS, QuestionPart};
 use likeness_contract::settings::{
-    AdamWSettings, BackboneSettings, ColourJitter, EvaluateSettings, InitWeights, Keep, ModelSettings, NegativeMix,
-    Optimizer, Preprocessing, ResizedCrop, SgdSettings, TrainSettings, Vocabulary,
+    AdamWSettings, BackboneSettings, ColourJitter, EvaluateSettings, InitWeights, Keep, Loss, ModelSettings,
+    NegativeMix, Optimizer, Preprocessing, QueryEncoding, ResizedCrop, SgdSettings, TrainSettings, Vocabulary,
+    log_probability_dim,
 };
 
 /// Largest embedding dimension.
@@ -148,6 +149,7 @@ pub fn rows_per_file(setting: &str, rows: u32) -> Checked {
 /// The shape and input of a model.
 pub fn model(settings: &ModelSettings) -> Checked {
     let ModelSettings { architecture: _, embedding_dim: dim, encoding: _, preprocessing } = settings;
+    // The dimension is fixed by now where the vocabulary decides it.
     let in_range = (1..=MAX_EMBEDDING_DIM).contains(dim);
     ensure(in_range, || format!("`embedding_dim` is {dim}, expected 1 to {MAX_EMBEDDING_DIM}"))?;
     let Preprocessing { crop: _, input_px: px, mean, std } = preprocessing;
@@ -180,6 +182,9 @@ pub fn train(settings: &TrainSettings, train_rows: u64, validation_rows: u64) ->
         keep,
         patience,
         seed: _,
+        loss,
+        average_decay,
+        embed_mirrored: _,
     } = settings;
     ensure(train_rows > 0, || "the dataset has no rows in its training split".into())?;
     at_least("epochs", *epochs, 1)?;
@@ -200,12 +205,39 @@ pub fn train(settings: &TrainSettings, train_rows: u64, validation_rows: u64) ->
         Optimizer::Sgd(settings) => sgd(settings)?,
     }
     not_negative("clip_norm", *clip_norm)?;
+    made_small(*loss)?;
+    let below_1 = (0.0..1.0).contains(average_decay);
+    ensure(below_1, || format!("`average_decay` is {average_decay}, expected 0 or more and below 1"))?;
     learning_backbone(backbone)?;
     init.as_ref().map_or(Ok(()), start)?;
     resized_crop.as_ref().map_or(Ok(()), |crop| resized(crop, *random_crop))?;
     jitter(colour)?;
     ensure((*keep == Keep::Last && *patience == 0) || validation_rows > 0, || {
         "the dataset has no rows in its validation split: leave `keep` and `patience` out, or ingest it with one".into()
+    })
+}
+
+fn made_small(loss: Loss) -> Checked {
+    let Loss::InfoNce { temperature } = loss else { return Ok(()) };
+    ensure(temperature.is_finite() && temperature > 0.0, || {
+        format!("`loss.temperature` is {temperature}, expected a number above 0")
+    })
+}
+
+/// A model and the loss that it is trained with: logits are what binary cross-entropy and log-probabilities are both about.
+pub fn trainable(model: &ModelSettings, train: &TrainSettings, attributes: usize) -> Checked {
+    let (by_logits, has_logits) =
+        (train.loss == Loss::BinaryCrossEntropy, model.encoding == QueryEncoding::LogProbability);
+    ensure(has_logits || !by_logits, || {
+        "the loss `binary-cross-entropy` needs the encoding `log-probability`: a model with two towers has no logits"
+            .into()
+    })?;
+    ensure(by_logits || !has_logits, || {
+        "the encoding `log-probability` is trained with the loss `binary-cross-entropy` alone".into()
+    })?;
+    let (dim, needed) = (model.embedding_dim, log_probability_dim(attributes));
+    ensure(!has_logits || dim == needed, || {
+        format!("`embedding_dim` is {dim}: log-probabilities of {attributes} attributes have {needed}, leave it out")
     })
 }
 

@@ -77,14 +77,14 @@ impl PartEntry {
 
 /// `models/<model>/model.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct ModelManifest {
+pub struct ModelManifest<T = TrainSettings> {
     /// The training job.
     pub model: JobId,
     /// Shape and input.
     pub settings: ModelSettings,
     /// How it was trained.
-    pub train: TrainSettings,
-    /// Attributes that the query tower knows.
+    pub train: T,
+    /// Attributes that queries can ask for.
     pub vocabulary: Vocabulary,
     /// What it was trained on.
     pub dataset: DatasetRef,
@@ -113,10 +113,20 @@ pub struct ModelManifest {
 
 impl Message for ModelManifest {
     const NAME: &'static str = "model";
-    const VERSION: u16 = 2;
+    const VERSION: u16 = 3;
 
-    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
-        body.read::<past::ModelManifestV1>(Self::NAME).map(Self::from)
+    fn write<W: Writer>(&self, writer: W) -> W::Output {
+        match past::ModelManifestV2::of(self) {
+            Some(old) => writer.newest(&old),
+            None => writer.newest(self),
+        }
+    }
+
+    fn upgrade(version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        match version {
+            0 | 1 => body.read::<past::ModelManifestV1>(Self::NAME).map(Self::from),
+            _ => body.read::<past::ModelManifestV2>(Self::NAME).map(Self::from),
+        }
     }
 }
 

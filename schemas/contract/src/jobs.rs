@@ -11,7 +11,10 @@ mod source;
 
 pub use import::{EmbeddingSource, Import, ImportColumns};
 pub use past::{Form, Newest};
-pub(crate) use past::{RequestOf, SpecOf, V1, V2, request_as_v1, request_as_v2, spec_as_v1, spec_as_v2};
+pub(crate) use past::{
+    RequestOf, RequestV3, SpecOf, SpecV3, V1, V2, request_as_v1, request_as_v2, request_as_v3, spec_as_v1, spec_as_v2,
+    spec_as_v3,
+};
 pub use source::{AppendSource, CelebaSplit, LabelWords, ReadFrom, ReadSource};
 
 use schemars::JsonSchema;
@@ -331,13 +334,16 @@ pub struct JobSpec {
 
 impl Message for JobSpec {
     const NAME: &'static str = "job-spec";
-    const VERSION: u16 = 3;
+    const VERSION: u16 = 4;
 
     fn write<W: Writer>(&self, writer: W) -> W::Output {
         if let Some(old) = past::spec_as_v1(self) {
             return writer.newest(&old);
         }
-        match past::spec_as_v2(self) {
+        if let Some(old) = past::spec_as_v2(self) {
+            return writer.newest(&old);
+        }
+        match past::spec_as_v3(self) {
             Some(old) => writer.newest(&old),
             None => writer.newest(self),
         }
@@ -346,7 +352,8 @@ impl Message for JobSpec {
     fn upgrade(version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
         match version {
             0 | 1 => body.read::<SpecOf<V1>>(Self::NAME).map(Self::from),
-            _ => body.read::<SpecOf<V2>>(Self::NAME).map(Self::from),
+            2 => body.read::<SpecOf<V2>>(Self::NAME).map(Self::from),
+            _ => body.read::<SpecV3>(Self::NAME).map(Self::from),
         }
     }
 }

@@ -9,8 +9,8 @@ use crate::codec::{CodecError, Message, OldBody, Writer};
 use crate::documents::{DatasetManifest, GateDecision, Release};
 use crate::ids::{JobId, Name, RunNumber, TaskId, WorkerId};
 use crate::jobs::{
-    DeviceClass, GenerationRef, JobRequest, JobSpec, Priority, RequestOf, RunResult, SpecOf, TaskFailure, TaskKind, V1,
-    V2,
+    DeviceClass, GenerationRef, JobRequest, JobSpec, Priority, RequestOf, RequestV3, RunResult, SpecOf, SpecV3,
+    TaskFailure, TaskKind, V1, V2,
 };
 use crate::usage::{Estimate, JobUsage};
 
@@ -208,13 +208,16 @@ pub enum ApiRequest<R = JobRequest> {
 
 impl Message for ApiRequest {
     const NAME: &'static str = "api-request";
-    const VERSION: u16 = 3;
+    const VERSION: u16 = 4;
 
     fn write<W: Writer>(&self, writer: W) -> W::Output {
         if let Some(old) = past::request_v1(self) {
             return writer.newest(&old);
         }
-        match past::request_v2(self) {
+        if let Some(old) = past::request_v2(self) {
+            return writer.newest(&old);
+        }
+        match past::request_v3(self) {
             Some(old) => writer.newest(&old),
             None => writer.newest(self),
         }
@@ -223,7 +226,8 @@ impl Message for ApiRequest {
     fn upgrade(version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
         match version {
             0 | 1 => body.read::<ApiRequest<RequestOf<V1>>>(Self::NAME).map(ApiRequest::upgraded),
-            _ => body.read::<ApiRequest<RequestOf<V2>>>(Self::NAME).map(ApiRequest::upgraded),
+            2 => body.read::<ApiRequest<RequestOf<V2>>>(Self::NAME).map(ApiRequest::upgraded),
+            _ => body.read::<ApiRequest<RequestV3>>(Self::NAME).map(ApiRequest::upgraded),
         }
     }
 }
@@ -285,13 +289,16 @@ pub enum ApiReply<S = JobSpec> {
 
 impl Message for ApiReply {
     const NAME: &'static str = "api-reply";
-    const VERSION: u16 = 3;
+    const VERSION: u16 = 4;
 
     fn write<W: Writer>(&self, writer: W) -> W::Output {
         if let Some(old) = past::reply_v1(self) {
             return writer.newest(&old);
         }
-        match past::reply_v2(self) {
+        if let Some(old) = past::reply_v2(self) {
+            return writer.newest(&old);
+        }
+        match past::reply_v3(self) {
             Some(old) => writer.newest(&old),
             None => writer.newest(self),
         }
@@ -300,7 +307,8 @@ impl Message for ApiReply {
     fn upgrade(version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
         match version {
             0 | 1 => body.read::<ApiReply<SpecOf<V1>>>(Self::NAME).map(ApiReply::upgraded),
-            _ => body.read::<ApiReply<SpecOf<V2>>>(Self::NAME).map(ApiReply::upgraded),
+            2 => body.read::<ApiReply<SpecOf<V2>>>(Self::NAME).map(ApiReply::upgraded),
+            _ => body.read::<ApiReply<SpecV3>>(Self::NAME).map(ApiReply::upgraded),
         }
     }
 }

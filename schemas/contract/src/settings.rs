@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::documents::ObjectRef;
 use crate::ids::JobId;
 
-pub use past::{EvaluateSettingsV1, TrainSettingsV1};
+pub use past::{EvaluateSettingsV1, TrainSettingsV1, TrainSettingsV2};
 
 /// The ordered attribute names. Position `i` is attribute `i` of every vector.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default, JsonSchema)]
@@ -97,14 +97,32 @@ impl Architecture {
     }
 }
 
-/// How an attribute query becomes the input of the attribute tower.
+/// How an attribute query becomes a vector of the space, and with it what the head of the image tower gives. New ones come
+/// last: messages count them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum QueryEncoding {
-    /// `+1` has, `-1` has not, `0` not said; masked at random in training.
+    /// Through the attribute tower: `+1` has, `-1` has not, `0` not said; masked at random in training.
     ThreeState,
-    /// The article's own: `1` has, `0` has not or not said; never masked.
+    /// Through the attribute tower, the article's own: `1` has, `0` has not or not said; never masked.
     MultiHot,
+    /// Without a tower: the head gives a logit per attribute, an image lies where its log-probabilities say, and a query is
+    /// the normalised indicator of what it asks. D is [`log_probability_dim`].
+    LogProbability,
+}
+
+/// D of a space of log-probabilities: those of A attributes with both signs, and what makes the length 1.
+pub fn log_probability_dim(attributes: usize) -> u32 {
+    u32::try_from(2 * attributes + 1).unwrap_or(u32::MAX)
+}
+
+/// Logits of a space of log-probabilities are bent softly to lie within ± this: c in `c tanh(z / c)`.
+pub const LOGIT_LIMIT: f64 = 10.0;
+
+/// γ of a space of log-probabilities of A attributes, by which they are shrunk: with every logit at its limit the length is 1.
+pub fn log_probability_scale(attributes: usize) -> f64 {
+    let (surely, hardly) = (LOGIT_LIMIT.exp().ln_1p(), (-LOGIT_LIMIT).exp().ln_1p());
+    1.0 / (attributes as f64 * (surely * surely + hardly * hardly)).sqrt()
 }
 
 /// Which part of an image is looked at before it is resized to a square.
@@ -142,9 +160,9 @@ impl Preprocessing {
 pub struct ModelSettings {
     /// The image tower's backbone.
     pub architecture: Architecture,
-    /// D, length of the embedding.
+    /// D, length of the embedding. In a request 0 leaves it to the vocabulary, where the encoding does.
     pub embedding_dim: u32,
-    /// Input of the attribute tower.
+    /// How attribute queries get into the space.
     pub encoding: QueryEncoding,
     /// Input of the image tower.
     pub preprocessing: Preprocessing,
@@ -297,6 +315,25 @@ pub enum Keep {
     Best,
 }
 
+/// What a training makes small.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Loss {
+    /// The article's: an image, a query that it satisfies and one that it contradicts.
+    Triplet,
+    /// Triplets within the batch, for every image that satisfies a query the nearest one behind it that does not.
+    SemiHardTriplet,
+    /// All triplets within the batch that are inside the margin.
+    AllTriplets,
+    /// InfoNCE of each query over the images of the batch, each that satisfies it a positive.
+    InfoNce {
+        /// Divides the cosines.
+        temperature: f32,
+    },
+    /// Binary cross-entropy on the logits, unknown labels left out; with [`QueryEncoding::LogProbability`] and only there.
+    BinaryCrossEntropy,
+}
+
 /// Everything that decides a training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TrainSettings {
@@ -338,8 +375,22 @@ pub struct TrainSettings {
     pub patience: u32,
     /// Seed of weights, order, augmentation and negatives.
     pub seed: u64,
+    /// What it makes small.
+    pub loss: Loss,
+    /// Decay per step of an exponential moving average of the weights, which is then what is measured and served; 0 = off.
+    pub average_decay: f64,
+    /// Whether an image's embedding is that of itself and its mirror image together, at twice the cost.
+    pub embed_mirrored: bool,
 }
 
+impl TrainSettings {
+    /// The recipe `joint`: a log-probability head trained with binary cross-entropy.
+    pub fn joint() -> Self {
+        Self { loss: Loss::BinaryCrossEntropy, ..Self::default() }
+    }
+}
+
+/// The recipe `article`, as trainings were before there were recipes.
 impl Default for TrainSettings {
     fn default() -> Self {
         Self {
@@ -362,6 +413,9 @@ impl Default for TrainSettings {
             keep: Keep::Last,
             patience: 0,
             seed: 0,
+            loss: Loss::Triplet,
+            average_decay: 0.0,
+            embed_mirrored: false,
         }
     }
 }

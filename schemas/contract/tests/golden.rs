@@ -149,6 +149,16 @@ fn every_setting() -> TrainSettings {
     }
 }
 
+/// Every setting of a training that version 3 did not have.
+fn joint_stage() -> TrainStage {
+    let train = TrainSettings { average_decay: 0.5, embed_mirrored: true, ..TrainSettings::joint() };
+    TrainStage { train, model: joint_model(), ..train_stage() }
+}
+
+fn joint_model() -> ModelSettings {
+    ModelSettings { encoding: QueryEncoding::LogProbability, embedding_dim: log_probability_dim(2), ..model() }
+}
+
 /// Every setting that version 2 did not have.
 fn every_query_setting() -> EvaluateSettings {
     let own = BroughtQueries { source: "queries.csv".into(), object: object("queries/0.parquet") };
@@ -262,6 +272,10 @@ fn specs_and_plans() {
         "train-tuned",
         &JobSpec { work, device: DeviceClass::Cpu, priority: Priority::Lo, options: JobOptions::default() },
     );
+    let cpu = |work| JobSpec { work, device: DeviceClass::Cpu, priority: Priority::Lo, options: JobOptions::default() };
+    check("train-joint", &cpu(JobWork::Train(joint_stage())));
+    let train = TrainSettings { loss: Loss::InfoNce { temperature: 0.0625 }, ..TrainSettings::default() };
+    check("train-info-nce", &cpu(JobWork::Train(TrainStage { train, ..train_stage() })));
     let work = JobWork::Embed { model: job("train-1"), embed: embed_stage() };
     check(
         "embed",
@@ -503,6 +517,9 @@ fn coordinator_api() {
     let RequestedWork::Pipeline { train, .. } = &submit.work else { unreachable!("just made") };
     let work = RequestedWork::Train(TrainRequest { train: every_setting(), ..train.clone() });
     check("submit-tuned", &ApiRequest::Submit(JobRequest { work, ..submit.clone() }));
+    let TrainStage { model, train: joint, .. } = joint_stage();
+    let work = RequestedWork::Train(TrainRequest { train: joint, model, ..train.clone() });
+    check("submit-joint", &ApiRequest::Submit(JobRequest { work, ..submit.clone() }));
     check("submit-capped", &ApiRequest::Submit(JobRequest { options: options(), ..submit }));
     check("cancel", &ApiRequest::Cancel { job: job("j") });
     check("rollback", &ApiRequest::Rollback { alias: name("main"), to: Some(2) });
@@ -534,6 +551,8 @@ fn coordinator_api() {
     let work = JobWork::Train(TrainStage { train: every_setting(), ..train_stage() });
     let spec = JobSpec { work, device: DeviceClass::Cpu, priority: Priority::Lo, options: JobOptions::default() };
     check("detail-tuned", &ApiReply::JobDetail(Box::new(JobDetail { spec, ..detail.clone() })));
+    let spec = JobSpec { work: JobWork::Train(joint_stage()), ..pipeline(None) };
+    check("detail-joint", &ApiReply::JobDetail(Box::new(JobDetail { spec, ..detail.clone() })));
     let spec = JobSpec { options: options(), ..pipeline(None) };
     check("detail-capped", &ApiReply::JobDetail(Box::new(JobDetail { spec, ..detail })));
     let status = Status {
@@ -701,6 +720,8 @@ fn manifests_and_releases() {
         stopped_early: true,
     };
     check("trained", &manifest);
+    let TrainStage { model, train, .. } = joint_stage();
+    check("trained-joint", &ModelManifest { settings: model, train, ..manifest });
     let manifest = GenerationManifest {
         generation: generation(),
         origin: Origin::Model(Embedder { model: job("train-1"), weights: Digest::of(b"weights"), dataset: dataset() }),

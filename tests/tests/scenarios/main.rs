@@ -11,9 +11,8 @@ mod coordinators;
 mod datasets;
 mod embedding;
 mod failures;
-mod observability;
-
 mod gateway;
+mod observability;
 mod pipeline;
 mod real_data;
 mod search;

@@ -1,9 +1,10 @@
 //! From images to a release that answers, the gate, and the way back.
 
-use likeness_contract::documents::{DatasetManifest, ReportManifest};
+use likeness_contract::documents::{DatasetManifest, ModelManifest, ReportManifest};
 use likeness_contract::ids::JobId;
 use likeness_contract::keys;
 use likeness_contract::search::SearchResults;
+use likeness_contract::settings::Loss;
 use likeness_link::{Client, image_bytes};
 use likeness_tests::cluster::{done, outcome, submit};
 use likeness_tests::{Cluster, faces, jobs, until};
@@ -74,8 +75,7 @@ async fn images_become_a_release_that_is_compared_replaced_and_brought_back() {
 
     // A model that learned nothing is refused by the gate; the alias stays where it is.
     let bad = ["pipeline", "--id", "bad", "--device", "cpu", "--epochs", "1", "--lr", "1e-9", "--batch-size", "16"];
-    let shape =
-        ["--input-px", "32", "--embedding-dim", "16", "--report-rows", "all", "--pairs", "20", "--triples", "10"];
+    let shape = ["--input-px", "32", "--report-rows", "all", "--pairs", "20", "--triples", "10"];
     let refused = cluster.cli(&[bad.as_slice(), &shape].concat()).await;
     assert_eq!(refused.code, 2, "{}\n{}", refused.out, refused.err);
     assert_eq!(client.releases(Some(jobs::name("main"))).await.unwrap().len(), 1);
@@ -96,4 +96,37 @@ async fn images_become_a_release_that_is_compared_replaced_and_brought_back() {
     let wrong = cluster.cli(&["search", "--with", "Wram"]).await;
     assert_eq!(wrong.code, 64, "{}", wrong.err);
     assert!(wrong.err.contains("Warm"), "{}", wrong.err);
+}
+
+/// The command line's own recipe: an image lies where its log-probabilities say.
+#[tokio::test]
+async fn the_default_recipe_is_searched_by_attributes_by_an_item_and_by_both_and_says_what_it_sees() {
+    let cluster = Cluster::start().await;
+    let _coordinator = cluster.coordinator("coordinator");
+    let _worker = cluster.worker("worker", "ingest,train,embed,evaluate,search");
+    let client = cluster.client().await;
+    ingested(&cluster, &client).await;
+    let asked = ["pipeline", "--id", "joint", "--device", "cpu", "--epochs", "16", "--batch-size", "16"];
+    let shape = ["--input-px", "32", "--report-rows", "all", "--pairs", "20", "--triples", "10", "--random-crop", "0"];
+    let made = cluster.cli(&[asked.as_slice(), &shape].concat()).await;
+    assert_eq!(made.code, 0, "{}\n{}", made.out, made.err);
+    let joint = JobId::new("joint").unwrap();
+    let manifest: ModelManifest = cluster.document(&keys::model_manifest(&joint)).await;
+    assert_eq!((manifest.settings.embedding_dim, manifest.train.loss), (9, Loss::BinaryCrossEntropy));
+
+    let results = found(&client, 1, &["Warm", "Disc"], &["Striped"], 10).await;
+    assert!(precision(&results, &["Warm", "Disc"], &["Striped"]) >= 0.8, "{results:?}");
+    let item = results.hits[0].item.clone();
+    let search = async |words: &[&str]| -> SearchResults {
+        let cli = cluster.cli(&[&["search", "-k", "10", "--json"][..], words].concat()).await;
+        assert_eq!(cli.code, 0, "{}", cli.err);
+        serde_json::from_str(&cli.out).unwrap()
+    };
+    let alike = search(&["--like", &item]).await;
+    assert!(precision(&alike, &["Warm", "Disc"], &["Striped"]) >= 0.8, "{alike:?}");
+    let striped = search(&["--like", &item, "--with", "Striped", "--attributes-weight", "2"]).await;
+    assert!(precision(&striped, &["Striped"], &[]) > precision(&alike, &["Striped"], &[]), "{striped:?}");
+    let explained = search(&["--with", "Warm", "--explain"]).await;
+    let findings = explained.explanation.expect("it was asked for").hits;
+    assert!(findings[0].attributes[0].estimate.expect("rows enough to judge by") > 0.5, "{findings:?}");
 }

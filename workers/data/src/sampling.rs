@@ -12,7 +12,7 @@
 //! * `flipped`: the positive with 1–3 of the attributes turned round in which another training image differs.
 //!   Where [`TRIES`] draws find no image that differs, any 1–3 of the asked ones are turned.
 //!
-//! **Masks** (three-state only). People ask one to three attributes, now and then more, so `masked_share` of the
+//! **Masks** (all but multi-hot). People ask one to three attributes, now and then more, so `masked_share` of the
 //! queries keep only a few of the anchor's attributes: one 30 %, two 30 %, three 25 %, and 15 % any number from four
 //! to all; the rest keep everything. Which ones are kept is drawn evenly and *together with the other image, until the
 //! two differ*. So a pair is as likely to come the other way round, with the roles of the two images exchanged:
@@ -88,7 +88,7 @@ impl TripletSampler {
             encoding,
             negatives: settings.negatives,
             masked_share: match encoding {
-                QueryEncoding::ThreeState => settings.masked_share,
+                QueryEncoding::ThreeState | QueryEncoding::LogProbability => settings.masked_share,
                 QueryEncoding::MultiHot => 0.0,
             },
             augmentation: Augmentation::of(settings),
@@ -153,7 +153,7 @@ impl TripletSampler {
 
     fn encode(&self, word: i8) -> f32 {
         match self.encoding {
-            QueryEncoding::ThreeState => f32::from(word),
+            QueryEncoding::ThreeState | QueryEncoding::LogProbability => f32::from(word),
             QueryEncoding::MultiHot => f32::from(word.max(0)),
         }
     }

@@ -13,6 +13,7 @@ pub mod brought;
 pub mod compare;
 mod distance;
 pub mod error;
+pub mod estimates;
 pub mod gallery;
 pub mod gate;
 pub mod headline;

@@ -10,6 +10,7 @@ use likeness_contract::settings::{EvaluateSettings, ModelSettings, Split, TrainS
 use serde::{Deserialize, Serialize};
 
 use crate::bootstrap;
+use crate::estimates::{EstimateFigures, Estimates};
 use crate::gallery::Block;
 use crate::headline::{headline, mean_of, of_set};
 use crate::metrics::{CUTOFFS, random_ap};
@@ -78,6 +79,9 @@ pub struct Report {
     /// Why some of the user's own queries were not asked, by line; the first of them.
     #[serde(default)]
     pub own_left_out: Vec<String>,
+    /// How far the estimates of the model's head can be trusted; none of a model that has no logits.
+    #[serde(default)]
+    pub estimates: Option<EstimateFigures>,
 }
 
 /// A mean over queries with its 95 % bootstrap interval.
@@ -228,6 +232,7 @@ impl Report {
         settings: EvaluateSettings,
         drawn: &DrawnQueries,
         labels: &LabelCounts,
+        estimates: Option<&Estimates>,
         scores: &[QueryScore],
     ) -> Self {
         let sorted = by_gain(scores);
@@ -249,6 +254,7 @@ impl Report {
             best: numbers(&sorted[..extremes]),
             worst,
             own_left_out: drawn.left_out.clone(),
+            estimates: estimates.map(|estimates| estimates.figures(&drawn.vocabulary)),
             subject,
             settings,
         }

@@ -149,6 +149,12 @@ def check_torchmetrics(ours, queries, rankings):
         largest(f"{name} by torchmetrics", ours[name], theirs)
 
 
+def indicators(words):
+    """Queries in a space of log-probabilities."""
+    asked = np.hstack([words > 0, words < 0, np.zeros((len(words), 1))]).astype(np.float64)
+    return (asked / np.linalg.norm(asked, axis=1, keepdims=True)).astype(np.float32)
+
+
 def check_first(ours, ids, rankings, vectors, embeddings):
     """The first items of every ranking and their distances."""
     same, distances = 0, []
@@ -174,11 +180,13 @@ def main():
     vectors = np.zeros((len(queries), labels.shape[1]))
     for row, query in enumerate(queries):
         for term in query["terms"]:
-            if term["positive"] or model["settings"]["encoding"] == "three-state":
+            if term["positive"] or model["settings"]["encoding"] != "multi-hot":
                 vectors[row, term["attribute"]] = 1 if term["positive"] else -1
-    weights = safetensors(store / model["weights"]["key"])
-    alone = attribute_tower(weights, np.eye(labels.shape[1]))
-    vectors = attribute_tower(weights, vectors)
+    if model["settings"]["encoding"] == "log-probability":
+        alone, vectors = indicators(np.eye(labels.shape[1])), indicators(vectors)
+    else:
+        weights = safetensors(store / model["weights"]["key"])
+        alone, vectors = attribute_tower(weights, np.eye(labels.shape[1])), attribute_tower(weights, vectors)
     vectors = [image_vector(q, embeddings, alone) if q["image"] else v for q, v in zip(queries, vectors)]
 
     ours = pq.read_table(store / report["queries"]["key"]).to_pydict()

@@ -15,7 +15,7 @@ use std::time::Instant;
 use candle_core::{Device, Tensor};
 
 use likeness_contract::settings::{Architecture, ModelSettings, Preprocessing, QueryEncoding, TrainSettings};
-use likeness_model::{CpuCompute, Model, Trainer, Winograd};
+use likeness_model::{Batch, CpuCompute, Model, Trainer, Winograd};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -108,9 +108,9 @@ fn prepare(work: &Work, winograd: Winograd) -> Box<dyn FnMut()> {
     let mut trainer = trainer.with_compute(compute);
     let queries = noise(&[2 * work.batch, ATTRIBUTES]).round().expect("on the cpu");
     let part = |from| queries.narrow(0, from, work.batch).expect("within");
-    let (positives, negatives) = (part(0), part(work.batch));
+    let batch = Batch { images, labels: part(0), positives: part(0), negatives: part(work.batch) };
     Box::new(move || {
-        black_box(trainer.step(&images, &positives, &negatives).expect("a finite loss"));
+        black_box(trainer.step(&batch).expect("a finite loss"));
     })
 }
 

@@ -1,8 +1,8 @@
 //! Weights and checkpoints as safetensors.
 //!
 //! A file of weights holds every tensor of the model under its PyTorch name. A checkpoint holds the same, and per
-//! parameter the optimizer's state (`adamw.first.<name>` and `adamw.second.<name>`, or `sgd.momentum.<name>`), and
-//! `step` (one U64): how many optimizer steps are behind it. The bytes are a function of the values alone: tensors are sorted, the only metadata is
+//! parameter the optimizer's state (`adamw.first.<name>` and `adamw.second.<name>`, or `sgd.momentum.<name>`),
+//! where an average of the weights is kept that (`average.<name>`), and `step` (one U64): how many optimizer steps are behind it. The bytes are a function of the values alone: tensors are sorted, the only metadata is
 //! `format: pt`, and reading and writing again gives the same bytes.
 
 use std::collections::HashMap;
@@ -13,6 +13,7 @@ use candle_core::Tensor;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
+use crate::average;
 use crate::error::{Error, Result};
 use crate::optimizer::{self, Optimizer};
 use crate::tensors::{Stored, StoredTensor, Tensors};
@@ -36,10 +37,15 @@ pub(crate) fn write_weights(tensors: &Tensors) -> Result<Vec<u8>> {
 }
 
 /// Bytes of a checkpoint.
-pub(crate) fn write_checkpoint(tensors: &Tensors, optimizer: &Optimizer, step: u64) -> Result<Vec<u8>> {
+pub(crate) fn write_checkpoint(
+    tensors: &Tensors,
+    optimizer: &Optimizer,
+    average: &[(String, Tensor)],
+    step: u64,
+) -> Result<Vec<u8>> {
     let mut file = File::default();
     tensors.iter().try_for_each(|(name, tensor)| file.add(name.to_owned(), tensor))?;
-    optimizer.state(tensors)?.iter().try_for_each(|(name, tensor)| file.add(name.clone(), tensor))?;
+    optimizer.state(tensors)?.iter().chain(average).try_for_each(|(name, tensor)| file.add(name.clone(), tensor))?;
     file.entries.push(Entry {
         name: STEP.into(),
         dtype: Dtype::U64,
@@ -96,7 +102,7 @@ fn check_finite(name: &str, values: &[f32]) -> Result<()> {
 
 /// Splits the names that only a checkpoint has from those of the model.
 pub(crate) fn split_state(stored: Stored) -> (Stored, Stored) {
-    stored.into_iter().partition(|(name, _)| !optimizer::is_state(name))
+    stored.into_iter().partition(|(name, _)| !optimizer::is_state(name) && !average::is_state(name))
 }
 
 /// Bytes of a file of the given tensors.

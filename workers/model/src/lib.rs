@@ -1,13 +1,17 @@
-//! The siamese network: an image tower and an attribute tower into one embedding space, its loss, its optimizer
-//! and its checkpoints.
+//! Images and attribute queries into one embedding space: the network, its losses, its optimizer and its checkpoints.
 //!
 //! ```text
-//! images (B, 3, H, W) ─ backbone ─ (B, F) ─ fc ─ (B, D) ─ L2 ─┐
-//!                                                             ├─ triplet loss
-//! positives, negatives (B, A) ─ linear1 ─ bn1 ─ ReLU ─ linear2 ─ (B, D) ─ L2 ─┘
+//! two towers, the article's
+//!     images (B, 3, H, W) ─ backbone ─ (B, F) ─ fc ─ (B, D) ─ L2 ─┐
+//!                                                                 ├─ losses of distances
+//!     positives, negatives (B, A) ─ linear1 ─ bn1 ─ ReLU ─ linear2 ─ (B, D) ─ L2 ─┘
+//! log-probabilities
+//!     images (B, 3, H, W) ─ backbone ─ (B, F) ─ fc ─ logits (B, A) ─ binary cross-entropy
+//!                                                 └─ fixed map (`joint`) ─ (B, 2A + 1), unit length
+//!     queries (B, A) ─ fixed map ─ (B, 2A + 1), unit length
 //! ```
 //!
-//! [`Model`] is what serves: both towers in inference mode. [`Trainer`] is what learns: a model with the
+//! [`Model`] is what serves: images and queries in inference mode. [`Trainer`] is what learns: a model with the
 //! optimizer's state and the number of steps behind it, written to and read from a checkpoint.
 //!
 //! What always holds:
@@ -21,12 +25,15 @@
 //!
 //! Absent on purpose: tokio, NATS, files, clocks, and any reading of images.
 
+mod average;
 mod backbone;
 mod checkpoint;
 mod error;
 mod init;
+mod joint;
 mod layers;
 mod loss;
+mod losses;
 mod model;
 mod network;
 #[cfg(test)]
@@ -47,7 +54,7 @@ pub use backbone::{Backbone, CpuCompute, Mode, Winograd};
 pub use error::{Error, ErrorKind, Result};
 pub use layers::BatchStatistics;
 pub use loss::{StepFigures, Triplets};
-pub use model::Model;
+pub use model::{Batch, Model};
 pub use query::encode_query;
 pub use schedule::learning_rate;
 pub use trainer::Trainer;

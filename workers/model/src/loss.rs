@@ -68,7 +68,7 @@ fn distance(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 pub struct StepFigures {
     /// Triplets, B.
     pub rows: u64,
-    /// Mean triplet loss.
+    /// Mean loss: of the figures of triplets alone the triplet loss, of a training what it makes small.
     pub loss: f64,
     /// Share with dn ≥ dp + m: no loss.
     pub easy: f64,

@@ -3,30 +3,66 @@
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor};
 
-use likeness_contract::settings::ModelSettings;
+use likeness_contract::settings::{ModelSettings, QueryEncoding, log_probability_dim};
 use likeness_contract::weights::{Header, WholeParts, plan_start};
 
 use crate::backbone::{self, CpuCompute, Mode};
 use crate::checkpoint;
 use crate::error::{Error, Result};
+use crate::joint;
 use crate::layers::BatchStatistics;
-use crate::loss::Triplets;
 use crate::tensors::{Builder, Stored, Tensors};
-use crate::towers::{AttributeTower, ImageTower};
+use crate::towers::{AttributeTower, ImageTower, unit};
 
 /// Smallest side of an input: below, the last stage of a ResNet has nothing to see.
 const SMALLEST_INPUT_PX: u32 = 32;
 
-/// Both towers with their weights on one device.
+/// Images and queries into one space, with the weights on one device.
 #[derive(Debug)]
 pub struct Model {
     attributes: usize,
     embedding_dim: usize,
     input_px: usize,
     image_tower: ImageTower,
-    attribute_tower: AttributeTower,
+    queries: Queries,
+    mirrored: bool,
     tensors: Tensors,
     device: Device,
+}
+
+/// How a query gets into the space.
+#[derive(Debug)]
+enum Queries {
+    /// Through the attribute tower; the head gives the image's place itself.
+    Tower(AttributeTower),
+    /// By a fixed map; the head gives logits.
+    LogProbability,
+}
+
+/// B images with what is known of them and asked about them.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// `(B, 3, H, W)`
+    pub images: Tensor,
+    /// `(B, A)`: 1 has, −1 has not, 0 unknown.
+    pub labels: Tensor,
+    /// `(B, A)`: queries that the images satisfy.
+    pub positives: Tensor,
+    /// `(B, A)`: queries that they contradict.
+    pub negatives: Tensor,
+}
+
+/// A batch in the space.
+#[derive(Debug)]
+pub(crate) struct Placed {
+    /// What the head gave; in a space of log-probabilities its logits `(B, A)`.
+    pub logits: Tensor,
+    /// `(B, D)`
+    pub anchors: Tensor,
+    /// `(B, D)`
+    pub positives: Tensor,
+    /// `(B, D)`
+    pub negatives: Tensor,
 }
 
 impl Model {
@@ -80,22 +116,28 @@ impl Model {
     }
 
     fn build(settings: &ModelSettings, attributes: usize, mut b: Builder<'_>, device: &Device) -> Result<Self> {
-        let ModelSettings { architecture, embedding_dim, encoding: _, preprocessing } = settings;
+        let ModelSettings { architecture, embedding_dim, encoding, preprocessing } = settings;
+        check_dim(*encoding, *embedding_dim, attributes)?;
         let embedding_dim = *embedding_dim as usize;
-        if embedding_dim == 0 || attributes == 0 {
-            return Err(Error::settings(format!("a model of {embedding_dim} dimensions and {attributes} attributes")));
-        }
         if preprocessing.input_px < SMALLEST_INPUT_PX {
             let px = preprocessing.input_px;
             return Err(Error::settings(format!("an input of {px} px is smaller than {SMALLEST_INPUT_PX} px")));
         }
         let backbone = backbone::build(*architecture, &mut b)?;
+        let (image_tower, queries) = match encoding {
+            QueryEncoding::ThreeState | QueryEncoding::MultiHot => {
+                let images = ImageTower::new(&mut b, backbone, embedding_dim)?;
+                (images, Queries::Tower(AttributeTower::new(&mut b, attributes, embedding_dim)?))
+            }
+            QueryEncoding::LogProbability => (ImageTower::new(&mut b, backbone, attributes)?, Queries::LogProbability),
+        };
         Ok(Self {
             attributes,
             embedding_dim,
             input_px: preprocessing.input_px as usize,
-            image_tower: ImageTower::new(&mut b, backbone, embedding_dim)?,
-            attribute_tower: AttributeTower::new(&mut b, attributes, embedding_dim)?,
+            image_tower,
+            queries,
+            mirrored: false,
             tensors: b.finish()?,
             device: device.clone(),
         })
@@ -108,9 +150,20 @@ impl Model {
         self
     }
 
+    /// The same model, for which an image is itself and its mirror image: the mean of what the head gives for both.
+    #[must_use]
+    pub fn with_mirrored(self, mirrored: bool) -> Self {
+        Self { mirrored, ..self }
+    }
+
     /// D, length of an embedding.
     pub fn embedding_dim(&self) -> usize {
         self.embedding_dim
+    }
+
+    /// Whether the head gives a logit per attribute.
+    pub(crate) fn has_logits(&self) -> bool {
+        matches!(self.queries, Queries::LogProbability)
     }
 
     /// A, length of an attribute vector.
@@ -128,8 +181,7 @@ impl Model {
     /// # Errors
     /// `Input` for another shape, `Device` when it fails.
     pub fn embed_images(&self, images: &Tensor) -> Result<Tensor> {
-        self.check_images(images)?;
-        self.image_tower.forward(images, &mut Mode::Eval)
+        Ok(self.place_images(&self.outputs(images)?)?.1)
     }
 
     /// `(B, A)` → `(B, D)`, rows of unit length. Inference mode.
@@ -137,8 +189,7 @@ impl Model {
     /// # Errors
     /// `Input` for another shape, `Device` when it fails.
     pub fn embed_attributes(&self, vectors: &Tensor) -> Result<Tensor> {
-        self.check_vectors(vectors)?;
-        self.attribute_tower.forward(vectors, &mut Mode::Eval)
+        self.place_queries(vectors, &mut Mode::Eval)
     }
 
     /// Weights and running statistics as safetensors: a function of their values alone.
@@ -149,51 +200,70 @@ impl Model {
         checkpoint::write_weights(&self.tensors)
     }
 
-    /// Distances of a batch in training mode, on the tape. The attribute tower sees the positives, then the
-    /// negatives; so do its statistics. A frozen backbone stays off the tape and leaves no statistics.
-    pub(crate) fn triplets_in_training(
+    /// A batch in training mode, on the tape. The attribute tower sees the positives, then the negatives; so do its
+    /// statistics. A frozen backbone stays off the tape and leaves no statistics.
+    pub(crate) fn place_in_training(
         &self,
-        images: &Tensor,
-        positives: &Tensor,
-        negatives: &Tensor,
+        batch: &Batch,
         frozen: bool,
         statistics: &mut BatchStatistics,
-    ) -> Result<Triplets> {
-        self.check_images(images)?;
+    ) -> Result<Placed> {
+        self.check_images(&batch.images)?;
         let mut mode = Mode::Train(statistics);
-        let anchor = if frozen {
-            self.image_tower.forward_frozen(images, &mut mode)?
+        let outputs = if frozen {
+            self.image_tower.forward_frozen(&batch.images, &mut mode)?
         } else {
-            self.image_tower.forward(images, &mut mode)?
+            self.image_tower.forward(&batch.images, &mut mode)?
         };
-        self.triplets(&anchor, positives, negatives, &mut mode)
+        self.place(&outputs, batch, &mut mode)
     }
 
-    /// Distances of a batch of embedded images in inference mode.
-    pub(crate) fn triplets_in_inference(
-        &self,
-        anchors: &Tensor,
-        positives: &Tensor,
-        negatives: &Tensor,
-    ) -> Result<Triplets> {
-        self.triplets(anchors, positives, negatives, &mut Mode::Eval)
+    /// A batch in inference mode.
+    pub(crate) fn place_in_inference(&self, batch: &Batch) -> Result<Placed> {
+        self.place(&self.outputs(&batch.images)?, batch, &mut Mode::Eval)
     }
 
-    fn triplets(
-        &self,
-        anchors: &Tensor,
-        positives: &Tensor,
-        negatives: &Tensor,
-        mode: &mut Mode<'_>,
-    ) -> Result<Triplets> {
-        self.check_vectors(positives)?;
-        self.check_vectors(negatives)?;
-        let positive = self.attribute_tower.forward(positives, mode)?;
-        let negative = self.attribute_tower.forward(negatives, mode)?;
-        Triplets::new(anchors, &positive, &negative)
+    fn place(&self, outputs: &Tensor, batch: &Batch, mode: &mut Mode<'_>) -> Result<Placed> {
+        let (logits, anchors) = self.place_images(outputs)?;
+        let positives = self.place_queries(&batch.positives, mode)?;
+        let negatives = self.place_queries(&batch.negatives, mode)?;
+        Ok(Placed { logits, anchors, positives, negatives })
     }
 
-    /// Gradients of a `loss` of [`Model::triplets_in_training`] with respect to every parameter that is not frozen,
+    /// What the head gives for images in inference mode.
+    fn outputs(&self, images: &Tensor) -> Result<Tensor> {
+        self.check_images(images)?;
+        let outputs = self.image_tower.forward(images, &mut Mode::Eval)?;
+        if !self.mirrored {
+            return Ok(outputs);
+        }
+        let width = self.input_px as u32;
+        let backwards = Tensor::from_vec((0..width).rev().collect::<Vec<u32>>(), self.input_px, images.device())?;
+        let mirrored = self.image_tower.forward(&images.index_select(&backwards, 3)?, &mut Mode::Eval)?;
+        Ok(((outputs + mirrored)? * 0.5)?)
+    }
+
+    /// Outputs of the head, or logits, and images in the space `(B, D)`, rows of unit length.
+    fn place_images(&self, outputs: &Tensor) -> Result<(Tensor, Tensor)> {
+        match &self.queries {
+            Queries::Tower(_) => Ok((outputs.clone(), unit(outputs)?)),
+            Queries::LogProbability => {
+                let logits = joint::logits(outputs)?;
+                let images = joint::embed(&logits)?;
+                Ok((logits, images))
+            }
+        }
+    }
+
+    fn place_queries(&self, words: &Tensor, mode: &mut Mode<'_>) -> Result<Tensor> {
+        self.check_vectors(words)?;
+        match &self.queries {
+            Queries::Tower(tower) => tower.forward(words, mode),
+            Queries::LogProbability => joint::embed_queries(words),
+        }
+    }
+
+    /// Gradients of a `loss` of [`Model::place_in_training`] with respect to every parameter that is not frozen,
     /// valid until the next call.
     pub(crate) fn gradients(&self, loss: &Tensor, frozen: bool) -> Result<GradStore> {
         let mut gradients = loss.backward()?;
@@ -228,6 +298,19 @@ impl Model {
             }
         }
     }
+}
+
+fn check_dim(encoding: QueryEncoding, embedding_dim: u32, attributes: usize) -> Result<()> {
+    if embedding_dim == 0 || attributes == 0 {
+        return Err(Error::settings(format!("a model of {embedding_dim} dimensions and {attributes} attributes")));
+    }
+    let needed = log_probability_dim(attributes);
+    if encoding == QueryEncoding::LogProbability && embedding_dim != needed {
+        return Err(Error::settings(format!(
+            "log-probabilities of {attributes} attributes need {needed} dimensions, {embedding_dim} were asked for"
+        )));
+    }
+    Ok(())
 }
 
 /// Says it plainly when the weights are of another vocabulary or dimension.

@@ -83,7 +83,11 @@ fn images(px: usize) -> Tensor {
 /// Distances, gradients and new statistics of a training pass, by name.
 fn pass(trainer: &Trainer, [images, positives, negatives]: &[Tensor; 3]) -> Vec<(String, Vec<f32>)> {
     let (model, mut statistics) = (trainer.model(), BatchStatistics::default());
-    let triplets = model.triplets_in_training(images, positives, negatives, false, &mut statistics).unwrap();
+    let labels = positives.clone();
+    let (images, positives, negatives) = (images.clone(), positives.clone(), negatives.clone());
+    let batch = crate::Batch { images, labels, positives, negatives };
+    let placed = model.place_in_training(&batch, false, &mut statistics).unwrap();
+    let triplets = crate::Triplets::new(&placed.anchors, &placed.positives, &placed.negatives).unwrap();
     let gradients = model.gradients(&triplets.loss(NO_CORNER).unwrap(), false).unwrap();
     let mut all = vec![("dp".to_owned(), flat(triplets.positive_distances()))];
     all.extend(model.tensors().parameters.iter().map(|(name, p)| (name.clone(), flat(gradients.get(p).unwrap()))));
@@ -124,7 +128,9 @@ fn a_step_and_what_it_then_embeds_equal_those_layer_by_layer() {
         let mut trainer = trainer(Architecture::CnnS, 40, compute);
         // Packed before the step: the step must void it.
         trainer.model().embed_images(&images).unwrap();
-        trainer.step(&images, &positives, &negatives).unwrap();
+        let labels = positives.clone();
+        let (positives, negatives) = (positives.clone(), negatives.clone());
+        trainer.step(&crate::Batch { images: images.clone(), labels, positives, negatives }).unwrap();
         let tensors: Vec<_> = trainer.model().tensors().iter().map(|(name, t)| (name.to_owned(), flat(t))).collect();
         (tensors, flat(&trainer.model().embed_images(&images).unwrap()))
     };

@@ -12,7 +12,7 @@ const NORM_EPS: f64 = 1e-12;
 /// Rows of a product with the head in inference. One of another shape may add in another order.
 const HEAD_ROWS: usize = 64;
 
-/// Backbone, `fc`, L2.
+/// Backbone and `fc`.
 #[derive(Debug)]
 pub(crate) struct ImageTower {
     backbone: Box<dyn Backbone>,
@@ -20,20 +20,15 @@ pub(crate) struct ImageTower {
 }
 
 impl ImageTower {
-    pub fn new(b: &mut Builder<'_>, backbone: Box<dyn Backbone>, embedding_dim: usize) -> Result<Self> {
-        let head = Linear::new(b, "image.fc", backbone.features(), embedding_dim)?;
+    pub fn new(b: &mut Builder<'_>, backbone: Box<dyn Backbone>, outputs: usize) -> Result<Self> {
+        let head = Linear::new(b, "image.fc", backbone.features(), outputs)?;
         Ok(Self { backbone, head })
     }
 
-    /// `(B, 3, H, W)` → `(B, D)`, rows of unit length
+    /// `(B, 3, H, W)` → `(B, outputs)`
     pub fn forward(&self, images: &Tensor, mode: &mut Mode<'_>) -> Result<Tensor> {
         let features = self.backbone.forward(images, mode)?;
-        let outputs = if matches!(mode, Mode::Eval) {
-            self.serve_head(&features)?
-        } else {
-            self.head.forward(&features, mode)?
-        };
-        unit(&outputs)
+        if matches!(mode, Mode::Eval) { self.serve_head(&features) } else { self.head.forward(&features, mode) }
     }
 
     /// The head in inference: always on [`HEAD_ROWS`] rows, some of them zeros, so that an image's embedding has the same bits
@@ -52,7 +47,7 @@ impl ImageTower {
     /// The same with a backbone that serves while the head learns.
     pub fn forward_frozen(&self, images: &Tensor, mode: &mut Mode<'_>) -> Result<Tensor> {
         let features = self.backbone.forward(images, &mut Mode::Eval)?;
-        unit(&self.head.forward(&features, mode)?)
+        self.head.forward(&features, mode)
     }
 
     pub fn backbone(&self) -> &dyn Backbone {
@@ -90,7 +85,7 @@ impl AttributeTower {
 }
 
 /// Rows of `x (B, D)` divided by `√(‖x‖² + eps²)`: `F.normalize` to rounding, and its gradient stays finite at 0.
-fn unit(x: &Tensor) -> Result<Tensor> {
+pub(crate) fn unit(x: &Tensor) -> Result<Tensor> {
     let norm = (x.sqr()?.sum_keepdim(1)? + NORM_EPS * NORM_EPS)?.sqrt()?;
     Ok(x.broadcast_div(&norm)?)
 }

@@ -2,15 +2,17 @@
 
 use candle_core::{Device, Tensor};
 
-use likeness_contract::settings::{ModelSettings, TrainSettings};
+use likeness_contract::settings::{Loss, ModelSettings, TrainSettings};
 use likeness_contract::weights::WholeParts;
 
+use crate::average::{self, Average};
 use crate::backbone::CpuCompute;
 use crate::checkpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layers::BatchStatistics;
-use crate::loss::StepFigures;
-use crate::model::Model;
+use crate::loss::{StepFigures, Triplets};
+use crate::losses::{self, Embedded};
+use crate::model::{Batch, Model, Placed};
 use crate::optimizer::{At, Optimizer};
 use crate::schedule::{frozen_steps, learning_rate};
 
@@ -22,6 +24,7 @@ use crate::schedule::{frozen_steps, learning_rate};
 pub struct Trainer {
     model: Model,
     optimizer: Optimizer,
+    average: Option<Average>,
     settings: TrainSettings,
     step: u64,
     total_steps: u64,
@@ -59,8 +62,11 @@ impl Trainer {
     }
 
     fn before_step_0(model: Model, train: &TrainSettings, total_steps: u64) -> Result<Self> {
+        check_loss(&model, train)?;
         let optimizer = Optimizer::new(train, model.tensors())?;
-        Ok(Self { model, optimizer, settings: train.clone(), step: 0, total_steps })
+        let average = Average::new(train.average_decay, model.tensors())?;
+        let model = model.with_mirrored(train.embed_mirrored);
+        Ok(Self { model, optimizer, average, settings: train.clone(), step: 0, total_steps })
     }
 
     /// Goes on where [`Trainer::checkpoint`] was called.
@@ -80,9 +86,13 @@ impl Trainer {
             return Err(Error::mismatch("these are weights, not a checkpoint: `step` is missing"));
         };
         let (weights, state) = checkpoint::split_state(contents.tensors);
-        let model = Model::from_stored(model, attributes, weights, device)?;
-        let optimizer = Optimizer::new(train, model.tensors())?.with_state(state, model.tensors(), device)?;
-        Ok(Self { model, optimizer, settings: train.clone(), step, total_steps })
+        let (followed, state) = average::split(state);
+        let mut trainer =
+            Self::before_step_0(Model::from_stored(model, attributes, weights, device)?, train, total_steps)?;
+        let tensors = trainer.model.tensors();
+        trainer.optimizer = trainer.optimizer.with_state(state, tensors, device)?;
+        trainer.average = trainer.average.map(|average| average.with_state(followed, tensors, device)).transpose()?;
+        Ok(Self { step, ..trainer })
     }
 
     /// The same trainer, computing on the CPU as `compute` says.
@@ -96,42 +106,76 @@ impl Trainer {
     /// # Errors
     /// `NotFinite` when a weight or moment is NaN or infinite: nothing is to be saved then.
     pub fn checkpoint(&self) -> Result<Vec<u8>> {
-        checkpoint::write_checkpoint(self.model.tensors(), &self.optimizer, self.step)
+        let average = self.average.as_ref().map_or(Vec::new(), |average| average.state(self.model.tensors()));
+        checkpoint::write_checkpoint(self.model.tensors(), &self.optimizer, &average, self.step)
     }
 
-    /// One optimizer step on B triplets: images `(B, 3, H, W)`, positives and negatives `(B, A)`.
+    /// One optimizer step on a batch.
     ///
     /// # Errors
     /// `NotFinite` when the loss is not, or the gradients that are to be clipped are not; then neither weights nor
     /// statistics have changed.
-    pub fn step(&mut self, images: &Tensor, positives: &Tensor, negatives: &Tensor) -> Result<StepFigures> {
-        let margin = f64::from(self.settings.margin);
+    pub fn step(&mut self, batch: &Batch) -> Result<StepFigures> {
         let lr = learning_rate(&self.settings, self.step, self.total_steps);
         let frozen_steps = frozen_steps(&self.settings, self.total_steps);
         let frozen = self.step < frozen_steps;
         let mut statistics = BatchStatistics::default();
-        let triplets = self.model.triplets_in_training(images, positives, negatives, frozen, &mut statistics)?;
-        let figures = triplets.figures(margin, lr).map_err(|e| self.at_this_step(e))?;
-        let gradients = self.model.gradients(&triplets.loss(margin)?, frozen)?;
+        let placed = self.model.place_in_training(batch, frozen, &mut statistics)?;
+        let (loss, figures) = self.measured(&placed, batch, lr).map_err(|e| self.at_this_step(e))?;
+        let gradients = self.model.gradients(&loss, frozen)?;
         let at = At { lr, step: self.step, frozen_steps };
         let stepped = self.optimizer.step(self.model.tensors(), &gradients, at);
-        stepped.map_err(|e| if matches!(e.kind, ErrorKind::NotFinite(_)) { self.at_this_step(e) } else { e })?;
+        stepped.map_err(|e| self.at_this_step(e))?;
         statistics.apply()?;
         if !frozen {
             self.model.on_weights_changed();
+        }
+        if let Some(average) = &mut self.average {
+            average.follow(self.model.tensors(), self.step)?;
         }
         self.step += 1;
         Ok(figures)
     }
 
-    /// Figures of B triplets in inference mode, their images embedded before `(B, D)`; nothing changes.
+    /// Places of a batch's images in inference mode `(B, D)`, and its figures; nothing changes.
     ///
     /// # Errors
-    /// `NotFinite` when a distance is.
-    pub fn validate(&self, anchors: &Tensor, positives: &Tensor, negatives: &Tensor) -> Result<StepFigures> {
+    /// `NotFinite` when a distance or the loss is.
+    pub fn validate(&self, batch: &Batch) -> Result<(Tensor, StepFigures)> {
         let lr = learning_rate(&self.settings, self.step, self.total_steps);
-        let triplets = self.model.triplets_in_inference(anchors, positives, negatives)?;
-        triplets.figures(f64::from(self.settings.margin), lr).map_err(|e| self.at_this_step(e))
+        let placed = self.model.place_in_inference(batch)?;
+        let (_, figures) = self.measured(&placed, batch, lr).map_err(|e| self.at_this_step(e))?;
+        Ok((placed.anchors, figures))
+    }
+
+    /// The loss on the tape, and the figures: of triplets whatever the loss is, with the loss that is made small.
+    fn measured(&self, placed: &Placed, batch: &Batch, lr: f64) -> Result<(Tensor, StepFigures)> {
+        let (margin, loss) = (f64::from(self.settings.margin), self.settings.loss);
+        let triplets = Triplets::new(&placed.anchors, &placed.positives, &placed.negatives)?;
+        let figures = triplets.figures(margin, lr)?;
+        if loss == Loss::Triplet {
+            return Ok((triplets.loss(margin)?, figures));
+        }
+        let Placed { logits, anchors, positives, negatives } = placed;
+        let (labels, words) = (&batch.labels, &batch.positives);
+        let loss = losses::of(loss, margin, &Embedded { logits, anchors, positives, negatives, labels, words })?;
+        let value = f64::from(loss.to_scalar::<f32>()?);
+        if !value.is_finite() {
+            return Err(Error::not_finite(format!("the loss is {value}")));
+        }
+        Ok((loss, StepFigures { loss: value, ..figures }))
+    }
+
+    /// The trainer with the weights that serve: their average where the settings ask for one. No step is to follow.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn serving(self) -> Result<Self> {
+        if let Some(average) = &self.average {
+            average.put_into(self.model.tensors())?;
+            self.model.on_weights_changed();
+        }
+        Ok(self)
     }
 
     /// Optimizer steps behind it.
@@ -149,7 +193,20 @@ impl Trainer {
         self.model
     }
 
+    /// Says of numbers that are none at which step they came up.
     fn at_this_step(&self, e: Error) -> Error {
+        if !matches!(e.kind, ErrorKind::NotFinite(_)) {
+            return e;
+        }
         Error::not_finite(format!("training diverged at step {}: lower the learning rate", self.step)).because(e)
+    }
+}
+
+/// Logits are what binary cross-entropy and a space of log-probabilities are both about.
+fn check_loss(model: &Model, train: &TrainSettings) -> Result<()> {
+    match (train.loss == Loss::BinaryCrossEntropy, model.has_logits()) {
+        (true, false) => Err(Error::settings("binary cross-entropy needs an encoding of log-probabilities")),
+        (false, true) => Err(Error::settings("an encoding of log-probabilities is trained with binary cross-entropy")),
+        _ => Ok(()),
     }
 }

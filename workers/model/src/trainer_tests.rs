@@ -3,11 +3,12 @@
 use candle_core::{Device, Tensor};
 
 use likeness_contract::settings::{
-    Architecture, BackboneSettings, ModelSettings, Optimizer, Preprocessing, QueryEncoding, SgdSettings, TrainSettings,
+    Architecture, BackboneSettings, Loss, ModelSettings, Optimizer, Preprocessing, QueryEncoding, SgdSettings,
+    TrainSettings, log_probability_dim,
 };
 use likeness_contract::weights::{self, WholeParts};
 
-use crate::{ErrorKind, Model, Trainer};
+use crate::{Batch, ErrorKind, Model, Trainer};
 
 const A: usize = 6;
 const PX: usize = 32;
@@ -72,11 +73,17 @@ fn tensor(phase: u64, dims: &[usize]) -> Tensor {
     Tensor::from_vec(values, dims, &Device::Cpu).unwrap()
 }
 
+/// Every label is known of the positives' attributes: they are their signs.
+fn batch(images: Tensor, positives: Tensor, negatives: Tensor) -> Batch {
+    let labels = positives.sign().unwrap();
+    Batch { images, labels, positives, negatives }
+}
+
 fn train(trainer: &mut Trainer, steps: u64) {
     for _ in 0..steps {
         let at = 3 * trainer.steps();
         let vectors = |phase| tensor(phase, &[8, A]);
-        trainer.step(&tensor(at, &[8, 3, PX, PX]), &vectors(at + 1), &vectors(at + 2)).unwrap();
+        trainer.step(&batch(tensor(at, &[8, 3, PX, PX]), vectors(at + 1), vectors(at + 2))).unwrap();
     }
 }
 
@@ -238,8 +245,8 @@ fn fresh_weights_depend_on_the_seed_alone() {
 fn training_lowers_the_loss_on_a_batch_that_it_sees_again() {
     let settings = TrainSettings { warmup_share: 0.0, ..train_settings() };
     let mut trainer = Trainer::fresh(&model_settings(), &settings, A, 1_000, &Device::Cpu).unwrap();
-    let (images, positives, negatives) = (tensor(1, &[8, 3, PX, PX]), tensor(2, &[8, A]), tensor(3, &[8, A]));
-    let losses: Vec<f64> = (0..15).map(|_| trainer.step(&images, &positives, &negatives).unwrap().loss).collect();
+    let batch = batch(tensor(1, &[8, 3, PX, PX]), tensor(2, &[8, A]), tensor(3, &[8, A]));
+    let losses: Vec<f64> = (0..15).map(|_| trainer.step(&batch).unwrap().loss).collect();
     assert!(losses[14] < 0.25 * losses[0], "{losses:?}");
 }
 
@@ -249,7 +256,7 @@ fn a_loss_that_is_no_number_changes_nothing() {
     train(&mut trainer, 1);
     let before = trainer.checkpoint().unwrap();
     let images = (tensor(1, &[8, 3, PX, PX]) * f64::NAN).unwrap();
-    let error = trainer.step(&images, &tensor(2, &[8, A]), &tensor(3, &[8, A])).unwrap_err();
+    let error = trainer.step(&batch(images, tensor(2, &[8, A]), tensor(3, &[8, A]))).unwrap_err();
     assert!(matches!(error.kind, ErrorKind::NotFinite(_)), "{error}");
     assert!(trainer.checkpoint().unwrap() == before);
 }
@@ -319,5 +326,101 @@ fn embeddings_of_a_batch_are_unit_vectors_and_equal_those_of_its_rows() {
         let alone = model.embed_images(&images.narrow(0, i, 1).unwrap()).unwrap().to_vec2::<f32>().unwrap();
         let close = alone[0].iter().zip(row).all(|(a, b)| (a - b).abs() < 1e-5);
         assert!(close, "row {i}");
+    }
+}
+
+fn joint_settings() -> ModelSettings {
+    let encoding = QueryEncoding::LogProbability;
+    ModelSettings { encoding, embedding_dim: log_probability_dim(A), ..model_settings() }
+}
+
+fn joint(train: &TrainSettings) -> Trainer {
+    Trainer::fresh(&joint_settings(), train, A, TOTAL, &Device::Cpu).unwrap()
+}
+
+#[test]
+fn a_space_of_log_probabilities_is_trained_by_cross_entropy_and_resumed_to_the_same_bytes() {
+    let settings = TrainSettings { average_decay: 0.9, seed: 7, ..TrainSettings::joint() };
+    let mut in_one_go = joint(&settings);
+    train(&mut in_one_go, 4);
+    let mut before = joint(&settings);
+    train(&mut before, 2);
+    let saved = before.checkpoint().unwrap();
+    let mut resumed = Trainer::from_checkpoint(&saved, &joint_settings(), &settings, A, TOTAL, &Device::Cpu).unwrap();
+    train(&mut resumed, 2);
+    assert!(in_one_go.checkpoint().unwrap() == resumed.checkpoint().unwrap());
+    let images = tensor(1, &[3, 3, PX, PX]);
+    let places: Vec<Vec<f32>> = resumed.model().embed_images(&images).unwrap().to_vec2().unwrap();
+    assert!(places.iter().all(|place| place.len() == 2 * A + 1));
+}
+
+#[test]
+fn cross_entropy_falls_on_a_batch_that_is_seen_again() {
+    let settings = TrainSettings { warmup_share: 0.0, seed: 7, ..TrainSettings::joint() };
+    let mut trainer = Trainer::fresh(&joint_settings(), &settings, A, 1_000, &Device::Cpu).unwrap();
+    let batch = batch(tensor(1, &[8, 3, PX, PX]), tensor(2, &[8, A]), tensor(3, &[8, A]));
+    let losses: Vec<f64> = (0..25).map(|_| trainer.step(&batch).unwrap().loss).collect();
+    assert!((losses[0] - 2f64.ln()).abs() < 0.3 && losses[24] < 0.2 * losses[0], "{losses:?}");
+}
+
+#[test]
+fn the_average_serves_and_the_training_goes_on_without_it() {
+    let settings = TrainSettings { average_decay: 0.5, seed: 7, ..TrainSettings::joint() };
+    let mut trainer = joint(&settings);
+    let first = values(&trainer);
+    train(&mut trainer, 1);
+    let second = values(&trainer);
+    let plain = TrainSettings { average_decay: 0.0, ..settings.clone() };
+    let mut without = joint(&plain);
+    train(&mut without, 1);
+    assert_eq!(second, values(&without), "the average takes no part in the steps");
+    // The first step's decay is 1/10.
+    let served = values(&trainer.serving().unwrap());
+    for ((name, served), (first, second)) in served.iter().zip(first.iter().zip(&second)) {
+        for (got, (first, second)) in served.iter().zip(first.1.iter().zip(&second.1)) {
+            let want = 0.1 * first + 0.9 * second;
+            assert!((got - want).abs() <= 1e-6 * (1.0 + want.abs()), "{name}: {got} instead of {want}");
+        }
+    }
+}
+
+#[test]
+fn an_image_and_its_mirror_image_are_one_to_a_model_that_embeds_both() {
+    let model = joint(&TrainSettings::joint()).into_model();
+    let images = tensor(1, &[2, 3, PX, PX]);
+    let backwards = Tensor::from_vec((0..PX as u32).rev().collect::<Vec<_>>(), PX, &Device::Cpu).unwrap();
+    let mirrored = images.index_select(&backwards, 3).unwrap();
+    let places = |model: &Model, images: &Tensor| -> Vec<f32> {
+        model.embed_images(images).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    };
+    let far = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(far(&places(&model, &images), &places(&model, &mirrored)) > 1e-4);
+    let model = model.with_mirrored(true);
+    assert!(far(&places(&model, &images), &places(&model, &mirrored)) < 1e-6);
+}
+
+#[test]
+fn losses_and_spaces_that_do_not_go_together_are_refused() {
+    let refused = |model: &ModelSettings, train: &TrainSettings, word: &str| {
+        let error = Trainer::fresh(model, train, A, TOTAL, &Device::Cpu).unwrap_err();
+        assert!(matches!(error.kind, ErrorKind::Settings(_)) && error.to_string().contains(word), "{error}");
+    };
+    refused(&model_settings(), &TrainSettings::joint(), "needs an encoding of log-probabilities");
+    refused(&joint_settings(), &train_settings(), "is trained with binary cross-entropy");
+    let other = ModelSettings { embedding_dim: 300, ..joint_settings() };
+    refused(&other, &TrainSettings::joint(), "need 13 dimensions, 300 were asked for");
+}
+
+#[test]
+fn losses_within_the_batch_train_both_towers() {
+    for loss in [Loss::SemiHardTriplet, Loss::AllTriplets, Loss::InfoNce { temperature: 0.1 }] {
+        let settings = TrainSettings { loss, ..train_settings() };
+        let mut trainer = fresh_with(&settings);
+        let before = values(&trainer);
+        train(&mut trainer, 1);
+        let changed = changed(&before, &values(&trainer));
+        for name in ["image.fc.weight", "image.conv1.weight", "attributes.linear1.weight"] {
+            assert!(changed.iter().any(|changed| changed == name), "{loss:?}: {changed:?}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use std::process::Command;
 use candle_core::{Device, Tensor};
 use likeness_contract::settings::{Architecture, ModelSettings, Preprocessing, QueryEncoding, TrainSettings};
 use likeness_contract::weights::export;
-use likeness_model::{CpuCompute, Trainer, Winograd};
+use likeness_model::{Batch, CpuCompute, Trainer, Winograd};
 
 const A: usize = 7;
 const D: usize = 24;
@@ -36,9 +36,9 @@ fn trained() -> Trainer {
     let trainer = Trainer::fresh(&model, &TrainSettings::default(), A, 10, &Device::Cpu).unwrap();
     let mut trainer = trainer.with_compute(CpuCompute { whole_network: true, winograd: Winograd::Off });
     for phase in 0..3 {
-        trainer
-            .step(&tensor(phase, &[B, 3, PX, PX]), &tensor(10 + phase, &[B, A]), &tensor(20 + phase, &[B, A]))
-            .unwrap();
+        let (positives, negatives) = (tensor(10 + phase, &[B, A]), tensor(20 + phase, &[B, A]));
+        let (images, labels) = (tensor(phase, &[B, 3, PX, PX]), positives.clone());
+        trainer.step(&Batch { images, labels, positives, negatives }).unwrap();
     }
     trainer
 }

@@ -161,6 +161,7 @@ impl Cache {
         let (device, compute) = (thread.device().clone(), thread.compute());
         let load = move || {
             let model = Model::load(&manifest.settings, manifest.vocabulary.len(), &weights, &device)?;
+            let model = model.with_mirrored(manifest.train.embed_mirrored);
             Ok::<_, likeness_model::Error>(LoadedModel { manifest, model: model.with_compute(compute) })
         };
         let loaded = Arc::new(blocking(load).await?);

@@ -53,6 +53,8 @@ impl Key {
             "max_workers" => "8",
             "notify" => r#"["https://example.com/hook"]"#,
             "momentum" => "0.9",
+            "embedding_dim" => "128",
+            "temperature" => "0.1",
             "resized_crop" => "0.35",
             "init" => r#""resnet18.safetensors""#,
             "gallery" => r#""faces""#,
@@ -78,7 +80,7 @@ pub fn of(options: &PipelineOptions) -> Outcome<[Section; 5]> {
 /// The options with everything that was left open.
 pub fn filled(options: &PipelineOptions, dataset: Option<&Name>) -> Outcome<PipelineOptions> {
     let PipelineOptions { job, model, train, embed, evaluate } = options;
-    let (model, train, evaluate) = (model.filled()?, train.filled()?, evaluate.filled()?);
+    let (model, train, evaluate) = (model.filled()?, train.filled(options.model.recipe())?, evaluate.filled()?);
     Ok(PipelineOptions { job: job.filled(), model, train, embed: embed.filled(dataset), evaluate })
 }
 

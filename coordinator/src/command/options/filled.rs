@@ -5,7 +5,7 @@ use likeness_contract::ids::Name;
 use likeness_contract::jobs::{DeviceClass, EvaluateStage, Priority};
 use likeness_contract::settings::{ColourJitter, EvaluateSettings, ModelSettings, Optimizer, TrainSettings};
 
-use super::{EmbedOptions, EvaluateOptions, JobOptions, ModelOptions, OptimizerName, TrainOptions};
+use super::{EmbedOptions, EvaluateOptions, JobOptions, LossName, ModelOptions, OptimizerName, Recipe, TrainOptions};
 use crate::command::exit::Outcome;
 
 impl JobOptions {
@@ -21,8 +21,10 @@ impl ModelOptions {
     pub fn filled(&self) -> Outcome<Self> {
         let ModelSettings { architecture, embedding_dim, encoding, preprocessing } = self.resolve()?;
         Ok(Self {
+            recipe: Some(self.recipe()),
             architecture: Some(architecture),
-            embedding_dim: Some(embedding_dim),
+            // 0 is for the vocabulary to decide.
+            embedding_dim: (embedding_dim > 0).then_some(embedding_dim),
             encoding: Some(encoding),
             input_px: Some(preprocessing.input_px),
             crop: Some(preprocessing.crop),
@@ -32,7 +34,7 @@ impl ModelOptions {
 
 impl TrainOptions {
     /// With what was left open; what the others rule out stays open.
-    pub fn filled(&self) -> Outcome<Self> {
+    pub fn filled(&self, recipe: Recipe) -> Outcome<Self> {
         let TrainSettings {
             epochs,
             batch_size,
@@ -53,7 +55,11 @@ impl TrainOptions {
             keep,
             patience,
             seed,
-        } = self.resolve()?;
+            loss,
+            average_decay,
+            embed_mirrored,
+        } = self.resolve(recipe)?;
+        let (loss, temperature) = LossName::of(loss);
         let (name, weight_decay, momentum) = match optimizer {
             Optimizer::AdamW(adamw) => (OptimizerName::Adamw, adamw.weight_decay, None),
             Optimizer::Sgd(sgd) => (OptimizerName::Sgd, sgd.weight_decay, Some(sgd.momentum)),
@@ -90,6 +96,10 @@ impl TrainOptions {
             warm_up_epochs: learns.then_some(backbone.frozen_epochs),
             freeze: self.freeze,
             seed: Some(seed),
+            loss: Some(loss),
+            temperature,
+            average_decay: Some(average_decay),
+            embed_mirrored: Some(embed_mirrored),
         })
     }
 }

@@ -8,7 +8,10 @@ use super::{
 use crate::codec::Message;
 use crate::ids::{Digest, JobId};
 use crate::jobs::{DatasetRef, GenerationRef};
-use crate::settings::{EvaluateSettings, EvaluateSettingsV1, ModelSettings, Split, TrainSettingsV1, Vocabulary};
+use crate::settings::{
+    EvaluateSettings, EvaluateSettingsV1, ModelSettings, QueryEncoding, Split, TrainSettings, TrainSettingsV1,
+    TrainSettingsV2, Vocabulary,
+};
 
 /// Versions 1 and 2 of a generation: always by a model of ours.
 #[derive(Debug, Serialize, Deserialize)]
@@ -147,6 +150,74 @@ impl From<ModelManifestV1> for ModelManifest {
             validation_map: None,
             stopped_early: false,
         }
+    }
+}
+
+/// Version 2 of a model: two towers, trained with triplets.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ModelManifestV2(ModelManifest<TrainSettingsV2>);
+
+impl Message for ModelManifestV2 {
+    const NAME: &'static str = <ModelManifest as Message>::NAME;
+    const VERSION: u16 = 2;
+}
+
+impl ModelManifestV2 {
+    /// The same manifest, if version 2 says all of it.
+    pub fn of(manifest: &ModelManifest) -> Option<Self> {
+        let known = match manifest.settings.encoding {
+            QueryEncoding::ThreeState | QueryEncoding::MultiHot => true,
+            QueryEncoding::LogProbability => false,
+        };
+        known.then_some(())?;
+        manifest.clone().map(TrainSettingsV2::of).map(Self)
+    }
+}
+
+impl From<ModelManifestV2> for ModelManifest {
+    fn from(old: ModelManifestV2) -> Self {
+        old.0.map(|train| Some(TrainSettings::from(train))).expect("every old setting can be said")
+    }
+}
+
+impl<T> ModelManifest<T> {
+    fn map<U>(self, f: impl FnOnce(T) -> Option<U>) -> Option<ModelManifest<U>> {
+        let Self {
+            model,
+            settings,
+            train,
+            vocabulary,
+            dataset,
+            weights,
+            checkpoint,
+            distance,
+            steps,
+            validation_loss,
+            training,
+            tensorboard,
+            round,
+            validation_map,
+            stopped_early,
+        } = self;
+        let train = f(train)?;
+        Some(ModelManifest {
+            model,
+            settings,
+            train,
+            vocabulary,
+            dataset,
+            weights,
+            checkpoint,
+            distance,
+            steps,
+            validation_loss,
+            training,
+            tensorboard,
+            round,
+            validation_map,
+            stopped_early,
+        })
     }
 }
 

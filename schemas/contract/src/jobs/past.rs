@@ -13,7 +13,9 @@ use super::{
 use crate::codec::Message;
 use crate::documents::ObjectRef;
 use crate::ids::JobId;
-use crate::settings::{EvaluateSettings, EvaluateSettingsV1, TrainSettings, TrainSettingsV1};
+use crate::settings::{
+    EvaluateSettings, EvaluateSettingsV1, ModelSettings, QueryEncoding, TrainSettings, TrainSettingsV1, TrainSettingsV2,
+};
 
 /// A version of the settings in a job: the rest of its work is the same in all of them.
 pub trait Form: Debug + Clone + PartialEq {
@@ -32,12 +34,21 @@ impl Form for Newest {
     type Evaluate = EvaluateSettings;
 }
 
+/// Version 3: trainings with triplets alone, models with two towers alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct V3;
+
+impl Form for V3 {
+    type Train = TrainSettingsV2;
+    type Evaluate = EvaluateSettings;
+}
+
 /// Version 2: evaluations of fixed numbers, no options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct V2;
 
 impl Form for V2 {
-    type Train = TrainSettings;
+    type Train = TrainSettingsV2;
     type Evaluate = EvaluateSettingsV1;
 }
 
@@ -77,6 +88,48 @@ pub struct RequestOf<F: Form> {
     work: RequestedWork<F>,
     device: DeviceClass,
     priority: Priority,
+}
+
+/// A spec with options, as version 3 wrote it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SpecV3 {
+    work: JobWork<V3>,
+    device: DeviceClass,
+    priority: Priority,
+    options: JobOptions,
+}
+
+impl Message for SpecV3 {
+    const NAME: &'static str = JobSpec::NAME;
+    const VERSION: u16 = 3;
+}
+
+/// A request with options, as version 3 wrote it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RequestV3 {
+    id: Option<JobId>,
+    work: RequestedWork<V3>,
+    device: DeviceClass,
+    priority: Priority,
+    options: JobOptions,
+}
+
+/// Whether only version 4 knows a model like this.
+fn is_new_model(model: &ModelSettings) -> bool {
+    match model.encoding {
+        QueryEncoding::ThreeState | QueryEncoding::MultiHot => false,
+        QueryEncoding::LogProbability => true,
+    }
+}
+
+/// Whether a job trains a model that only version 4 knows.
+fn trains_new_model(work: &JobWork) -> bool {
+    matches!(work, JobWork::Train(train) | JobWork::Pipeline { train, .. } if is_new_model(&train.model))
+}
+
+/// The same of a request.
+fn asks_for_new_model(work: &RequestedWork) -> bool {
+    matches!(work, RequestedWork::Train(train) | RequestedWork::Pipeline { train, .. } if is_new_model(&train.model))
 }
 
 /// Whether only version 3 knows this kind of work.
@@ -152,7 +205,14 @@ pub fn spec_as_v1(spec: &JobSpec) -> Option<SpecOf<V1>> {
 
 /// The same of version 2.
 pub fn spec_as_v2(spec: &JobSpec) -> Option<SpecOf<V2>> {
-    old_spec(spec, Some, EvaluateSettingsV1::of)
+    old_spec(spec, TrainSettingsV2::of, EvaluateSettingsV1::of)
+}
+
+/// The same of version 3.
+pub fn spec_as_v3(spec: &JobSpec) -> Option<SpecV3> {
+    let JobSpec { work, device, priority, options } = spec.clone();
+    (!trains_new_model(&work)).then_some(())?;
+    Some(SpecV3 { work: work.map(TrainSettingsV2::of, Some)?, device, priority, options })
 }
 
 /// The request as version 1 wrote it, if that says all of it.
@@ -162,7 +222,14 @@ pub fn request_as_v1(request: &JobRequest) -> Option<RequestOf<V1>> {
 
 /// The same of version 2.
 pub fn request_as_v2(request: &JobRequest) -> Option<RequestOf<V2>> {
-    old_request(request, Some, EvaluateSettingsV1::of)
+    old_request(request, TrainSettingsV2::of, EvaluateSettingsV1::of)
+}
+
+/// The same of version 3.
+pub fn request_as_v3(request: &JobRequest) -> Option<RequestV3> {
+    let JobRequest { id, work, device, priority, options } = request.clone();
+    (!asks_for_new_model(&work)).then_some(())?;
+    Some(RequestV3 { id, work: work.map(TrainSettingsV2::of, Some)?, device, priority, options })
 }
 
 fn old_spec<F: Form>(
@@ -171,7 +238,7 @@ fn old_spec<F: Form>(
     evaluate: impl FnOnce(EvaluateSettings) -> Option<F::Evaluate>,
 ) -> Option<SpecOf<F>> {
     let JobSpec { work, device, priority, options } = spec.clone();
-    let sayable = options.is_default() && !is_new_work(&work);
+    let sayable = options.is_default() && !is_new_work(&work) && !trains_new_model(&work);
     sayable.then_some(())?;
     Some(SpecOf { work: work.map(train, evaluate)?, device, priority })
 }
@@ -182,7 +249,7 @@ fn old_request<F: Form>(
     evaluate: impl FnOnce(EvaluateSettings) -> Option<F::Evaluate>,
 ) -> Option<RequestOf<F>> {
     let JobRequest { id, work, device, priority, options } = request.clone();
-    let sayable = options.is_default() && !is_new_request(&work);
+    let sayable = options.is_default() && !is_new_request(&work) && !asks_for_new_model(&work);
     sayable.then_some(())?;
     Some(RequestOf { id, work: work.map(train, evaluate)?, device, priority })
 }
@@ -210,6 +277,20 @@ where
         let work = work.map(|train| Some(train.into()), |evaluate| Some(evaluate.into()));
         let work = work.expect("every old setting can be said");
         Self { id, work, device, priority, options: JobOptions::default() }
+    }
+}
+
+impl From<SpecV3> for JobSpec {
+    fn from(SpecV3 { work, device, priority, options }: SpecV3) -> Self {
+        let work = work.map(|train| Some(train.into()), Some).expect("every old setting can be said");
+        Self { work, device, priority, options }
+    }
+}
+
+impl From<RequestV3> for JobRequest {
+    fn from(RequestV3 { id, work, device, priority, options }: RequestV3) -> Self {
+        let work = work.map(|train| Some(train.into()), Some).expect("every old setting can be said");
+        Self { id, work, device, priority, options }
     }
 }
 

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{ApiReply, ApiRequest, JobDetail};
 use crate::codec::Message;
-use crate::jobs::{self, JobRequest, JobSpec, RequestOf, SpecOf, V1, V2};
+use crate::jobs::{self, JobRequest, JobSpec, RequestOf, RequestV3, SpecOf, SpecV3, V1, V2};
 
 /// A request as version 1 wrote it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -24,6 +24,16 @@ pub struct RequestV2(ApiRequest<RequestOf<V2>>);
 impl Message for RequestV2 {
     const NAME: &'static str = <ApiRequest as Message>::NAME;
     const VERSION: u16 = 2;
+}
+
+/// The same of version 3.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RequestV3Form(ApiRequest<RequestV3>);
+
+impl Message for RequestV3Form {
+    const NAME: &'static str = <ApiRequest as Message>::NAME;
+    const VERSION: u16 = 3;
 }
 
 /// A reply as version 1 wrote it.
@@ -46,6 +56,16 @@ impl Message for ReplyV2 {
     const VERSION: u16 = 2;
 }
 
+/// The same of version 3.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ReplyV3(ApiReply<SpecV3>);
+
+impl Message for ReplyV3 {
+    const NAME: &'static str = <ApiReply as Message>::NAME;
+    const VERSION: u16 = 3;
+}
+
 /// The request as version 1 wrote it, if that says all of it.
 pub fn request_v1(request: &ApiRequest) -> Option<RequestV1> {
     known(request).then_some(())?;
@@ -58,6 +78,11 @@ pub fn request_v2(request: &ApiRequest) -> Option<RequestV2> {
     request.clone().map(|job| jobs::request_as_v2(&job)).map(RequestV2)
 }
 
+/// The same of version 3.
+pub fn request_v3(request: &ApiRequest) -> Option<RequestV3Form> {
+    request.clone().map(|job| jobs::request_as_v3(&job)).map(RequestV3Form)
+}
+
 /// The reply as version 1 wrote it, if that says all of it.
 pub fn reply_v1(reply: &ApiReply) -> Option<ReplyV1> {
     known_reply(reply).then_some(())?;
@@ -68,6 +93,11 @@ pub fn reply_v1(reply: &ApiReply) -> Option<ReplyV1> {
 pub fn reply_v2(reply: &ApiReply) -> Option<ReplyV2> {
     known_reply(reply).then_some(())?;
     reply.clone().map(|spec| jobs::spec_as_v2(&spec)).map(ReplyV2)
+}
+
+/// The same of version 3.
+pub fn reply_v3(reply: &ApiReply) -> Option<ReplyV3> {
+    reply.clone().map(|spec| jobs::spec_as_v3(&spec)).map(ReplyV3)
 }
 
 /// Whether versions before 3 know this kind of request.

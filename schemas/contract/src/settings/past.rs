@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{AdamWSettings, EvaluateSettings, NegativeMix, Optimizer, TrainSettings};
+use super::{
+    AdamWSettings, BackboneSettings, ColourJitter, EvaluateSettings, InitWeights, Keep, NegativeMix, Optimizer,
+    ResizedCrop, TrainSettings,
+};
 
 /// Version 1: AdamW alone, fresh weights alone, always the last round.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -71,6 +74,106 @@ impl From<TrainSettingsV1> for TrainSettings {
             mirror,
             random_crop,
             validate_every,
+            seed,
+            ..Self::default()
+        }
+    }
+}
+
+/// Version 2: triplets alone, the weights of the last step, an image seen once.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainSettingsV2 {
+    epochs: u32,
+    batch_size: u32,
+    inner_steps: u32,
+    margin: f32,
+    negatives: NegativeMix,
+    masked_share: f32,
+    optimizer: Optimizer,
+    clip_norm: f64,
+    warmup_share: f32,
+    backbone: BackboneSettings,
+    init: Option<InitWeights>,
+    mirror: bool,
+    random_crop: f32,
+    resized_crop: Option<ResizedCrop>,
+    colour: ColourJitter,
+    validate_every: u32,
+    keep: Keep,
+    patience: u32,
+    seed: u64,
+}
+
+impl TrainSettingsV2 {
+    /// The same settings as version 2 wrote them; none where it could not say them.
+    pub fn of(settings: TrainSettings) -> Option<Self> {
+        let old = Self {
+            epochs: settings.epochs,
+            batch_size: settings.batch_size,
+            inner_steps: settings.inner_steps,
+            margin: settings.margin,
+            negatives: settings.negatives,
+            masked_share: settings.masked_share,
+            optimizer: settings.optimizer,
+            clip_norm: settings.clip_norm,
+            warmup_share: settings.warmup_share,
+            backbone: settings.backbone,
+            init: settings.init.clone(),
+            mirror: settings.mirror,
+            random_crop: settings.random_crop,
+            resized_crop: settings.resized_crop,
+            colour: settings.colour,
+            validate_every: settings.validate_every,
+            keep: settings.keep,
+            patience: settings.patience,
+            seed: settings.seed,
+        };
+        (TrainSettings::from(old.clone()) == settings).then_some(old)
+    }
+}
+
+impl From<TrainSettingsV2> for TrainSettings {
+    fn from(old: TrainSettingsV2) -> Self {
+        let TrainSettingsV2 {
+            epochs,
+            batch_size,
+            inner_steps,
+            margin,
+            negatives,
+            masked_share,
+            optimizer,
+            clip_norm,
+            warmup_share,
+            backbone,
+            init,
+            mirror,
+            random_crop,
+            resized_crop,
+            colour,
+            validate_every,
+            keep,
+            patience,
+            seed,
+        } = old;
+        Self {
+            epochs,
+            batch_size,
+            inner_steps,
+            margin,
+            negatives,
+            masked_share,
+            optimizer,
+            clip_norm,
+            warmup_share,
+            backbone,
+            init,
+            mirror,
+            random_crop,
+            resized_crop,
+            colour,
+            validate_every,
+            keep,
+            patience,
             seed,
             ..Self::default()
         }

@@ -44,12 +44,7 @@ impl StartPlan {
             (false, true) => "backbone and attribute tower",
             (false, false) => "backbone",
         };
-        let fresh = match (self.with_head, self.with_attributes) {
-            (true, true) => "",
-            (true, false) => "; the attribute tower starts fresh",
-            (false, true) => "; the head starts fresh",
-            (false, false) => "; head and attribute tower start fresh",
-        };
+        let fresh = if self.with_head && self.with_attributes { "" } else { "; all else starts fresh" };
         let name = architecture.name();
         let mut text = format!("{taken} tensors are taken ({what} of {name}){fresh}");
         if let Some(dropped) = listed("left out", &self.dropped) {
@@ -226,7 +221,7 @@ mod tests {
             assert_eq!(plan.taken[0], ("image.conv1.weight".into(), format!("{prefix}conv1.weight")));
             assert_eq!(plan.dropped, [format!("{prefix}fc.bias"), format!("{prefix}fc.weight")]);
             let words = plan.words(Architecture::ResNet18);
-            assert!(words.contains("head and attribute tower start fresh") && words.contains("fc.weight"), "{words}");
+            assert!(words.contains("; all else starts fresh") && words.contains("fc.weight"), "{words}");
         }
     }
 

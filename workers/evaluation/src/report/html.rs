@@ -2,6 +2,7 @@
 
 use super::page::{document, escape, paragraph, section, table};
 use super::{AttributeFigures, Figure, Report, SetFigures, SingleFigures, plots};
+use crate::estimates::{AttributeEstimates, EstimateFigures, ReliabilityBin};
 use crate::queries::QuerySet;
 use crate::scores::QueryScore;
 use crate::sheets::gain;
@@ -45,6 +46,9 @@ pub fn report_html(report: &Report, scores: &[QueryScore], curve: Option<&Traini
     }
     body += &section("Result sheets", &result_sheets(sheets, scores));
     body += &section("Attributes", &attributes(report));
+    if let Some(figures) = &report.estimates {
+        body += &section("Estimates", &estimates(figures));
+    }
     body += &section("Best and worst queries", &extremes(report, scores));
     body += &section("How it was measured", &method(report));
     document(&format!("Report {}", report.subject.report), &body)
@@ -245,6 +249,46 @@ fn single_cells(single: Option<SingleFigures>) -> Vec<String> {
     let class = if average_precision > chance { "" } else { " class=\"low\"" };
     let ap = format!("<span{class}>{average_precision:.3}</span>");
     vec![ap, format!("{chance:.3}"), format!("{p_at_10:.2}")]
+}
+
+/// The reliability table, and how often the head is right.
+fn estimates(figures: &EstimateFigures) -> String {
+    let text = format!(
+        "The head of this model estimates for every attribute how likely an image has it, and a query ranks by the product of \
+         these estimates: the classifier that the head is, by its sum of log-probabilities, ranks no other way. Here they are \
+         held against the labels of the searched items. Where they can be trusted, the mean estimate of a line is the share \
+         that has the attribute; weighted, they are {:.3} apart. An attribute that fewer than 30 items have, or have not, is \
+         rare: its figures say little.",
+        figures.calibration_error
+    );
+    let bins: Vec<Vec<String>> = figures.reliability.iter().map(reliability_row).collect();
+    let attributes: Vec<Vec<String>> = figures.attributes.iter().map(estimates_row).collect();
+    let bins = table(&["estimates", "number", "mean estimate", "share that has it", "95 % interval"], &bins);
+    let attributes = table(&["attribute", "items", "right", "95 % interval", "calibration error", ""], &attributes);
+    format!("{}<div class=\"row\"><div>{bins}</div><div>{attributes}</div></div>\n", paragraph(&text))
+}
+
+fn reliability_row(bin: &ReliabilityBin) -> Vec<String> {
+    let [low, high] = bin.interval;
+    vec![
+        format!("{:.1}–{:.1}", bin.from, bin.from + 0.1),
+        bin.items.to_string(),
+        format!("{:.3}", bin.estimate),
+        format!("{:.3}", bin.share),
+        format!("{low:.3}–{high:.3}"),
+    ]
+}
+
+fn estimates_row(figures: &AttributeEstimates) -> Vec<String> {
+    let [low, high] = figures.interval;
+    vec![
+        escape(&figures.attribute),
+        figures.items.to_string(),
+        format!("{:.3}", figures.right),
+        format!("{low:.3}–{high:.3}"),
+        format!("{:.3}", figures.calibration_error),
+        if figures.rare { "rare".into() } else { String::new() },
+    ]
 }
 
 fn extremes(report: &Report, scores: &[QueryScore]) -> String {

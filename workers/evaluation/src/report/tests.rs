@@ -42,7 +42,10 @@ fn example() -> (Report, Vec<QueryScore>) {
     let items: Vec<String> = (0..200).map(|i| format!("item-{i:03}")).collect();
     let drawn = draw_queries(&vocabulary, &labels, |item| items[item].clone(), &settings).unwrap();
     let mut counts = LabelCounts::new(4);
-    counts.add(&PlainBlock::new(items, vec![0.0; 200], labels, 1, 4).unwrap());
+    let block = PlainBlock::new(items, vec![-0.01; 200 * 9], labels, 9, 4).unwrap();
+    counts.add(&block);
+    let mut estimates = Estimates::new(4);
+    estimates.add(&block);
     let scores: Vec<QueryScore> = drawn
         .queries
         .iter()
@@ -65,7 +68,7 @@ fn example() -> (Report, Vec<QueryScore>) {
             first: None,
         })
         .collect();
-    (Report::new(subject(200), settings, &drawn, &counts, &scores), scores)
+    (Report::new(subject(200), settings, &drawn, &counts, Some(&estimates), &scores), scores)
 }
 
 fn sheets(report: &Report) -> Vec<Sheet> {
@@ -92,6 +95,8 @@ fn the_json_has_its_stable_layout_and_reads_back() {
     assert_eq!(json["sets"][1]["further"]["cs_p_at_10"], serde_json::Value::Null);
     assert_eq!(json["sets"][4]["further"]["cs_p_at_10"]["mean"], 0.375);
     assert_eq!(json["attributes"][0]["attribute"], "Smiling");
+    assert_eq!(json["estimates"]["attributes"][0]["items"], 180);
+    assert_eq!(json["estimates"]["attributes"][3]["rare"], true);
     assert_eq!(json["attributes"][0]["unknown"], 20);
     assert_eq!(json["attributes"][3]["with"], serde_json::Value::Null);
     assert_eq!(json["attributes"][3]["without"]["query"], 6);

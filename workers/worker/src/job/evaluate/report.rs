@@ -7,6 +7,8 @@ use likeness_contract::documents::{ModelManifest, ReportManifest, TrecFiles};
 use likeness_contract::ids::Digest;
 use likeness_contract::jobs::{EvaluateStage, GenerationRef, TaskOutput};
 use likeness_contract::keys;
+use likeness_contract::settings::QueryEncoding;
+use likeness_evaluation::estimates::Estimates;
 use likeness_evaluation::report::{LabelCounts, Report, Sheet, Subject, Thumbnail, report_html, report_json};
 use likeness_evaluation::sheets::{Hit, Pick, picks, top_items};
 use likeness_evaluation::training::TrainingCurve;
@@ -38,7 +40,7 @@ pub async fn run(cx: &TaskContext, generation: &GenerationRef) -> Result<TaskOut
 
     let subject = subject(cx, &gallery, &model, &stage, looked.labels.items())?;
     let write = move || {
-        let report = Report::new(subject, stage.settings, &drawn, &looked.labels, &scores);
+        let report = Report::new(subject, stage.settings, &drawn, &looked.labels, looked.estimates.as_ref(), &scores);
         let html = report_html(&report, &scores, curve.as_ref(), &sheets);
         (report, scores, html)
     };
@@ -130,6 +132,8 @@ struct Looked {
     /// Dataset part and row of each of them, by block and row.
     places: HashMap<(usize, usize), (u32, u32)>,
     labels: LabelCounts,
+    /// Of a model that has logits.
+    estimates: Option<Estimates>,
 }
 
 async fn look(cx: &TaskContext, gallery: &Gallery, queries: &[Query], picked: &[Pick]) -> Result<Looked, TaskError> {
@@ -141,14 +145,19 @@ async fn look(cx: &TaskContext, gallery: &Gallery, queries: &[Query], picked: &[
         let hits = top_items(&asked, SHOWN, gallery.blocks(), |number| gallery.wait_for_block(number))?;
         let mut places = HashMap::new();
         let mut labels = LabelCounts::new(gallery.manifest.vocabulary.len());
+        let has_logits = loaded.manifest.settings.encoding == QueryEncoding::LogProbability;
+        let mut estimates = has_logits.then(|| Estimates::new(gallery.manifest.vocabulary.len()));
         for number in 0..gallery.blocks() {
             let block = gallery.wait_for_block(number)?;
             labels.add(&block);
+            if let Some(estimates) = &mut estimates {
+                estimates.add(&block);
+            }
             for hit in hits.iter().flatten().filter(|hit| hit.block == number) {
                 places.insert((number, hit.row), block.source(hit.row));
             }
         }
-        Ok(Looked { hits, places, labels })
+        Ok(Looked { hits, places, labels, estimates })
     };
     cx.device.run(look).await
 }

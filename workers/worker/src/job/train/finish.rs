@@ -73,7 +73,7 @@ async fn store_weights(cx: &TaskContext, stage: &TrainStage, object: &ObjectRef)
     let weights = move |device: &Device| {
         let (attributes, steps) = (stage.vocabulary.len(), stage.total_steps());
         let trainer = Trainer::from_checkpoint(&theta, &stage.model, &stage.train, attributes, steps, device)?;
-        Ok(trainer.model().weights()?)
+        Ok(trainer.serving()?.model().weights()?)
     };
     let bytes = cx.device.run(weights).await?;
     cx.create_object(|digest| keys::weights(cx.job(), digest), bytes).await

@@ -5,7 +5,7 @@ use candle_core::Device;
 use likeness_contract::documents::ModelManifest;
 use likeness_contract::jobs::{CheckpointOutput, TaskOutput, TrainStage};
 use likeness_contract::keys;
-use likeness_contract::settings::InitWeights;
+use likeness_contract::settings::{InitWeights, QueryEncoding};
 use likeness_contract::weights::{Header, WholeParts, plan_start};
 use likeness_model::Trainer;
 
@@ -57,6 +57,15 @@ async fn weights(cx: &TaskContext, stage: &TrainStage, init: &InitWeights) -> Re
 
 /// A tower that knows other attributes, or hears of them in another way, has nothing to tell.
 fn parts_of(manifest: &ModelManifest, stage: &TrainStage) -> WholeParts {
-    let attributes = manifest.vocabulary == stage.vocabulary && manifest.settings.encoding == stage.model.encoding;
-    WholeParts { head: Some(stage.model.embedding_dim), attributes }
+    let (before, now) = (&manifest.settings, &stage.model);
+    let alike = manifest.vocabulary == stage.vocabulary && before.encoding == now.encoding;
+    match now.encoding {
+        // Logits of other attributes, or places in another space.
+        QueryEncoding::LogProbability => {
+            let outputs = alike.then_some(stage.vocabulary.len() as u32);
+            WholeParts { head: outputs, attributes: false }
+        }
+        _ if before.encoding == QueryEncoding::LogProbability => WholeParts::default(),
+        _ => WholeParts { head: Some(now.embedding_dim), attributes: alike },
+    }
 }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use candle_core::Device;
 use likeness_contract::jobs::{CheckpointOutput, TaskOutput, TrainStage, task_ids};
 use likeness_contract::keys;
+use likeness_contract::settings::Loss;
 use likeness_data::TripletSampler;
 use likeness_model::{StepFigures, Trainer};
 
@@ -108,11 +109,12 @@ impl Round {
         let elapsed = started.elapsed().as_secs_f64().max(1e-9);
         self.advise(&steps);
 
-        let validation = self.validate(&trainer, device)?;
+        let checkpoint = trainer.checkpoint()?;
+        let validation = self.validate(&trainer.serving()?, device)?;
         let rows = figure_rows(self.first_step, &steps, validation.as_ref().map(|validation| &validation.figures));
         let mean = StepFigures::mean_of(&steps).ok_or_else(|| TaskError::invalid("a round without steps"))?;
         Ok(Trained {
-            checkpoint: trainer.checkpoint()?,
+            checkpoint,
             figures: figures::encode(&rows)?,
             loss: mean.loss,
             validation,
@@ -151,8 +153,7 @@ impl Round {
             let asked = Instant::now();
             let batch = batches.recv().map_err(|_| TaskError::transient("no batch was made"))??;
             waited += asked.elapsed();
-            let [images, positives, negatives] = batch.on(device)?;
-            let figures = trainer.step(&images, &positives, &negatives)?;
+            let figures = trainer.step(&batch.on(device)?)?;
             if self.first_step + done == 0 && self.stage.train.init.is_none() {
                 self.tell(advice::at_the_start(&figures));
             }
@@ -168,6 +169,10 @@ impl Round {
     }
 
     fn advise(&self, steps: &[StepFigures]) {
+        // Of other losses the drawn triplets are figures alone: neither margin nor negatives can be at fault.
+        if self.stage.train.loss != Loss::Triplet {
+            return;
+        }
         let end = (self.first_step + self.steps) as f64;
         if self.round == 0 || end <= EARLY * self.stage.total_steps() as f64 {
             self.tell(advice::early_on(steps));

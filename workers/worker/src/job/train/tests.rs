@@ -14,8 +14,8 @@ use likeness_contract::jobs::{
 };
 use likeness_contract::keys;
 use likeness_contract::settings::{
-    Architecture, ColourJitter, InitWeights, Keep, ModelSettings, Optimizer, Preprocessing, QueryEncoding, ResizedCrop,
-    SgdSettings, TrainSettings, Vocabulary,
+    Architecture, ColourJitter, InitWeights, Keep, Loss, ModelSettings, Optimizer, Preprocessing, QueryEncoding,
+    ResizedCrop, SgdSettings, TrainSettings, Vocabulary, log_probability_dim,
 };
 use likeness_contract::weights::Header;
 use likeness_data::{PartRow, encode_part};
@@ -373,4 +373,36 @@ async fn a_slot_that_does_not_fit_its_checkpoint_is_invalid() {
     let (task, work) = world.slot_task(1);
     let error = world.attempt(task, work, lease()).await.unwrap_err();
     assert_eq!(error.kind, TaskErrorKind::Invalid, "the record of the round before is missing: {error}");
+}
+
+fn joint_stage() -> TrainStage {
+    let model = ModelSettings {
+        encoding: QueryEncoding::LogProbability,
+        embedding_dim: log_probability_dim(ATTRIBUTES),
+        ..stage().model
+    };
+    let train = TrainSettings { average_decay: 0.9, ..stage().train };
+    TrainStage { model, train: TrainSettings { loss: Loss::BinaryCrossEntropy, ..train }, ..stage() }
+}
+
+#[tokio::test]
+async fn a_model_of_log_probabilities_is_trained_and_its_head_is_taken_by_one_that_knows_the_same_attributes() {
+    let world = World::of("w", joint_stage()).await;
+    let manifest = world.train().await;
+    assert!(manifest.validation_loss.unwrap() < 1.0 && manifest.validation_map.is_some(), "{manifest:?}");
+    let weights = world.shared.store.read(&manifest.weights).await.unwrap();
+    assert!(!drawn(&weights).keys().any(|name| name.starts_with("attributes.")));
+    let model = Model::load(&manifest.settings, ATTRIBUTES, &weights, &Device::Cpu).unwrap();
+    assert_eq!(model.embedding_dim(), 2 * ATTRIBUTES + 1);
+
+    let first = JobId::new("first").unwrap();
+    for (of, head) in [(joint_stage(), true), (stage(), false)] {
+        let mut world = World::new("w").await;
+        world.shared.store.create_document(&keys::model_manifest(&first), &manifest).await.unwrap();
+        let from = starting_from(put_weights(&world, weights.to_vec()).await, Some(first.clone()));
+        world.stage = TrainStage { train: TrainSettings { init: from.train.init, ..of.train }, ..of };
+        let names = taken_over(&world, &weights).await;
+        assert!(names.iter().any(|name| name == "image.conv1.weight"), "{names:?}");
+        assert_eq!(names.iter().any(|name| name.contains(".fc.")), head, "{names:?}");
+    }
 }

@@ -47,10 +47,9 @@ pub(super) fn validate(
         for row in &triplets.rows {
             labels.extend_from_slice(&rows.labels[*row as usize * attributes..][..attributes]);
         }
-        let [images, positives, negatives] = Batch::new(stage, rows, triplets)?.on(device)?;
-        let anchors = trainer.model().embed_images(&images)?;
+        let (anchors, figures) = trainer.validate(&Batch::new(stage, rows, triplets)?.on(device)?)?;
         embeddings.extend(anchors.flatten_all()?.to_vec1::<f32>()?);
-        batches.push(trainer.validate(&anchors, &positives, &negatives)?);
+        batches.push(figures);
     }
     go_on()?;
     let Some(figures) = StepFigures::mean_of(&batches) else { return Ok(None) };

@@ -26,7 +26,9 @@ impl Query<'_> {
             let (attribute, position) = (*attribute, *attribute as usize);
             let toward = self.attributes_alone(kit, &[position], &[]).await?;
             let away = match kit.model.as_ref().ok_or_else(no_model)?.manifest.settings.encoding {
-                QueryEncoding::ThreeState => Some(self.attributes_alone(kit, &[], &[position]).await?),
+                QueryEncoding::ThreeState | QueryEncoding::LogProbability => {
+                    Some(self.attributes_alone(kit, &[], &[position]).await?)
+                }
                 QueryEncoding::MultiHot => None,
             };
             anchors.push(Anchor { attribute, toward, away });
