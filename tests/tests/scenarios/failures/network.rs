@@ -146,3 +146,30 @@ async fn a_leader_that_is_cut_off_stops_before_another_begins() {
     proxy.mend();
     ends_as_if_nothing_had_happened(&client, &job).await;
 }
+
+#[tokio::test]
+async fn a_task_of_a_newer_program_waits_for_an_upgraded_worker() {
+    let cluster = Cluster::start().await;
+    let _coordinator = cluster.coordinator("coordinator");
+    let client = cluster.client().await;
+    let proxy = Proxy::before(&cluster.broker.url()).await;
+    // To this worker every task looks as if a newer coordinator had written it.
+    proxy.rule(|frame: &mut Frame| {
+        if !frame.to_server && frame.subject().starts_with("likeness.v1.job.") {
+            frame.from_a_newer_program();
+        }
+        Fate::Passes
+    });
+    let mut old = worker_behind(&cluster, &proxy, "old");
+    let root = faces::write(cluster.dir(), 120);
+    let job = submit(&client, jobs::ingest("faces-1", &root, 60)).await;
+    old.says("given back for an upgraded worker").await;
+    let upgraded = cluster.task_worker("upgraded");
+    let records = ends_as_if_nothing_had_happened(&client, &job).await;
+    assert!(records.iter().all(|record| upgraded.log().contains(record.worker.as_str())), "{records:?}");
+    assert!(told(&client, &job).await.iter().all(|event| !matches!(event.what, TaskNews::Failed { .. })));
+    // Given back with a delay each time: no storm, and no crash.
+    let given_back = old.log().matches("given back for an upgraded worker").count();
+    assert!(given_back < 60, "{given_back}");
+    assert!(old.is_running(), "{}", old.log());
+}
