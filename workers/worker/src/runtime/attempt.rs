@@ -90,14 +90,18 @@ impl Attempts {
     /// A message of a newer schema waits for an upgraded worker; one that is none is removed.
     async fn refuse(&self, delivery: &Delivery, error: &LinkError) {
         let (subject, text) = (&delivery.subject, chain(error));
-        let answer = if error.kind == ErrorKind::Newer {
-            tracing::warn!(%subject, error = %text, "given back for an upgraded worker");
-            Answer::Nak(self.bus.timings().ack_wait)
-        } else {
+        if error.kind != ErrorKind::Newer {
             tracing::error!(%subject, error = %text, "removed: it is no task");
-            Answer::Term
-        };
-        send(delivery, answer).await;
+            return send(delivery, Answer::Term).await;
+        }
+        tracing::warn!(%subject, error = %text, "given back for an upgraded worker");
+        let ack_wait = self.bus.timings().ack_wait;
+        send(delivery, Answer::Nak(ack_wait / 2)).await;
+        // While it comes again this worker does not wait for it: else it might be the first in the queue every time.
+        tokio::select! {
+            () = tokio::time::sleep(ack_wait) => {}
+            () = self.give_back.cancelled() => {}
+        }
     }
 
     async fn attempt_task(
