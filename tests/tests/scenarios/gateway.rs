@@ -270,7 +270,7 @@ fn releases(gateway: &Gateway) {
     let document = gateway.get("/openapi.json").json();
     assert_eq!(document["openapi"], "3.1.0");
     for (path, methods) in document["paths"].as_object().expect("paths") {
-        let at = path.replace("{number}", "1").replace('{', "").replace('}', "");
+        let at = path.replace("{number}", "1").replace(['{', '}'], "");
         for method in methods.as_object().expect("methods").keys().filter(|method| *method == "get") {
             let answered = gateway.get(&at);
             let nothing = answered.status == 404 && answered.text().contains("nothing is at");
