@@ -296,7 +296,7 @@ async fn examples(gateway: &Gateway, cluster: &Cluster) {
         ended.out
     };
     let at = |name: &str| examples.join(name).to_str().expect("a plain path").to_string();
-    let python = at("http.py");
+    let python = at("search_http.py");
     let found =
         run("python3", &[&python, "--url", &url, "--with", "Warm", "-k", "2", "--thumbnails", "pictures"]).await;
     assert!(found.starts_with(&item) && found.lines().count() == 2 && found.contains(" of 1"), "{found}");

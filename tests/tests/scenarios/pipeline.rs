@@ -114,11 +114,12 @@ async fn the_default_recipe_is_searched_by_attributes_by_an_item_and_by_both_and
     let manifest: ModelManifest = cluster.document(&keys::model_manifest(&joint)).await;
     assert_eq!((manifest.settings.embedding_dim, manifest.train.loss), (9, Loss::BinaryCrossEntropy));
 
-    let results = found(&client, 1, &["Warm", "Disc"], &["Striped"], 10).await;
+    // Six of the images are so.
+    let results = found(&client, 1, &["Warm", "Disc"], &["Striped"], 5).await;
     assert!(precision(&results, &["Warm", "Disc"], &["Striped"]) >= 0.8, "{results:?}");
     let item = results.hits[0].item.clone();
     let search = async |words: &[&str]| -> SearchResults {
-        let cli = cluster.cli(&[&["search", "-k", "10", "--json"][..], words].concat()).await;
+        let cli = cluster.cli(&[&["search", "-k", "5", "--json"][..], words].concat()).await;
         assert_eq!(cli.code, 0, "{}", cli.err);
         serde_json::from_str(&cli.out).unwrap()
     };

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Asks a gateway with nothing but Python's own library.
 
-    python3 http.py [--url http://127.0.0.1:8484] [--key KEY] --with Smiling --without Male [--image face.jpg] [-k 5]
+    python3 search_http.py [--url http://127.0.0.1:8484] [--key KEY] --with Smiling --without Male [--image face.jpg] [-k 5]
 
 Prints item, distance and how many of the asked attributes agree; with --thumbnails DIR it saves the pictures found.
 """
