@@ -21,9 +21,20 @@ def get(path):
     return json.load(urllib.request.urlopen(url + path))
 
 
+def until(page, holds):
+    """Waits for an expression to hold; `wait_for_function` would be stopped by the policy of the page."""
+    for _ in range(300):
+        if page.evaluate(holds):
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"not within half a minute: {holds}")
+
+
 def look(page, name):
     """A screenshot, and what axe finds."""
-    page.wait_for_load_state("networkidle") if "jobs" not in name and "cluster" not in name else page.wait_for_timeout(500)
+    # Not until the network is idle: some pages listen to events for as long as they are open.
+    page.wait_for_load_state("load")
+    page.wait_for_timeout(500)
     page.screenshot(path=out / f"{name}.png", full_page=True)
     if axe:
         # The policy of the page lets no script in: this one comes by the protocol of the browser.
@@ -49,12 +60,12 @@ def main(page):
     page.locator(".chip").nth(1).click()
     expect(page.locator('.chip[data-v="-1"]')).to_have_count(1)
     expect(page.locator(".hit").first).to_be_visible()
-    page.wait_for_function("[...document.querySelectorAll('.hit img')].slice(0, 8).every(i => i.complete && i.naturalWidth > 0)")
+    until(page, "[...document.querySelectorAll('.hit img')].slice(0, 8).every(i => i.complete && i.naturalWidth > 0)")
     expect(page.locator(".hit .tag").first).to_be_visible()
     look(page, "search")
     before = page.locator(".hit").count()
     page.get_by_role("button", name="More", exact=True).click()
-    page.wait_for_function(f"document.querySelectorAll('.hit').length > {before}")
+    until(page, f"document.querySelectorAll('.hit').length > {before}")
     page.locator(".hit").first.get_by_text("But with").click()
     expect(page.get_by_text("More like", exact=False).first).to_be_visible()
     look(page, "this-but-with")

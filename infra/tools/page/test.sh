@@ -19,12 +19,14 @@ if [ ! -f "$axe" ]; then
   (cd "$out" && npm pack --silent axe-core >/dev/null && tar xzf axe-core-*.tgz package/axe.min.js) || echo "SKIPPED: axe-core (npm can't fetch it)"
 fi
 
+LIKENESS_NATS_SERVER=${LIKENESS_NATS_SERVER:-$("$root/infra/tools/nats-server.sh")}
+export LIKENESS_NATS_SERVER
 data=$(mktemp -d)
 "$binaries/likeness" up "$data" --searchers 2 --json >"$data/up.log" 2>&1 &
 up=$!
-trap 'kill $up; wait $up || true; rm -rf "$data"' EXIT
+trap 'kill $up 2>/dev/null; wait $up || true; rm -rf "$data"' EXIT
 for _ in $(seq 120); do grep -q '"http"' "$data/up.json" 2>/dev/null && grep -q 'http://' "$data/up.json" && break; sleep 0.5; done
-url=$(sed -n 's/.*"http": *"\([^"]*\)".*/\1/p' "$data/up.json")
+url=$(sed -n 's/.*"http": *"\([^"]*\)".*/\1/p' "$data/up.json" || true)
 [ -n "$url" ] || { cat "$data/up.log"; exit 1; }
 likeness() { "$binaries/likeness" --up "$data" "$@"; }
 likeness ingest parquet "$root/infra/demo/avatars.parquet" --dataset demo
