@@ -18,7 +18,7 @@ export async function releases(root, at, signal) {
       r.gate ? `mAP ${f(r.gate.candidate_map)} (${r.gate.difference >= 0 ? "+" : ""}${f(r.gate.difference)})` : r.rolls_back_to ? `brings ${r.rolls_back_to} back` : "by hand",
       r.report ? h("a", { href: `#/reports/${e(r.report)}` }, "report") : "",
       r === newest ? "" : h("span", { class: "row" },
-        h("button", { "aria-label": `Roll ${alias} back to ${r.number}`, onclick: () => act(`Roll ${alias} back to release ${r.number}?`, `It becomes the newest release; ${newest.number} stays in the list.`, "Roll back", `/v1/releases/${e(alias)}/rollback`, { to: r.number }) }, "Roll back"),
+        h("button", { "aria-label": `Roll back ${alias} to ${r.number}`, onclick: () => act(`Roll ${alias} back to release ${r.number}?`, `It becomes the newest release; ${newest.number} stays in the list.`, "Roll back", `/v1/releases/${e(alias)}/rollback`, { to: r.number }) }, "Roll back"),
         r.report && newest.report ? h("a", { class: "button", href: link("/releases/compare", { a: `${alias}@${r.number}`, b: `${alias}@${newest.number}` }) }, "Compare") : null)]);
     const others = aliases.filter((a) => a !== alias);
     root.append(h("section", { class: "card" }, h("div", { class: "row" }, h("h2", {}, alias), h("a", { class: "button", href: link("/search", { alias }) }, "Search it"),

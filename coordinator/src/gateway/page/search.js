@@ -147,6 +147,6 @@ function show(hit, found, explained, now) {
     h("div", { class: "row" }, h("span", { class: "id grow", title: hit.item }, hit.item), h("span", { class: "soft", title: "distance: smaller is closer" }, f(hit.distance))),
     tags.length ? h("div", { class: "tags" }, explained ? h("span", { class: "tag" }, `${explained.agrees} of ${explained.attributes.length}`) : null, tags) : null,
     h("div", { class: "row" },
-      h("button", { "aria-label": `More like ${hit.item}`, onclick: () => { dropped = null; go({ ...now, like: hit.item, with: [], without: [] }); } }, "More like this"),
-      h("button", { "aria-label": `This image ${hit.item}, but with other attributes`, onclick: () => { dropped = null; go({ ...now, like: hit.item }); scrollTo({ top: 0 }); } }, "But with…"))));
+      h("button", { "aria-label": `More like this: ${hit.item}`, onclick: () => { dropped = null; go({ ...now, like: hit.item, with: [], without: [] }); } }, "More like this"),
+      h("button", { "aria-label": `But with… other attributes: ${hit.item}`, onclick: () => { dropped = null; go({ ...now, like: hit.item }); scrollTo({ top: 0 }); } }, "But with…"))));
 }
