@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use likeness_contract::ids::{JobId, Name};
@@ -9,18 +10,23 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
+use super::Gateway;
 use super::guard::Access;
 use super::problem::{PROBLEM_JSON, Problem};
 use super::routes::{self, Reply, Route};
 
-static DOCUMENT: LazyLock<String> = LazyLock::new(|| document().to_string());
+static DOCUMENT: LazyLock<String> = LazyLock::new(|| document(false).to_string());
+/// Of a gateway that asks nobody for a key.
+static LOCAL_DOCUMENT: LazyLock<String> = LazyLock::new(|| document(true).to_string());
 
 /// The document.
-pub async fn served() -> impl IntoResponse {
-    ([(CONTENT_TYPE, "application/json")], DOCUMENT.as_str())
+pub async fn served(State(gateway): State<Gateway>) -> impl IntoResponse {
+    let document = if gateway.settings.keys.is_local() { &LOCAL_DOCUMENT } else { &DOCUMENT };
+    ([(CONTENT_TYPE, "application/json")], document.as_str())
 }
 
-fn document() -> Value {
+/// `local`: a key may be given and need not be.
+fn document(local: bool) -> Value {
     let mut settings = SchemaSettings::draft2020_12();
     settings.definitions_path = "/components/schemas".into();
     settings.meta_schema = None;
@@ -28,7 +34,10 @@ fn document() -> Value {
     generator.subschema_for::<Problem>();
     let mut paths: Map<String, Value> = Map::new();
     for route in routes::all() {
-        let operation = operation(&route, &mut generator);
+        let mut operation = operation(&route, &mut generator);
+        if let Some(security) = operation.get_mut("security").and_then(Value::as_array_mut).filter(|_| local) {
+            security.push(json!({}));
+        }
         paths.entry(route.path).or_insert_with(|| json!({}))[route.method] = operation;
     }
     let mut schemas = Value::Object(generator.take_definitions(true));
@@ -182,7 +191,7 @@ mod tests {
 
     #[test]
     fn every_route_is_in_the_document_and_nothing_else() {
-        let document = document();
+        let document = document(false);
         let told: BTreeSet<String> = document["paths"]
             .as_object()
             .unwrap()
@@ -209,7 +218,7 @@ mod tests {
                 _ => {}
             }
         }
-        let document = document();
+        let document = document(false);
         let mut found = Vec::new();
         references(&document, &mut found);
         assert!(found.len() > 50);
@@ -223,12 +232,13 @@ mod tests {
 
     #[test]
     fn whoever_needs_a_key_is_told_which() {
-        let document = document();
+        let document = document(false);
         let of = |path: &str, method: &str| document["paths"][path][method].clone();
         assert_eq!(of("/v1/jobs", "post")["x-role"], "operator");
         assert_eq!(of("/v1/jobs", "get")["x-role"], "reader");
         assert_eq!(of("/v1/reconcile", "post")["x-role"], "admin");
         assert!(of("/healthz", "get").get("security").is_none());
+        assert_eq!(self::document(true)["paths"]["/v1/search"]["post"]["security"], json!([{ "key": [] }, {}]));
         let size = &of("/v1/thumbnails/{item}", "get")["parameters"];
         assert!(size.as_array().unwrap().iter().any(|p| p["name"] == "size" && p["schema"]["maximum"] == 512));
     }

@@ -18,12 +18,15 @@ use super::problem::{Answer, Problem};
 /// Name of the cookie.
 pub const COOKIE_NAME: &str = "likeness-key";
 
+/// Characters of the longest key.
+const MAX_KEY: usize = 200;
+
 /// A key to begin a session with.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewSession {
     /// The key.
-    #[schemars(length(min = 1, max = 200))]
+    #[schemars(length(min = 1, max = MAX_KEY))]
     key: String,
 }
 
@@ -53,8 +56,9 @@ pub async fn show(State(gateway): State<Gateway>, headers: HeaderMap) -> Json<Se
 /// Begins one.
 pub async fn begin(State(gateway): State<Gateway>, Body(NewSession { key }): Body<NewSession>) -> Answer<Response> {
     let began = session(&gateway, Some(&key));
+    let sized = (1..=MAX_KEY).contains(&key.len());
     let plain = key.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '~' | '+' | '/'));
-    if began.role.is_none() || !plain {
+    if !sized || !plain || began.role.is_none() {
         return Err(Problem::unauthorized("the key is not known"));
     }
     let cookie = format!("{COOKIE_NAME}={key}; Path=/; HttpOnly; SameSite=Strict");

@@ -185,13 +185,15 @@ async fn add_release(store: &Store, alias: &Name, facts: &mut Facts) -> Result<(
     Ok(())
 }
 
-/// Parts of questions that are not there as they are said to be. Sizes tell: a task checks the digest.
+/// Parts of questions that are not there as they are said to be. Sizes tell: a task checks the digest. Keys of another form
+/// are refused without a look.
 async fn missing(store: &Store, parts: &[QuestionPart]) -> Result<Vec<String>> {
     let look = |part: &QuestionPart| {
         let ObjectRef { key, bytes, digest: _ } = part.object.clone();
         async move { Ok((store.size(&key).await? != Some(bytes)).then_some(key)) }
     };
-    let looks: Vec<_> = parts.iter().map(look).collect();
+    let parts = parts.iter().filter(|part| part.object.key == keys::questions(&part.object.digest));
+    let looks: Vec<_> = parts.map(look).collect();
     let found: Vec<Option<String>> = futures::stream::iter(looks).buffered(LOOKS_AT_ONCE).try_collect().await?;
     Ok(found.into_iter().flatten().collect())
 }
@@ -199,7 +201,9 @@ async fn missing(store: &Store, parts: &[QuestionPart]) -> Result<Vec<String>> {
 /// What is known of the weights that a training starts from.
 async fn add_start(store: &Store, train: &TrainSettings, facts: &mut Facts) -> Result<()> {
     let Some(InitWeights { source: _, model, weights }) = &train.init else { return Ok(()) };
-    facts.start_bytes = store.size(&weights.key).await?;
+    if !weights.key.is_empty() {
+        facts.start_bytes = store.size(&weights.key).await?;
+    }
     if let Some(model) = model {
         add_model(store, model, facts).await?;
     }
