@@ -185,15 +185,18 @@ async fn add_release(store: &Store, alias: &Name, facts: &mut Facts) -> Result<(
     Ok(())
 }
 
-/// Parts of questions that are not there as they are said to be. Sizes tell: a task checks the digest. Keys of another form
-/// are refused without a look.
+/// Bytes of an object that a request names. Nothing lies at a key without a name, and not every store says so.
+async fn size(store: &Store, key: &str) -> Result<Option<u64>> {
+    if key.is_empty() { Ok(None) } else { store.size(key).await }
+}
+
+/// Parts of questions that are not there as they are said to be. Sizes tell: a task checks the digest.
 async fn missing(store: &Store, parts: &[QuestionPart]) -> Result<Vec<String>> {
     let look = |part: &QuestionPart| {
         let ObjectRef { key, bytes, digest: _ } = part.object.clone();
-        async move { Ok((store.size(&key).await? != Some(bytes)).then_some(key)) }
+        async move { Ok((size(store, &key).await? != Some(bytes)).then_some(key)) }
     };
-    let parts = parts.iter().filter(|part| part.object.key == keys::questions(&part.object.digest));
-    let looks: Vec<_> = parts.map(look).collect();
+    let looks: Vec<_> = parts.iter().map(look).collect();
     let found: Vec<Option<String>> = futures::stream::iter(looks).buffered(LOOKS_AT_ONCE).try_collect().await?;
     Ok(found.into_iter().flatten().collect())
 }
@@ -201,9 +204,7 @@ async fn missing(store: &Store, parts: &[QuestionPart]) -> Result<Vec<String>> {
 /// What is known of the weights that a training starts from.
 async fn add_start(store: &Store, train: &TrainSettings, facts: &mut Facts) -> Result<()> {
     let Some(InitWeights { source: _, model, weights }) = &train.init else { return Ok(()) };
-    if !weights.key.is_empty() {
-        facts.start_bytes = store.size(&weights.key).await?;
-    }
+    facts.start_bytes = size(store, &weights.key).await?;
     if let Some(model) = model {
         add_model(store, model, facts).await?;
     }
@@ -213,7 +214,7 @@ async fn add_start(store: &Store, train: &TrainSettings, facts: &mut Facts) -> R
 /// What is known of the user's own queries.
 async fn add_own_queries(store: &Store, evaluate: &EvaluateStage, facts: &mut Facts) -> Result<()> {
     if let Some(own) = &evaluate.settings.own {
-        facts.own_bytes = store.size(&own.object.key).await?;
+        facts.own_bytes = size(store, &own.object.key).await?;
     }
     Ok(())
 }

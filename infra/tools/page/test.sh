@@ -12,7 +12,7 @@ python=$out/venv/bin/python
 [ -x "$python" ] || python3 -m venv "$out/venv" || skip "no python3 -m venv"
 "$python" -m pip install -q playwright schemathesis nats-py || skip "pip can't install playwright, schemathesis and nats-py"
 if ! command -v chromium chromium-browser google-chrome >/dev/null; then
-  "$out/venv/bin/playwright" install --with-deps chromium >"$out/browser.log" 2>&1 || skip "no chromium, and playwright can't fetch one (apt install chromium)"
+  timeout 300 "$out/venv/bin/playwright" install --with-deps chromium >"$out/browser.log" 2>&1 || skip "no chromium, and playwright can't fetch one (apt install chromium)"
 fi
 axe=$out/package/axe.min.js
 if [ ! -f "$axe" ]; then
