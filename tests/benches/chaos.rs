@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a soak that fails says where")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -262,7 +263,7 @@ async fn disturb(stage: &mut Stage, faults: &[Fault]) {
     }
 }
 
-/// All faults; then everything is mended, and must come to its end.
+/// All faults; then everything is mended, and whatever runs meanwhile must come to its end. Goes on for ever.
 async fn trouble(stage: &mut Stage, faults: &[Fault]) {
     disturb(stage, faults).await;
     stage.mend(true);
@@ -274,20 +275,27 @@ async fn trouble(stage: &mut Stage, faults: &[Fault]) {
     }
 }
 
+/// The pipeline that nobody disturbs: what it ends with, and how long it took.
+async fn undisturbed(client: &Client, images: &Path) -> (End, Duration) {
+    done(client, jobs::ingest("faces-1", images, 10)).await;
+    let started = Instant::now();
+    let job = submit(client, pipeline("undisturbed")).await;
+    assert!(matches!(outcome(client, &job).await, RunResult::Done { release: Some(1), .. }));
+    let took = started.elapsed();
+    eprintln!("undisturbed: {} tasks in {:.1} s", records(client, &job).await.len(), took.as_secs_f64());
+    (end_of(client, &job).await, took)
+}
+
 async fn soak(args: &Args) {
     let length = Duration::from_secs_f64(args.minutes * 60.0);
     let faults = schedule(args.seed, CAST, length);
     let mut stage = Stage::start().await;
     let client = stage.cluster.client().await;
-    let root = faces::write(stage.cluster.dir(), ROWS);
-    done(&client, jobs::ingest("faces-1", &root, 10)).await;
-
-    let started = Instant::now();
-    let undisturbed = submit(&client, pipeline("undisturbed")).await;
-    assert!(matches!(outcome(&client, &undisturbed).await, RunResult::Done { release: Some(1), .. }));
-    let alone = started.elapsed();
-    let expected = end_of(&client, &undisturbed).await;
-    eprintln!("undisturbed: {} tasks in {:.1} s", records(&client, &undisturbed).await.len(), alone.as_secs_f64());
+    let images = faces::write(stage.cluster.dir(), ROWS);
+    let (expected, alone) = tokio::select! {
+        done = undisturbed(&client, &images) => done,
+        () = trouble(&mut stage, &[]) => unreachable!("it goes on for ever"),
+    };
 
     let running = pipelines(&client, &expected, Instant::now() + length);
     let (ended, took) = tokio::select! {

@@ -240,7 +240,7 @@ impl Hands {
     /// A stream that is gone is made again.
     async fn mend(&self, kind: ErrorKind) {
         if kind == ErrorKind::NotFound
-            && let Err(error) = self.cx.bus.ensure_topology().await
+            && let Err(error) = self.cx.bus.remake_topology().await
         {
             tracing::warn!(error = %chain(&error), "streams and buckets can't be made yet");
         }

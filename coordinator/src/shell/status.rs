@@ -57,7 +57,7 @@ async fn queue(bus: &Bus, kind: TaskKind, device: DeviceClass, priority: Priorit
 /// Compares store and broker now: aliases, outcomes and every task that should lie in the queue. Returns how many
 /// tasks were published again.
 pub(super) async fn reconcile(api: &Api) -> Answer<u64> {
-    api.cx.bus.ensure_topology().await?;
+    api.cx.bus.remake_topology().await?;
     releases::rebuild_aliases(&api.cx).await?;
     let messages = api.ask(Reactor::messages).await?;
     let mut republished = 0;

@@ -112,7 +112,7 @@ impl Streams {
         let info = match stream_info(&cx.bus, &name).await {
             Err(error) if error.kind == ErrorKind::NotFound => {
                 self.lost = true;
-                cx.bus.ensure_topology().await?;
+                cx.bus.remake_topology().await?;
                 stream_info(&cx.bus, &name).await?
             }
             info => info?,

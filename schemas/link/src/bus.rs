@@ -20,7 +20,7 @@ use likeness_contract::jobs::{DeviceClass, Priority, TaskKind, TaskMessage};
 use likeness_contract::subjects;
 use tokio::time::Instant;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, chain};
 use crate::kv::Kv;
 use crate::login;
 pub use crate::pull::{Delivery, Pull};
@@ -32,6 +32,8 @@ use crate::topology::{self, Copies, Topology};
 const MIN_SERVER: (i64, i64, i64) = (2, 11, 0);
 /// Longest pause between two attempts to reconnect.
 const MAX_RECONNECT_PAUSE: Duration = Duration::from_secs(2);
+/// A broker that answers, but can't make streams yet, is waited for so long.
+const JOIN_WITHIN: Duration = Duration::from_secs(60);
 /// Header with the form of a payload.
 pub(crate) const CONTENT_TYPE: &str = "content-type";
 
@@ -96,6 +98,12 @@ impl Bus {
         Topology::new(self.timings()).ensure(self.jetstream(), self.copies()).await
     }
 
+    /// Makes again what was there and is gone, a while after it was found gone: see [`topology::SETTLES`].
+    pub async fn remake_topology(&self) -> Result<()> {
+        tokio::time::sleep(topology::SETTLES).await;
+        self.ensure_topology().await
+    }
+
     /// Streams and buckets have exactly so many copies from now on; said once. Without, they have three on a cluster
     /// of three nodes and more, else one, and never fewer than before.
     pub fn set_stream_replicas(&self, replicas: usize) {
@@ -103,20 +111,26 @@ impl Bus {
     }
 
     /// Waits until streams and buckets are there: makes them, unless a coordinator has, or waits for one where these
-    /// credentials may not.
+    /// credentials may not. A broker that is only just starting, or elects its leader, is waited for as well.
     pub async fn join_topology(&self) -> Result<()> {
+        let patience = Instant::now() + JOIN_WITHIN;
         let mut told = false;
         loop {
             // Made after the streams; consumers come last, and whoever pulls looks after them.
             if self.kv(subjects::PRESENCE_BUCKET).await.is_ok() {
                 return Ok(());
             }
-            match self.ensure_topology().await {
-                Err(_) if self.forbidden("$JS.API.").is_some() => {}
+            let why = match self.ensure_topology().await {
+                Err(_) if self.forbidden("$JS.API.").is_some() => {
+                    "waiting for a coordinator: these credentials may not make the streams".to_string()
+                }
+                Err(error) if may_pass(error.kind) && Instant::now() < patience => {
+                    format!("waiting for the broker: {}", chain(&error))
+                }
                 made => return made,
-            }
+            };
             if !std::mem::replace(&mut told, true) {
-                tracing::warn!("waiting for a coordinator: these credentials may not make the streams");
+                tracing::warn!("{why}");
             }
             tokio::time::sleep(self.timings().presence_every).await;
         }

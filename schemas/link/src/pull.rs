@@ -195,7 +195,7 @@ impl Pull {
         match server_code(&error) {
             Some(ErrorCode::STREAM_NOT_FOUND) => {
                 tracing::warn!(consumer, why, "the task stream was gone, making everything again");
-                self.made(self.bus.ensure_topology().await)
+                self.made(self.bus.remake_topology().await)
             }
             Some(ErrorCode::CONSUMER_NOT_FOUND) => {
                 tracing::warn!(consumer, why, "the consumer was deleted, making it again");

@@ -10,6 +10,9 @@
 //! * `max_deliver` is without limit: attempts are counted from events, so that spot machines that vanish do
 //!   not use up a healthy task.
 //! * A bucket's `max_age` is renewed by every update, a time to live of one key is not.
+//! * A stream that is being deleted leaves the server's list first, then its consumers tell who waits on them, and
+//!   its folder goes last. One of the same name that is made in between loses its folder to that deletion, and
+//!   acknowledges nothing from its first write on. So nothing is made anew before [`SETTLES`] is over.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -24,6 +27,8 @@ use likeness_contract::subjects;
 use crate::error::{Error, ErrorKind, Result};
 use crate::settings::Timings;
 
+/// Wait between finding a stream gone and making it anew: the deletion, some milliseconds long, is over by then.
+pub(crate) const SETTLES: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const MIB: i64 = 1 << 20;
 /// Limits of the streams: the server reserves them when a stream is made.
