@@ -5,7 +5,6 @@
 //! what is left at the end goes to the canonical distance: rows lie anywhere in memory, and with a large K
 //! several times as many pass on the way as stay. Pieces are small at first, since the first bounds let everything through.
 
-use std::collections::BinaryHeap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use rayon::prelude::*;
@@ -14,7 +13,7 @@ use super::best::{Bounded, Found, answer};
 use super::{Asked, Outcome};
 use crate::cancel::Cancel;
 use crate::codes::Codes;
-use crate::codes::query::Wide;
+use crate::codes::query::{Level, Wide};
 use crate::error::{Error, Result};
 use crate::filter::RowSet;
 use crate::kernels::{Dots, GROUP, GROUPS, Isa, QueryCodes, SET_ROWS, SEVEN_STEP, SetRows, Test, WIDE, Work};
@@ -24,11 +23,18 @@ use crate::shard::Shard;
 const SETS: usize = 3;
 /// Rows of a tile.
 const TILE_ROWS: usize = SETS * SET_ROWS;
-/// Rows of the first and of the largest pieces.
-const PIECES: (usize, usize) = (504, 8064);
+/// Rows of the largest pieces.
+const PIECE_ROWS: usize = 112 * TILE_ROWS;
+/// A piece has so many rows as all before it, divided by this: while the bound is that of a few rows, a piece lets through about
+/// K/2 more.
+const GROWTH: usize = 2;
 
 /// How many times K rows a thread keeps of a query before it forgets.
 const FORGET: usize = 4;
+/// Queries whose passing rows are compared with none together.
+const LOOK: usize = 16;
+/// Part of K, as a divisor, of new rows from which on a thread looks for a new bound.
+const NEWS: usize = 4;
 
 /// What a search by tiles works on.
 pub(super) struct Tiles<'a> {
@@ -66,30 +72,30 @@ struct Kept {
     seen: usize,
     /// Rows that were looked at one by one since the last piece.
     looked: usize,
-    /// Bits of the K least upper bounds of d²; bits of numbers from 0 on are ordered as the numbers are.
-    most: BinaryHeap<u64>,
+    /// The K least upper bounds of d².
+    most: Vec<f64>,
 }
 
 impl Kept {
-    /// Looks at what is new; tells an upper bound of the K-th d², if there are K.
-    fn bound(&mut self, k: usize) -> Option<u64> {
-        for bounded in &self.found[self.seen..] {
-            let most = bounded.most_d2.max(0.0).to_bits();
-            if self.most.len() < k {
-                self.most.push(most);
-            } else if let Some(mut worst) = self.most.peek_mut().filter(|worst| **worst > most) {
-                *worst = most;
-            }
+    /// An upper bound of the K-th d², if there are K rows, and enough of them are new.
+    fn bound(&mut self, k: usize) -> Option<f64> {
+        let new = self.found.len() - self.seen;
+        if new < (k / NEWS).max(1) || self.most.len() + new < k {
+            return None;
         }
+        self.most.extend(self.found[self.seen..].iter().map(|bounded| bounded.most_d2.max(0.0)));
         self.seen = self.found.len();
-        (self.most.len() == k).then(|| *self.most.peek().expect("K is not 0"))
+        let kth = *self.most.select_nth_unstable_by(k - 1, f64::total_cmp).1;
+        self.most.truncate(k);
+        Some(kth)
     }
 
     /// Forgets rows that are beyond `bound`, as soon as they may be most of them.
     fn forget(&mut self, k: usize, bound: f64) {
         if self.found.len() > FORGET * k.max(SET_ROWS) {
+            let seen = self.found[..self.seen].iter().filter(|bounded| bounded.found.least_d2 <= bound).count();
             self.found.retain(|bounded| bounded.found.least_d2 <= bound);
-            self.seen = self.found.len();
+            self.seen = seen;
         }
     }
 }
@@ -103,7 +109,7 @@ impl Tiles<'_> {
             return Ok(queries.iter().map(|_| Outcome::Plain(f64::INFINITY)).collect());
         };
         let shared = Shared {
-            pieces: self.pieces(),
+            pieces: self.pieces(queries.iter().map(|asked| asked.k).max().unwrap_or(1)),
             next: AtomicUsize::new(0),
             bounds: queries.iter().map(|_| AtomicU64::new(f64::INFINITY.to_bits())).collect(),
             looked: queries.iter().map(|_| AtomicUsize::new(0)).collect(),
@@ -125,16 +131,18 @@ impl Tiles<'_> {
         Ok((0..queries.len()).into_par_iter().map(outcome).collect())
     }
 
-    fn pieces(&self) -> Vec<Piece> {
-        let (mut size, largest) = PIECES;
+    /// Small ones at first; the first of them need not have more than a few times K rows.
+    fn pieces(&self, largest_k: usize) -> Vec<Piece> {
+        let mut before = GROWTH * (2 * largest_k).next_multiple_of(TILE_ROWS);
         let mut pieces = Vec::new();
         for (shard, held) in self.shards.iter().enumerate() {
             let mut first = 0;
             while first < held.rows() {
+                let size = (before / GROWTH).next_multiple_of(TILE_ROWS).min(PIECE_ROWS);
                 let rows = size.min(held.rows() - first);
                 pieces.push(Piece { shard, first, rows });
                 first += rows;
-                size = largest.min(size * 2);
+                before += rows;
             }
         }
         pieces
@@ -170,8 +178,9 @@ impl Tiles<'_> {
             return;
         }
         if let Some(bound) = kept.bound(k) {
-            let before = shared.fetch_min(bound, Relaxed);
-            kept.forget(k, f64::from_bits(before.min(bound)));
+            // Bits of numbers from 0 on are ordered as the numbers are.
+            let before = f64::from_bits(shared.fetch_min(bound.to_bits(), Relaxed));
+            kept.forget(k, before.min(bound));
         }
     }
 
@@ -181,7 +190,11 @@ impl Tiles<'_> {
         let given_up = shared.looked[query].load(Relaxed) > self.guard;
         // Above −∞, which rows that are none have.
         let limit = if given_up { f32::INFINITY } else { wide.place.least_score(bound).max(f32::MIN) };
-        Line { wide, limit, within: None }
+        let Level { unit, norm, .. } = wide.level;
+        let inverse = 1.0 / unit;
+        // A looser and quicker bound than that which decides.
+        let test = Test { norm: norm * inverse, inverse, limit: ((limit - wide.level.eta()) * inverse).max(f32::MIN) };
+        Line { wide, limit, test, within: None }
     }
 }
 
@@ -191,16 +204,9 @@ struct Line<'a> {
     wide: &'a Wide,
     /// Scores below it are of no interest.
     limit: f32,
+    test: Test,
     /// The rows that are searched, if not all.
     within: Option<&'a RowSet>,
-}
-
-impl Line<'_> {
-    /// A looser and quicker bound than that which decides.
-    fn test(&self) -> Test {
-        let level = &self.wide.level;
-        Test { unit: level.unit, norm: level.norm, limit: self.limit - level.eta() }
-    }
 }
 
 /// All rows of a piece with all queries; adds those that can be in an answer.
@@ -218,22 +224,29 @@ struct Tile {
     scale: [f32; TILE_ROWS],
     epsilon: [f32; TILE_ROWS],
     half: [f32; TILE_ROWS],
+    /// Rows that pass, (set × query).
+    passing: Vec<u32>,
 }
 
 impl Tile {
-    fn new(steps: usize) -> Self {
-        let groups = vec![0; SETS * GROUPS * steps * SEVEN_STEP * GROUP];
-        Self { groups, scale: [0.0; TILE_ROWS], epsilon: [0.0; TILE_ROWS], half: [f32::INFINITY; TILE_ROWS] }
+    fn new(steps: usize, queries: usize) -> Self {
+        Self {
+            groups: vec![0; SETS * GROUPS * steps * SEVEN_STEP * GROUP],
+            scale: [0.0; TILE_ROWS],
+            epsilon: [0.0; TILE_ROWS],
+            half: [f32::INFINITY; TILE_ROWS],
+            passing: vec![0; SETS * queries],
+        }
     }
 
     /// Reads `rows` rows; those after them have a score of −∞.
     #[inline(always)]
-    fn fill(&mut self, codes: &Codes, first: usize, rows: usize) {
+    fn fill<D: Dots>(&mut self, dots: D, codes: &Codes, first: usize, rows: usize) {
         let seven = codes.seven();
         let bytes = seven.steps() * SEVEN_STEP * GROUP;
         for (number, group) in self.groups.chunks_exact_mut(bytes).enumerate() {
             let start = (number * GROUP).min(rows);
-            seven.group(first + start, GROUP.min(rows - start), group);
+            seven.group(dots, first + start, GROUP.min(rows - start), group);
         }
         for row in 0..rows {
             let (_, scale, epsilon, half) = seven.parts(first + row);
@@ -249,12 +262,6 @@ impl Tile {
             .map(|values| values[set * SET_ROWS..][..SET_ROWS].try_into().expect("a set"));
         SetRows { scale, epsilon, half }
     }
-
-    /// Scales, residual norms and halves of the squared norms of the group of rows from `at`.
-    #[inline(always)]
-    fn rows(&self, at: usize) -> [[f32; GROUP]; 3] {
-        [&self.scale, &self.epsilon, &self.half].map(|values| values[at..at + GROUP].try_into().expect("a group"))
-    }
 }
 
 impl Work for Product<'_> {
@@ -262,62 +269,62 @@ impl Work for Product<'_> {
 
     #[inline(always)]
     fn call<D: Dots>(mut self, dots: D) {
-        let mut tile = Tile::new(self.codes.seven().steps());
+        let mut tile = Tile::new(self.codes.seven().steps(), self.lines.len());
         let end = self.piece.first + self.piece.rows;
         for first in (self.piece.first..end).step_by(TILE_ROWS) {
-            tile.fill(self.codes, first, TILE_ROWS.min(end - first));
+            tile.fill(dots, self.codes, first, TILE_ROWS.min(end - first));
             for quad in (0..self.lines.len()).step_by(WIDE) {
-                self.quad(dots, &tile, first, quad);
+                self.quad(dots, &mut tile, quad);
             }
+            self.look(dots, &tile, first);
         }
     }
 }
 
 impl Product<'_> {
-    /// All rows of a tile with the four queries from `quad`.
+    /// All rows of a tile with the four queries from `quad`: which of them pass.
     #[inline(always)]
-    fn quad<D: Dots>(&mut self, dots: D, tile: &Tile, first: usize, quad: usize) {
-        let count = WIDE.min(self.lines.len() - quad);
-        let mut queries: [&QueryCodes; WIDE] = [&self.lines[quad].wide.codes; WIDE];
-        for (query, line) in queries.iter_mut().zip(&self.lines[quad..]) {
-            *query = &line.wide.codes;
-        }
-        let tests = std::array::from_fn(|i| self.lines[quad + i.min(count - 1)].test());
+    fn quad<D: Dots>(&self, dots: D, tile: &mut Tile, quad: usize) {
+        let lines = &self.lines[quad..self.lines.len().min(quad + WIDE)];
+        let queries: [&QueryCodes; WIDE] = std::array::from_fn(|i| &lines[i.min(lines.len() - 1)].wide.codes);
+        let tests = std::array::from_fn(|i| lines[i.min(lines.len() - 1)].test);
         let set_bytes = tile.groups.len() / SETS;
-        for (set, groups) in tile.groups.chunks_exact(set_bytes).enumerate() {
-            let found = dots.seven_tested(groups, queries, &tests, tile.set(set));
-            if found.pass == 0 {
-                continue;
-            }
-            for query in (0..count).filter(|query| found.pass >> query & 1 == 1) {
-                for (group, sums) in found.sums.iter().enumerate() {
-                    self.add(dots, tile, set * SET_ROWS + group * GROUP, quad + query, &sums[query], first);
+        for set in 0..SETS {
+            let passing = dots.seven_passing(&tile.groups[set * set_bytes..][..set_bytes], queries, &tests, tile.set(set));
+            tile.passing[set * self.lines.len() + quad..][..lines.len()].copy_from_slice(&passing[..lines.len()]);
+        }
+    }
+
+    /// Looks at the rows that passed, which the first cache still has.
+    #[inline(always)]
+    fn look<D: Dots>(&mut self, dots: D, tile: &Tile, first: usize) {
+        for (set, passing) in tile.passing.chunks_exact(self.lines.len()).enumerate() {
+            for (part, some) in passing.chunks(LOOK).enumerate() {
+                if some.iter().fold(0, |any, rows| any | rows) == 0 {
+                    continue;
+                }
+                for (i, rows) in some.iter().enumerate().filter(|(_, rows)| **rows != 0) {
+                    self.add(dots, part * LOOK + i, first + set * SET_ROWS, *rows);
                 }
             }
         }
     }
 
-    /// Adds the rows of a group that may be in a query's answer. Those that pass with the query's codes of 8 bits, whose
-    /// rounding is half of the margin, are looked at again with codes of 16, while the first cache has them.
+    /// Adds those of the passing rows that may be in a query's answer. They passed with the query's codes of 8 bits, whose
+    /// rounding is half of the margin; now they are compared with its codes of 16.
     #[inline(always)]
-    fn add<D: Dots>(&mut self, dots: D, tile: &Tile, at: usize, query: usize, sums: &[i32; GROUP], first: usize) {
-        let Line { wide, limit, within } = self.lines[query];
-        let [scale, epsilon, half] = tile.rows(at);
-        let mut scores = [0f32; GROUP];
-        for i in 0..GROUP {
-            let y = sums[i] as f32 * wide.level.unit * scale[i];
-            scores[i] = y + wide.level.margin(y, epsilon[i]) - half[i];
-        }
-        let mut pass = dots.reaching(&scores, limit);
-        self.kept[query].looked += pass.count_ones() as usize;
-        while pass != 0 {
-            let row = first + at + pass.trailing_zeros() as usize;
-            pass &= pass - 1;
+    fn add<D: Dots>(&mut self, dots: D, query: usize, first: usize, mut passing: u32) {
+        let Line { wide, limit, within, .. } = self.lines[query];
+        let kept = &mut self.kept[query];
+        kept.looked += passing.count_ones() as usize;
+        while passing != 0 {
+            let row = first + passing.trailing_zeros() as usize;
+            passing &= passing - 1;
             let (most, least) = wide.row.scores(dots, self.codes.seven(), row);
             let (shard, row) = (self.piece.shard as u32, row as u32);
             if most >= limit && within.is_none_or(|set| set.contains(row)) {
                 let found = Found { least_d2: wide.place.least_d2(most), shard, row };
-                self.kept[query].found.push(Bounded { found, most_d2: wide.place.most_d2(least) });
+                kept.found.push(Bounded { found, most_d2: wide.place.most_d2(least) });
             }
         }
     }
