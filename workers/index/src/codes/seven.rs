@@ -51,6 +51,13 @@ impl Seven {
         &self.memory.bytes()[row * bytes..][..bytes]
     }
 
+    /// All of several rows.
+    #[inline(always)]
+    pub fn rows(&self, rows: std::ops::Range<usize>) -> &[u8] {
+        let bytes = Self::row_bytes(self.dim);
+        &self.memory.bytes()[rows.start * bytes..rows.end * bytes]
+    }
+
     /// Codes, scale, residual norm and half the squared norm of a row.
     #[inline(always)]
     pub fn parts(&self, row: usize) -> (&[u8], f32, f32, f32) {
@@ -68,9 +75,8 @@ impl Seven {
     /// Writes up to eight rows from `first` as a group of a tile: per step four bytes of each row.
     #[inline(always)]
     pub fn group<D: Dots>(&self, dots: D, first: usize, rows: usize, group: &mut [u8]) {
-        let stride = Self::row_bytes(self.dim);
         if rows > 0 {
-            dots.group(&self.memory.bytes()[first * stride..][..rows * stride], stride, group);
+            dots.group(self.rows(first..first + rows), Self::row_bytes(self.dim), group);
         }
     }
 

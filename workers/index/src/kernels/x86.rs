@@ -3,8 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::{
-    BLOCK, Dots, FOUR_SEGMENT, FOUR_STEP, GROUP, GROUPS, QueryCodes, SEVEN_SEGMENT, SEVEN_STEP, SetRows,
-    TWO_STEP, Test, WIDE, Work,
+    BLOCK, Dots, FOUR_SEGMENT, FOUR_STEP, GROUP, GROUPS, QueryCodes, SEVEN_SEGMENT, SEVEN_STEP, SetRows, TWO_STEP,
+    Test, WIDE, Work,
 };
 
 /// Bytes of a register.
@@ -88,26 +88,16 @@ fn groups_of(sums: [[__m256i; WIDE]; GROUPS]) -> [[[i32; GROUP]; WIDE]; GROUPS] 
     groups
 }
 
-/// For each query a bit for every row that passes its test.
+/// What tests compare of a group's rows.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn passing(sums: [[__m256i; WIDE]; GROUPS], tests: &[Test; WIDE], rows: SetRows) -> [u32; WIDE] {
+fn score(sums: __m256i, test: &Test, rows: SetRows, group: usize) -> __m256 {
     // SAFETY: a group of the rows has eight values, the size of the register; the load may be unaligned.
-    let values = |rows: &[f32], group: usize| unsafe { _mm256_loadu_ps(rows[group * GROUP..][..GROUP].as_ptr()) };
-    let mut passing = [0; WIDE];
-    for (group, sums) in sums.into_iter().enumerate() {
-        let (scale, epsilon) = (values(rows.scale, group), values(rows.epsilon, group));
-        let half = values(rows.half, group);
-        for ((passing, sum), test) in passing.iter_mut().zip(sums).zip(tests) {
-            let y = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), scale);
-            let margin = _mm256_mul_ps(epsilon, _mm256_set1_ps(test.norm));
-            let half = _mm256_mul_ps(half, _mm256_set1_ps(test.inverse));
-            let score = _mm256_sub_ps(_mm256_add_ps(y, margin), half);
-            let passes = _mm256_cmp_ps::<_CMP_GE_OQ>(score, _mm256_set1_ps(test.limit));
-            *passing |= (_mm256_movemask_ps(passes) as u32) << (group * GROUP);
-        }
-    }
-    passing
+    let values = |rows: &[f32]| unsafe { _mm256_loadu_ps(rows[group * GROUP..][..GROUP].as_ptr()) };
+    let y = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), values(rows.scale));
+    let margin = _mm256_mul_ps(values(rows.epsilon), _mm256_set1_ps(test.norm));
+    let half = _mm256_mul_ps(values(rows.half), _mm256_set1_ps(test.inverse));
+    _mm256_sub_ps(_mm256_add_ps(y, margin), half)
 }
 
 /// Transposes squares of eight rows by eight steps.
@@ -115,7 +105,10 @@ fn passing(sums: [[__m256i; WIDE]; GROUPS], tests: &[Test; WIDE], rows: SetRows)
 #[target_feature(enable = "avx2")]
 fn group(rows: &[u8], stride: usize, group: &mut [u8]) {
     let (steps, count) = (group.len() / BYTES, rows.len() / stride);
-    assert!((1..=GROUP).contains(&count) && stride.is_multiple_of(BYTES) && steps * SEVEN_STEP <= stride, "rows of codes");
+    assert!(
+        (1..=GROUP).contains(&count) && stride.is_multiple_of(BYTES) && steps * SEVEN_STEP <= stride,
+        "rows of codes"
+    );
     for (square, columns) in group.chunks_mut(GROUP * BYTES).enumerate() {
         let mut x = [_mm256_setzero_si256(); GROUP];
         for (i, x) in x.iter_mut().enumerate() {
@@ -362,6 +355,20 @@ pub(super) mod avx2 {
         mask(low) | mask(high) << GROUP
     }
 
+    /// For each query a bit for every row that passes its test.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn passing(sums: [[__m256i; WIDE]; GROUPS], tests: &[Test; WIDE], rows: SetRows) -> [u32; WIDE] {
+        let mut passing = [0; WIDE];
+        for (group, sums) in sums.into_iter().enumerate() {
+            for ((passing, sum), test) in passing.iter_mut().zip(sums).zip(tests) {
+                let reached = _mm256_cmp_ps::<_CMP_GE_OQ>(score(sum, test, rows, group), _mm256_set1_ps(test.limit));
+                *passing |= (_mm256_movemask_ps(reached) as u32) << (group * GROUP);
+            }
+        }
+        passing
+    }
+
     #[inline]
     #[target_feature(enable = "avx2")]
     fn seven(groups: &[u8], queries: [&QueryCodes; WIDE]) -> [[__m256i; WIDE]; GROUPS] {
@@ -592,6 +599,20 @@ pub(super) mod vnni {
             unsafe { seven_step(groups, steps, step, queries, &mut sums) };
         }
         sums
+    }
+
+    /// For each query a bit for every row that passes its test.
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512vl,avx512bw,avx512vnni")]
+    fn passing(sums: [[__m256i; WIDE]; GROUPS], tests: &[Test; WIDE], rows: SetRows) -> [u32; WIDE] {
+        let mut passing = [[0; 4]; WIDE];
+        for (group, sums) in sums.into_iter().enumerate() {
+            for ((passing, sum), test) in passing.iter_mut().zip(sums).zip(tests) {
+                let score = score(sum, test, rows, group);
+                passing[group] = _mm256_cmp_ps_mask::<_CMP_GE_OQ>(score, _mm256_set1_ps(test.limit));
+            }
+        }
+        passing.map(u32::from_le_bytes)
     }
 
     /// Adds one step's products to the sums.

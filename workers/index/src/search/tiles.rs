@@ -1,9 +1,10 @@
 //! Many queries at once: a matrix product of 7-bit codes whose results are compared and forgotten where they arise.
 //!
-//! Threads take pieces of rows. Tiles of rows stay in the first cache while all queries pass over them. Of rows that can
-//! be in an answer both bounds of d² are kept; the K-th of the upper ones bounds all later rows, and threads share it. Only
-//! what is left at the end goes to the canonical distance: rows lie anywhere in memory, and with a large K
-//! several times as many pass on the way as stay. Pieces are small at first, since the first bounds let everything through.
+//! Threads take pieces of rows. Tiles of rows stay in the first cache while all queries pass over them; the kernel only
+//! tells which rows pass a quick test, without a branch, and at the end of a piece those rows are looked at one by one, query by
+//! query. Of rows that can be in an answer both bounds of d² are kept; the K-th of the upper ones bounds all later rows, and
+//! threads share it. Only what is left at the end goes to the canonical distance: rows lie anywhere in memory, and with
+//! a large K several times as many pass on the way as stay. Pieces are small at first, since the first bounds let much through.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
@@ -13,7 +14,7 @@ use super::best::{Bounded, Found, answer};
 use super::{Asked, Outcome};
 use crate::cancel::Cancel;
 use crate::codes::Codes;
-use crate::codes::query::{Level, Wide};
+use crate::codes::query::{Level, ROWS, Wide};
 use crate::error::{Error, Result};
 use crate::filter::RowSet;
 use crate::kernels::{Dots, GROUP, GROUPS, Isa, QueryCodes, SET_ROWS, SEVEN_STEP, SetRows, Test, WIDE, Work};
@@ -24,15 +25,15 @@ const SETS: usize = 3;
 /// Rows of a tile.
 const TILE_ROWS: usize = SETS * SET_ROWS;
 /// Rows of the largest pieces.
-const PIECE_ROWS: usize = 112 * TILE_ROWS;
+const PIECE_ROWS: usize = 56 * TILE_ROWS;
 /// A piece has so many rows as all before it, divided by this: while the bound is that of a few rows, a piece lets through about
 /// K/2 more.
 const GROWTH: usize = 2;
 
 /// How many times K rows a thread keeps of a query before it forgets.
 const FORGET: usize = 4;
-/// Queries whose passing rows are compared with none together.
-const LOOK: usize = 16;
+/// Fours of queries of which it is asked together whether any row passed.
+const TOGETHER: usize = 4;
 /// Part of K, as a divisor, of new rows from which on a thread looks for a new bound.
 const NEWS: usize = 4;
 
@@ -70,24 +71,30 @@ struct Kept {
     found: Vec<Bounded>,
     /// How many of `found` are in `most`.
     seen: usize,
+    /// Rows of the piece that passed the quick test.
+    passed: Vec<u32>,
     /// Rows that were looked at one by one since the last piece.
     looked: usize,
-    /// The K least upper bounds of d².
+    /// The K least upper bounds of d², and new ones that are below the K-th.
     most: Vec<f64>,
+    /// The K-th of them when it was last looked for.
+    worst: Option<f64>,
 }
 
 impl Kept {
-    /// An upper bound of the K-th d², if there are K rows, and enough of them are new.
+    /// Looks at what was found since it last did; tells an upper bound of the K-th d² when enough is new and there are K rows.
     fn bound(&mut self, k: usize) -> Option<f64> {
-        let new = self.found.len() - self.seen;
-        if new < (k / NEWS).max(1) || self.most.len() + new < k {
+        let worst = self.worst.unwrap_or(f64::INFINITY);
+        let new = self.found[self.seen..].iter().map(|bounded| bounded.most_d2.max(0.0));
+        self.most.extend(new.filter(|most| *most < worst));
+        self.seen = self.found.len();
+        let enough = if self.worst.is_some() { k + (k / NEWS).max(1) } else { k };
+        if self.most.len() < enough {
             return None;
         }
-        self.most.extend(self.found[self.seen..].iter().map(|bounded| bounded.most_d2.max(0.0)));
-        self.seen = self.found.len();
-        let kth = *self.most.select_nth_unstable_by(k - 1, f64::total_cmp).1;
+        self.worst = Some(*self.most.select_nth_unstable_by(k - 1, f64::total_cmp).1);
         self.most.truncate(k);
-        Some(kth)
+        self.worst
     }
 
     /// Forgets rows that are beyond `bound`, as soon as they may be most of them.
@@ -192,7 +199,7 @@ impl Tiles<'_> {
         let limit = if given_up { f32::INFINITY } else { wide.place.least_score(bound).max(f32::MIN) };
         let Level { unit, norm, .. } = wide.level;
         let inverse = 1.0 / unit;
-        // A looser and quicker bound than that which decides.
+        // A looser and quicker bound than that which decides: without the root. Its roundings are in the slack, a part of η.
         let test = Test { norm: norm * inverse, inverse, limit: ((limit - wide.level.eta()) * inverse).max(f32::MIN) };
         Line { wide, limit, test, within: None }
     }
@@ -224,8 +231,8 @@ struct Tile {
     scale: [f32; TILE_ROWS],
     epsilon: [f32; TILE_ROWS],
     half: [f32; TILE_ROWS],
-    /// Rows that pass, (set × query).
-    passing: Vec<u32>,
+    /// Rows that pass, (set × queries in fours).
+    passing: Vec<[u32; WIDE]>,
 }
 
 impl Tile {
@@ -235,7 +242,7 @@ impl Tile {
             scale: [0.0; TILE_ROWS],
             epsilon: [0.0; TILE_ROWS],
             half: [f32::INFINITY; TILE_ROWS],
-            passing: vec![0; SETS * queries],
+            passing: vec![[0; WIDE]; SETS * queries.div_ceil(WIDE)],
         }
     }
 
@@ -273,59 +280,74 @@ impl Work for Product<'_> {
         let end = self.piece.first + self.piece.rows;
         for first in (self.piece.first..end).step_by(TILE_ROWS) {
             tile.fill(dots, self.codes, first, TILE_ROWS.min(end - first));
-            for quad in (0..self.lines.len()).step_by(WIDE) {
+            let next = self.codes.seven().rows(end.min(first + TILE_ROWS)..end.min(first + 2 * TILE_ROWS));
+            let mut next = next.chunks(next.len().div_ceil(self.lines.len().div_ceil(WIDE)).max(1));
+            for quad in 0..self.lines.len().div_ceil(WIDE) {
+                dots.prefetch(next.next().unwrap_or_default());
                 self.quad(dots, &mut tile, quad);
             }
-            self.look(dots, &tile, first);
+            self.collect(&tile, first);
         }
+        self.look(dots);
     }
 }
 
 impl Product<'_> {
-    /// All rows of a tile with the four queries from `quad`: which of them pass.
+    /// All rows of a tile with a quad of four queries: which of them pass.
     #[inline(always)]
     fn quad<D: Dots>(&self, dots: D, tile: &mut Tile, quad: usize) {
-        let lines = &self.lines[quad..self.lines.len().min(quad + WIDE)];
-        let queries: [&QueryCodes; WIDE] = std::array::from_fn(|i| &lines[i.min(lines.len() - 1)].wide.codes);
-        let tests = std::array::from_fn(|i| lines[i.min(lines.len() - 1)].test);
-        let set_bytes = tile.groups.len() / SETS;
+        let lines = &self.lines[quad * WIDE..self.lines.len().min((quad + 1) * WIDE)];
+        // The last one stands in for those that there are not.
+        let line = |i: usize| &lines[i.min(lines.len() - 1)];
+        let queries: [&QueryCodes; WIDE] = std::array::from_fn(|i| &line(i).wide.codes);
+        let tests = std::array::from_fn(|i| line(i).test);
+        let (set_bytes, quads) = (tile.groups.len() / SETS, tile.passing.len() / SETS);
         for set in 0..SETS {
-            let passing = dots.seven_passing(&tile.groups[set * set_bytes..][..set_bytes], queries, &tests, tile.set(set));
-            tile.passing[set * self.lines.len() + quad..][..lines.len()].copy_from_slice(&passing[..lines.len()]);
+            let groups = &tile.groups[set * set_bytes..][..set_bytes];
+            tile.passing[set * quads + quad] = dots.seven_passing(groups, queries, &tests, tile.set(set));
         }
     }
 
-    /// Looks at the rows that passed, which the first cache still has.
+    /// Adds the rows of a tile that passed to those of each query.
     #[inline(always)]
-    fn look<D: Dots>(&mut self, dots: D, tile: &Tile, first: usize) {
-        for (set, passing) in tile.passing.chunks_exact(self.lines.len()).enumerate() {
-            for (part, some) in passing.chunks(LOOK).enumerate() {
-                if some.iter().fold(0, |any, rows| any | rows) == 0 {
+    fn collect(&mut self, tile: &Tile, first: usize) {
+        for (set, quads) in tile.passing.chunks_exact(tile.passing.len() / SETS).enumerate() {
+            let first = (first + set * SET_ROWS) as u32;
+            for (part, some) in quads.chunks(TOGETHER).enumerate() {
+                if some.as_flattened().iter().fold(0, |any, rows| any | rows) == 0 {
                     continue;
                 }
-                for (i, rows) in some.iter().enumerate().filter(|(_, rows)| **rows != 0) {
-                    self.add(dots, part * LOOK + i, first + set * SET_ROWS, *rows);
+                for (kept, rows) in self.kept[part * TOGETHER * WIDE..].iter_mut().zip(some.as_flattened()) {
+                    let mut rows = *rows;
+                    while rows != 0 {
+                        kept.passed.push(first + rows.trailing_zeros());
+                        rows &= rows - 1;
+                    }
                 }
             }
         }
     }
 
-    /// Adds those of the passing rows that may be in a query's answer. They passed with the query's codes of 8 bits, whose
+    /// Finds those of the passing rows that may be in a query's answer. They passed with the query's codes of 8 bits, whose
     /// rounding is half of the margin; now they are compared with its codes of 16.
     #[inline(always)]
-    fn add<D: Dots>(&mut self, dots: D, query: usize, first: usize, mut passing: u32) {
-        let Line { wide, limit, within, .. } = self.lines[query];
-        let kept = &mut self.kept[query];
-        kept.looked += passing.count_ones() as usize;
-        while passing != 0 {
-            let row = first + passing.trailing_zeros() as usize;
-            passing &= passing - 1;
-            let (most, least) = wide.row.scores(dots, self.codes.seven(), row);
-            let (shard, row) = (self.piece.shard as u32, row as u32);
-            if most >= limit && within.is_none_or(|set| set.contains(row)) {
-                let found = Found { least_d2: wide.place.least_d2(most), shard, row };
-                kept.found.push(Bounded { found, most_d2: wide.place.most_d2(least) });
+    fn look<D: Dots>(&mut self, dots: D) {
+        for (Line { wide, limit, within, .. }, kept) in self.lines.iter().zip(&mut *self.kept) {
+            kept.looked += kept.passed.len();
+            for (part, rows) in kept.passed.chunks(ROWS).enumerate() {
+                for next in kept.passed.iter().skip((part + 1) * ROWS).take(ROWS) {
+                    dots.prefetch(self.codes.seven().row(*next as usize));
+                }
+                let [most, least] = wide.row.scores(dots, self.codes.seven(), rows);
+                for (i, row) in rows.iter().enumerate() {
+                    if most[i] >= *limit && within.is_none_or(|set| set.contains(*row)) {
+                        let (least_d2, shard) = (wide.place.least_d2(most[i]), self.piece.shard as u32);
+                        let found = Found { least_d2, shard, row: *row };
+                        kept.found.push(Bounded { found, most_d2: wide.place.most_d2(least[i]) });
+                    }
+                }
             }
+            kept.passed.clear();
         }
     }
 }
