@@ -205,6 +205,9 @@ pub(crate) struct Narrow {
     pub row: RowQuery,
 }
 
+/// Rows of the 7-bit level whose scores are computed together.
+pub(crate) const ROWS: usize = 8;
+
 /// A query for single rows of the 7-bit level: its codes of 16 bits leave hardly anything over.
 #[derive(Debug)]
 pub(crate) struct RowQuery {
@@ -221,14 +224,25 @@ impl RowQuery {
         Self { codes, offset, level: Level::new(place, unit, residual, seven.hat()) }
     }
 
-    /// Bounds of a row's score, the upper one first.
+    /// Bounds of the scores of up to [`ROWS`] rows, the upper ones first. Of as many as there are: what follows them is of no
+    /// meaning.
     #[inline(always)]
-    pub fn scores<D: Dots>(&self, dots: D, seven: &Seven, row: usize) -> (f32, f32) {
-        let (codes, scale, epsilon, half) = seven.parts(row);
-        let sum = dots.row(codes, &self.codes).wrapping_sub(self.offset);
-        let y = sum as f32 * self.level.unit * scale;
-        let margin = self.level.margin(y, epsilon);
-        (y + margin - half, y - margin - half)
+    pub fn scores<D: Dots>(&self, dots: D, seven: &Seven, rows: &[u32]) -> [[f32; ROWS]; 2] {
+        let (mut sums, mut parts) = ([0; ROWS], [[0f32; ROWS]; 3]);
+        for (i, row) in rows.iter().enumerate().take(ROWS) {
+            let (codes, scale, epsilon, half) = seven.parts(*row as usize);
+            sums[i] = dots.row(codes, &self.codes).wrapping_sub(self.offset);
+            (parts[0][i], parts[1][i], parts[2][i]) = (scale, epsilon, half);
+        }
+        let [scale, epsilon, half] = parts;
+        let mut scores = [[0f32; ROWS]; 2];
+        for i in 0..ROWS {
+            let y = sums[i] as f32 * self.level.unit * scale[i];
+            let margin = self.level.margin(y, epsilon[i]);
+            scores[0][i] = y + margin - half[i];
+            scores[1][i] = y - margin - half[i];
+        }
+        scores
     }
 }
 

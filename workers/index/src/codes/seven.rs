@@ -6,7 +6,7 @@ use super::query::{Shape, lane_square, seven_shape};
 use super::{Stats, sum_of};
 use crate::buffer::Memory;
 use crate::error::Result;
-use crate::kernels::{GROUP, SEVEN_SEGMENT, SEVEN_STEP};
+use crate::kernels::{Dots, SEVEN_SEGMENT, SEVEN_STEP};
 
 /// Dimensions to whose multiples a row's codes are padded.
 const PAD: usize = 16;
@@ -51,6 +51,13 @@ impl Seven {
         &self.memory.bytes()[row * bytes..][..bytes]
     }
 
+    /// All of several rows.
+    #[inline(always)]
+    pub fn rows(&self, rows: std::ops::Range<usize>) -> &[u8] {
+        let bytes = Self::row_bytes(self.dim);
+        &self.memory.bytes()[rows.start * bytes..rows.end * bytes]
+    }
+
     /// Codes, scale, residual norm and half the squared norm of a row.
     #[inline(always)]
     pub fn parts(&self, row: usize) -> (&[u8], f32, f32, f32) {
@@ -67,13 +74,9 @@ impl Seven {
 
     /// Writes up to eight rows from `first` as a group of a tile: per step four bytes of each row.
     #[inline(always)]
-    pub fn group(&self, first: usize, rows: usize, group: &mut [u8]) {
-        let group = group.as_chunks_mut::<SEVEN_STEP>().0;
-        for row in 0..rows {
-            let codes = self.row(first + row).as_chunks::<SEVEN_STEP>().0;
-            for (step, codes) in codes[..self.steps()].iter().enumerate() {
-                group[step * GROUP + row] = *codes;
-            }
+    pub fn group<D: Dots>(&self, dots: D, first: usize, rows: usize, group: &mut [u8]) {
+        if rows > 0 {
+            dots.group(self.rows(first..first + rows), Self::row_bytes(self.dim), group);
         }
     }
 

@@ -43,11 +43,15 @@ pub(crate) struct QueryCodes {
     pub offset: i32,
 }
 
-/// What says quickly whether a row may be in a query's answer: sum · unit · scale + epsilon · norm − half ≥ limit.
+/// What says quickly whether a row may be in a query's answer: sum · scale + epsilon · norm − half · inverse ≥ limit.
+///
+/// All of it is in the unit of the query's codes, so that the sums need no product with it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Test {
-    pub unit: f32,
     pub norm: f32,
+    /// 1 / the unit.
+    pub inverse: f32,
+    /// Above −∞.
     pub limit: f32,
 }
 
@@ -60,15 +64,6 @@ pub(crate) struct SetRows<'a> {
     pub scale: &'a [f32; SET_ROWS],
     pub epsilon: &'a [f32; SET_ROWS],
     pub half: &'a [f32; SET_ROWS],
-}
-
-/// What the tile kernel tells.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Sevens {
-    /// (group × query × row).
-    pub sums: [[[i32; GROUP]; WIDE]; GROUPS],
-    /// A bit for each query that some row passes.
-    pub pass: u8,
 }
 
 /// Dot products of one instruction set.
@@ -88,20 +83,36 @@ pub(crate) trait Dots: Copy {
     /// Per step a group has four bytes of each of its rows; the groups follow each other.
     fn seven(self, groups: &[u8], queries: [&QueryCodes; WIDE]) -> [[[i32; GROUP]; WIDE]; GROUPS];
 
-    /// The same, and for which of the queries some row passes.
-    fn seven_tested(self, groups: &[u8], queries: [&QueryCodes; WIDE], tests: &[Test; WIDE], rows: SetRows) -> Sevens;
+    /// From the same sums, for each query a bit for every row that passes its test.
+    ///
+    /// The sums are not given: they would go through memory, and what looks at them by branches makes the processor throw
+    /// away products that it has begun.
+    fn seven_passing(
+        self,
+        groups: &[u8],
+        queries: [&QueryCodes; WIDE],
+        tests: &[Test; WIDE],
+        rows: SetRows,
+    ) -> [u32; WIDE];
+
+    /// Writes rows of 7-bit codes, which lie `stride` bytes apart, as a group: per step four bytes of each row. `rows` has at
+    /// least one row and at most a group; what is written for missing rows is of no meaning.
+    #[inline(always)]
+    fn group(self, rows: &[u8], stride: usize, group: &mut [u8]) {
+        let columns = group.as_chunks_mut::<SEVEN_STEP>().0;
+        let steps = columns.len() / GROUP;
+        for (i, row) in rows.chunks_exact(stride).enumerate() {
+            for (step, codes) in row.as_chunks::<SEVEN_STEP>().0[..steps].iter().enumerate() {
+                columns[step * GROUP + i] = *codes;
+            }
+        }
+    }
 
     /// Σ p·c of one row of 7-bit codes, modulo 2³²; the lengths are equal multiples of 16.
     fn row(self, row: &[u8], query: &[i16]) -> i32;
 
     /// A bit for each score that is above `limit`; NaN is not.
     fn above(self, scores: &[f32; BLOCK], limit: f32) -> u16;
-
-    /// A bit for each score that is `limit` or above; NaN is not.
-    #[inline(always)]
-    fn reaching(self, scores: &[f32; GROUP], limit: f32) -> u8 {
-        scores.iter().enumerate().fold(0, |bits, (i, score)| bits | u8::from(*score >= limit) << i)
-    }
 
     /// Copies whole rows of `dim` little-endian f32 into rows that lie `stride` apart. Tells the sum of squares of each
     /// to `each`, in order; it is added up in 16 lanes.
@@ -211,7 +222,7 @@ mod tests {
 
     struct Seven<'a>(&'a [u8], &'a [QueryCodes; 4], [Test; WIDE]);
     impl Work for Seven<'_> {
-        type Output = Sevens;
+        type Output = ([[[i32; GROUP]; WIDE]; GROUPS], [u32; WIDE]);
         #[inline(always)]
         fn call<D: Dots>(self, dots: D) -> Self::Output {
             let [a, b, c, d] = self.1;
@@ -219,19 +230,47 @@ mod tests {
             let (scale, epsilon) = (std::array::from_fn(value), std::array::from_fn(|i| value(i + 7)));
             let half = std::array::from_fn(|i| if i % 5 == 4 { f32::INFINITY } else { value(i + 3) });
             let rows = SetRows { scale: &scale, epsilon: &epsilon, half: &half };
-            let found = dots.seven_tested(self.0, [a, b, c, d], &self.2, rows);
-            assert_eq!(found.sums, dots.seven(self.0, [a, b, c, d]));
-            found
+            (dots.seven(self.0, [a, b, c, d]), dots.seven_passing(self.0, [a, b, c, d], &self.2, rows))
         }
     }
 
-    /// Limits that nothing, some rows and everything reaches.
-    fn tests(sums: &Sevens) -> [Test; WIDE] {
+    /// Limits that everything, nothing and some rows reach.
+    fn tests(sums: &[[[i32; GROUP]; WIDE]; GROUPS]) -> [Test; WIDE] {
         std::array::from_fn(|query| {
-            let largest = sums.sums.iter().flat_map(|sums| sums[query]).max().expect("rows");
-            let limit = [f32::NEG_INFINITY, f32::INFINITY, largest as f32 * 0.7, largest as f32][query];
-            Test { unit: 1.0, norm: 0.5, limit }
+            let largest = sums.iter().flat_map(|sums| sums[query]).max().expect("rows");
+            let limit = [f32::MIN, f32::INFINITY, largest as f32 * 0.7, largest as f32 * 0.4][query];
+            Test { norm: 0.5, inverse: 1.5, limit }
         })
+    }
+
+    struct Group<'a>(&'a [u8], usize, usize);
+    impl Work for Group<'_> {
+        type Output = Vec<u8>;
+        #[inline(always)]
+        fn call<D: Dots>(self, dots: D) -> Vec<u8> {
+            let Self(rows, stride, steps) = self;
+            let mut group = vec![0; steps * SEVEN_STEP * GROUP];
+            dots.group(rows, stride, &mut group);
+            group
+        }
+    }
+
+    #[test]
+    fn groups_are_written_alike_by_every_set() {
+        for dim in [1, 4, 15, 16, 17, 31, 32, 33, 100, 300, 1024] {
+            let (stride, steps) = (crate::codes::Seven::row_bytes(dim), dim.div_ceil(SEVEN_STEP));
+            for count in 1..=GROUP {
+                let rows: Vec<u8> = (0..count * stride).map(|i| (i * 89 % 251) as u8).collect();
+                let expected = Group(&rows, stride, steps).call(Portable);
+                for isa in Isa::all() {
+                    let found = isa.run(Group(&rows, stride, steps));
+                    for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                        let row = at / SEVEN_STEP % GROUP;
+                        assert!(row >= count || found == expected, "{isa:?} {dim} {count} {at}");
+                    }
+                }
+            }
+        }
     }
 
     struct Row<'a>(&'a [u8], &'a [i16]);
@@ -326,8 +365,10 @@ mod tests {
             two_queries.iter_mut().for_each(|query| query.codes.resize(dim.next_multiple_of(TWO_STEP), 0));
             let expected = Portable;
             let expected_two = Two(&two, &two_queries).call(expected);
-            let none = [Test { unit: 1.0, norm: 1.0, limit: f32::INFINITY }; WIDE];
-            let tests = tests(&Seven(&seven, &seven_queries, none).call(expected));
+            let none = [Test { norm: 1.0, inverse: 1.0, limit: f32::INFINITY }; WIDE];
+            let (sums, nothing) = Seven(&seven, &seven_queries, none).call(expected);
+            prop_assert_eq!(nothing, [0; WIDE]);
+            let tests = tests(&sums);
             let expected = (
                 Four(&four, &four_queries).call(expected),
                 Seven(&seven, &seven_queries, tests).call(expected),

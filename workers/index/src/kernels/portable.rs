@@ -1,6 +1,6 @@
 //! The kernels as plain loops: what the others must give.
 
-use super::{BLOCK, Dots, FOUR_STEP, GROUP, GROUPS, QueryCodes, SEVEN_STEP, SetRows, Sevens, TWO_STEP, Test, WIDE};
+use super::{BLOCK, Dots, FOUR_STEP, GROUP, GROUPS, QueryCodes, SEVEN_STEP, SetRows, TWO_STEP, Test, WIDE};
 
 /// Runs on any processor.
 #[derive(Debug, Clone, Copy)]
@@ -61,9 +61,24 @@ impl Dots for Portable {
     }
 
     #[inline(always)]
-    fn seven_tested(self, groups: &[u8], queries: [&QueryCodes; WIDE], tests: &[Test; WIDE], rows: SetRows) -> Sevens {
-        let sums = self.seven(groups, queries);
-        Sevens { sums, pass: passing(&sums, tests, rows) }
+    fn seven_passing(
+        self,
+        groups: &[u8],
+        queries: [&QueryCodes; WIDE],
+        tests: &[Test; WIDE],
+        rows: SetRows,
+    ) -> [u32; WIDE] {
+        let mut passing = [0; WIDE];
+        for (group, sums) in self.seven(groups, queries).iter().enumerate() {
+            for ((sums, test), passing) in sums.iter().zip(tests).zip(&mut passing) {
+                for (i, sum) in sums.iter().enumerate() {
+                    let row = group * GROUP + i;
+                    let (margin, half) = (rows.epsilon[row] * test.norm, rows.half[row] * test.inverse);
+                    *passing |= u32::from(*sum as f32 * rows.scale[row] + margin - half >= test.limit) << row;
+                }
+            }
+        }
+        passing
     }
 
     #[inline(always)]
@@ -78,19 +93,4 @@ impl Dots for Portable {
 
     #[inline(always)]
     fn prefetch<T>(self, _: &[T]) {}
-}
-
-/// A bit for each query that some row passes.
-fn passing(sums: &[[[i32; GROUP]; WIDE]; GROUPS], tests: &[Test; WIDE], rows: SetRows) -> u8 {
-    let mut pass = 0;
-    for (group, sums) in sums.iter().enumerate() {
-        for (query, (sums, test)) in sums.iter().zip(tests).enumerate() {
-            for (i, sum) in sums.iter().enumerate() {
-                let row = group * GROUP + i;
-                let score = *sum as f32 * test.unit * rows.scale[row] + rows.epsilon[row] * test.norm - rows.half[row];
-                pass |= u8::from(score >= test.limit) << query;
-            }
-        }
-    }
-    pass
 }

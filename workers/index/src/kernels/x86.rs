@@ -3,8 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::{
-    BLOCK, Dots, FOUR_SEGMENT, FOUR_STEP, GROUP, GROUPS, QueryCodes, SEVEN_SEGMENT, SEVEN_STEP, SetRows, Sevens,
-    TWO_STEP, Test, WIDE, Work,
+    BLOCK, Dots, FOUR_SEGMENT, FOUR_STEP, GROUP, GROUPS, QueryCodes, SEVEN_SEGMENT, SEVEN_STEP, SetRows, TWO_STEP,
+    Test, WIDE, Work,
 };
 
 /// Bytes of a register.
@@ -88,44 +88,64 @@ fn groups_of(sums: [[__m256i; WIDE]; GROUPS]) -> [[[i32; GROUP]; WIDE]; GROUPS] 
     groups
 }
 
+/// What tests compare of a group's rows.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn reaching(scores: &[f32; GROUP], limit: f32) -> u8 {
-    // SAFETY: the array has the size of the register; the load may be unaligned.
-    let scores = unsafe { _mm256_loadu_ps(scores.as_ptr()) };
-    _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(scores, _mm256_set1_ps(limit))) as u8
-}
-
-/// The sums, and which queries some row passes.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn tested(sums: [[__m256i; WIDE]; GROUPS], tests: &[Test; WIDE], rows: SetRows) -> Sevens {
-    Sevens { sums: groups_of(sums), pass: passing(sums, tests, rows) }
-}
-
-/// A bit for each query that some row passes. Works on what is in registers; the sums' copies in memory could not be read
-/// again so soon.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn passing(sums: [[__m256i; WIDE]; GROUPS], tests: &[Test; WIDE], rows: SetRows) -> u8 {
+fn score(sums: __m256i, test: &Test, rows: SetRows, group: usize) -> __m256 {
     // SAFETY: a group of the rows has eight values, the size of the register; the load may be unaligned.
-    let values = |rows: &[f32], group: usize| unsafe { _mm256_loadu_ps(rows[group * GROUP..][..GROUP].as_ptr()) };
-    let mut best = [_mm256_set1_ps(f32::NEG_INFINITY); WIDE];
-    for (group, sums) in sums.into_iter().enumerate() {
-        let (scale, epsilon) = (values(rows.scale, group), values(rows.epsilon, group));
-        let half = values(rows.half, group);
-        for ((best, sum), test) in best.iter_mut().zip(sums).zip(tests) {
-            let y = _mm256_mul_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(test.unit)), scale);
-            let margin = _mm256_mul_ps(epsilon, _mm256_set1_ps(test.norm));
-            *best = _mm256_max_ps(*best, _mm256_sub_ps(_mm256_add_ps(y, margin), half));
+    let values = |rows: &[f32]| unsafe { _mm256_loadu_ps(rows[group * GROUP..][..GROUP].as_ptr()) };
+    let y = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), values(rows.scale));
+    let margin = _mm256_mul_ps(values(rows.epsilon), _mm256_set1_ps(test.norm));
+    let half = _mm256_mul_ps(values(rows.half), _mm256_set1_ps(test.inverse));
+    _mm256_sub_ps(_mm256_add_ps(y, margin), half)
+}
+
+/// Transposes squares of eight rows by eight steps.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn group(rows: &[u8], stride: usize, group: &mut [u8]) {
+    let (steps, count) = (group.len() / BYTES, rows.len() / stride);
+    assert!(
+        (1..=GROUP).contains(&count) && stride.is_multiple_of(BYTES) && steps * SEVEN_STEP <= stride,
+        "rows of codes"
+    );
+    for (square, columns) in group.chunks_mut(GROUP * BYTES).enumerate() {
+        let mut x = [_mm256_setzero_si256(); GROUP];
+        for (i, x) in x.iter_mut().enumerate() {
+            // SAFETY: the row is one of those that are there, and its piece begins before the end of its codes, which is a
+            // multiple of the register's size away from its start, as is the end of the row.
+            *x = unsafe { load(rows, i.min(count - 1) * stride + square * BYTES) };
+        }
+        for (x, column) in transposed(x).into_iter().zip(columns.chunks_exact_mut(BYTES)) {
+            // SAFETY: the column has the size of the register; the store may be unaligned.
+            unsafe { _mm256_storeu_si256(column.as_mut_ptr().cast(), x) };
         }
     }
-    let mut pass = 0;
-    for (query, (best, test)) in best.into_iter().zip(tests).enumerate() {
-        let reached = _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GE_OQ>(best, _mm256_set1_ps(test.limit)));
-        pass |= u8::from(reached != 0) << query;
+}
+
+/// Of eight rows of eight words.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn transposed(x: [__m256i; GROUP]) -> [__m256i; GROUP] {
+    let mut pairs = [_mm256_setzero_si256(); GROUP];
+    for i in 0..4 {
+        pairs[2 * i] = _mm256_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
+        pairs[2 * i + 1] = _mm256_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
     }
-    pass
+    // Columns 0 to 3 of the rows' low halves, 4 to 7 of their high halves; of rows 0 to 3, then of rows 4 to 7.
+    let mut fours = [_mm256_setzero_si256(); GROUP];
+    for half in [0, 4] {
+        for i in 0..2 {
+            fours[half + 2 * i] = _mm256_unpacklo_epi64(pairs[half + i], pairs[half + 2 + i]);
+            fours[half + 2 * i + 1] = _mm256_unpackhi_epi64(pairs[half + i], pairs[half + 2 + i]);
+        }
+    }
+    let mut columns = [_mm256_setzero_si256(); GROUP];
+    for i in 0..4 {
+        columns[i] = _mm256_permute2x128_si256::<0x20>(fours[i], fours[4 + i]);
+        columns[4 + i] = _mm256_permute2x128_si256::<0x31>(fours[i], fours[4 + i]);
+    }
+    columns
 }
 
 #[inline]
@@ -205,15 +225,20 @@ pub(super) mod avx2 {
             unsafe { groups_of(seven(groups, queries)) }
         }
         #[inline(always)]
-        fn seven_tested(
+        fn seven_passing(
             self,
             groups: &[u8],
             queries: [&QueryCodes; WIDE],
             tests: &[Test; WIDE],
             rows: SetRows,
-        ) -> Sevens {
+        ) -> [u32; WIDE] {
             // SAFETY: as above.
-            unsafe { tested(seven(groups, queries), tests, rows) }
+            unsafe { passing(seven(groups, queries), tests, rows) }
+        }
+        #[inline(always)]
+        fn group(self, rows: &[u8], stride: usize, columns: &mut [u8]) {
+            // SAFETY: as above.
+            unsafe { group(rows, stride, columns) }
         }
         #[inline(always)]
         fn row(self, codes: &[u8], query: &[i16]) -> i32 {
@@ -229,11 +254,6 @@ pub(super) mod avx2 {
         fn above(self, scores: &[f32; BLOCK], limit: f32) -> u16 {
             // SAFETY: as above.
             unsafe { above(scores, limit) }
-        }
-        #[inline(always)]
-        fn reaching(self, scores: &[f32; GROUP], limit: f32) -> u8 {
-            // SAFETY: as above.
-            unsafe { reaching(scores, limit) }
         }
         #[inline(always)]
         fn prefetch<T>(self, values: &[T]) {
@@ -335,6 +355,20 @@ pub(super) mod avx2 {
         mask(low) | mask(high) << GROUP
     }
 
+    /// For each query a bit for every row that passes its test.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn passing(sums: [[__m256i; WIDE]; GROUPS], tests: &[Test; WIDE], rows: SetRows) -> [u32; WIDE] {
+        let mut passing = [0; WIDE];
+        for (group, sums) in sums.into_iter().enumerate() {
+            for ((passing, sum), test) in passing.iter_mut().zip(sums).zip(tests) {
+                let reached = _mm256_cmp_ps::<_CMP_GE_OQ>(score(sum, test, rows, group), _mm256_set1_ps(test.limit));
+                *passing |= (_mm256_movemask_ps(reached) as u32) << (group * GROUP);
+            }
+        }
+        passing
+    }
+
     #[inline]
     #[target_feature(enable = "avx2")]
     fn seven(groups: &[u8], queries: [&QueryCodes; WIDE]) -> [[__m256i; WIDE]; GROUPS] {
@@ -397,15 +431,20 @@ pub(super) mod vnni {
             unsafe { groups_of(seven(groups, queries)) }
         }
         #[inline(always)]
-        fn seven_tested(
+        fn seven_passing(
             self,
             groups: &[u8],
             queries: [&QueryCodes; WIDE],
             tests: &[Test; WIDE],
             rows: SetRows,
-        ) -> Sevens {
+        ) -> [u32; WIDE] {
             // SAFETY: as above.
-            unsafe { tested(seven(groups, queries), tests, rows) }
+            unsafe { passing(seven(groups, queries), tests, rows) }
+        }
+        #[inline(always)]
+        fn group(self, rows: &[u8], stride: usize, columns: &mut [u8]) {
+            // SAFETY: as above.
+            unsafe { group(rows, stride, columns) }
         }
         #[inline(always)]
         fn row(self, codes: &[u8], query: &[i16]) -> i32 {
@@ -426,11 +465,6 @@ pub(super) mod vnni {
         fn copy_rows(self, from: &[u8], to: &mut [f32], dim: usize, stride: usize, each: impl FnMut(f32)) {
             // SAFETY: as above.
             unsafe { copy_rows(from, to, dim, stride, each) }
-        }
-        #[inline(always)]
-        fn reaching(self, scores: &[f32; GROUP], limit: f32) -> u8 {
-            // SAFETY: as above.
-            unsafe { reaching(scores, limit) }
         }
         #[inline(always)]
         fn prefetch<T>(self, values: &[T]) {
@@ -565,6 +599,20 @@ pub(super) mod vnni {
             unsafe { seven_step(groups, steps, step, queries, &mut sums) };
         }
         sums
+    }
+
+    /// For each query a bit for every row that passes its test.
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512vl,avx512bw,avx512vnni")]
+    fn passing(sums: [[__m256i; WIDE]; GROUPS], tests: &[Test; WIDE], rows: SetRows) -> [u32; WIDE] {
+        let mut passing = [[0; 4]; WIDE];
+        for (group, sums) in sums.into_iter().enumerate() {
+            for ((passing, sum), test) in passing.iter_mut().zip(sums).zip(tests) {
+                let score = score(sum, test, rows, group);
+                passing[group] = _mm256_cmp_ps_mask::<_CMP_GE_OQ>(score, _mm256_set1_ps(test.limit));
+            }
+        }
+        passing.map(u32::from_le_bytes)
     }
 
     /// Adds one step's products to the sums.

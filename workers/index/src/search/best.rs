@@ -60,7 +60,11 @@ impl<'a> Best<'a> {
 
 /// The best `k` of what several workers found.
 pub(crate) fn merge<'a>(shards: &[&'a Shard], workers: impl IntoIterator<Item = Best<'a>>, k: usize) -> Vec<Candidate> {
-    let mut entries: Vec<Entry> = workers.into_iter().flat_map(|best| best.0).collect();
+    listed(shards, workers.into_iter().flat_map(|best| best.0).collect(), k)
+}
+
+/// The best `k` of entries in any order.
+fn listed(shards: &[&Shard], mut entries: Vec<Entry>, k: usize) -> Vec<Candidate> {
     entries.sort_unstable();
     entries.truncate(k);
     let candidate = |entry: Entry| {
@@ -104,49 +108,62 @@ pub(super) fn answer(
     let Asked { values: query, k, .. } = *asked;
     let bound = kth(&mut found, k).min(bound);
     let found = found.into_iter().map(|bounded| bounded.found).collect();
-    merge(shards, [isa.run(Rerank { shards, query, k, bound, found })], k)
+    let near = isa.run(Rerank { shards, query, k, bound, found });
+    // Ids lie anywhere in memory: they are read when it is known of which rows, one after the other.
+    let entry = |(d2, found): (f64, Found)| {
+        let (shard, row) = (found.shard as usize, found.row);
+        Entry { d2, item: shards[shard].item(row), shard, row }
+    };
+    listed(shards, near.into_iter().map(entry).collect(), k)
 }
 
-/// Offers rows by their canonical d², the nearest first, until the rest can't be in the answer.
+/// Computes canonical d², of the rows that look nearest first, until the rest can't be in the answer.
 ///
 /// `bound` is a d² that the K-th is known not to be above.
-struct Rerank<'a, 'b> {
-    shards: &'b [&'a Shard],
-    query: &'b [f32],
+struct Rerank<'a> {
+    shards: &'a [&'a Shard],
+    query: &'a [f32],
     k: usize,
     bound: f64,
     found: Vec<Found>,
 }
 
 /// Rows that are asked for before they are read.
-const AHEAD: usize = 4;
+const AHEAD: usize = 8;
 
-impl<'a> Work for Rerank<'a, '_> {
-    type Output = Best<'a>;
+impl Work for Rerank<'_> {
+    /// The rows whose d² is not above the K-th.
+    type Output = Vec<(f64, Found)>;
 
     #[inline(always)]
-    fn call<D: Dots>(self, dots: D) -> Best<'a> {
+    fn call<D: Dots>(self, dots: D) -> Self::Output {
         let Self { shards, query, k, mut bound, mut found } = self;
-        let mut best = Best::default();
         found.retain(|found| found.least_d2 <= bound);
         found.sort_unstable_by(|a, b| a.least_d2.total_cmp(&b.least_d2));
-        for (i, &Found { least_d2, shard, row }) in found.iter().enumerate() {
-            if least_d2 > bound {
+        let mut near = Vec::with_capacity(found.len());
+        // Bits of the K least; bits of numbers from 0 on are ordered as the numbers are.
+        let mut least = BinaryHeap::with_capacity(k.min(found.len()) + 1);
+        for (i, now) in found.iter().enumerate() {
+            if now.least_d2 > bound {
                 break;
             }
             if let Some(next) = found.get(i + AHEAD) {
                 dots.prefetch(shards[next.shard as usize].embedding(next.row));
             }
-            let held = shards[shard as usize];
-            let d2 = canonical_d2(query, held.embedding(row));
+            let d2 = canonical_d2(query, shards[now.shard as usize].embedding(now.row));
             if d2 > bound {
                 continue;
             }
-            let entry = Entry { d2, item: held.item(row), shard: shard as usize, row };
-            if let Some(worst) = best.offer(entry, k) {
-                bound = bound.min(worst);
+            near.push((d2, *now));
+            least.push(d2.to_bits());
+            if least.len() > k {
+                least.pop();
+            }
+            if let Some(worst) = least.peek().filter(|_| least.len() == k) {
+                bound = bound.min(f64::from_bits(*worst));
             }
         }
-        best
+        near.retain(|(d2, _)| *d2 <= bound);
+        near
     }
 }

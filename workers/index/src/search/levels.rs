@@ -11,7 +11,7 @@ use super::best::{Bounded, Found, answer, kth};
 use super::{Asked, Outcome, Survivors};
 use crate::cancel::Cancel;
 use crate::codes::Codes;
-use crate::codes::query::Narrow;
+use crate::codes::query::{Narrow, ROWS};
 use crate::error::{Error, Result};
 use crate::kernels::{BLOCK, Dots, Isa, QueryCodes, Work};
 use crate::shard::Shard;
@@ -24,9 +24,8 @@ const SEED_BLOCKS: usize = 24;
 const FIRST_ROWS: usize = 1024;
 /// Rows that a thread refines at once.
 const TASK_ROWS: usize = 256;
-/// Blocks and rows that are asked for before they are read.
+/// Blocks that are asked for before they are read.
 const BLOCKS_AHEAD: usize = 2;
-const ROWS_AHEAD: usize = 8;
 
 /// Blocks of one shard that are taken at once.
 #[derive(Debug, Clone, Copy)]
@@ -407,17 +406,23 @@ impl Work for Refine<'_> {
     #[inline(always)]
     fn call<D: Dots>(self, dots: D) -> Vec<Bounded> {
         let mut found = Vec::new();
-        for (i, &Spot { shard, at: row }) in self.rows.iter().enumerate() {
-            if let Some(next) = self.rows.get(i + ROWS_AHEAD) {
-                dots.prefetch(self.levels.codes[next.shard as usize].seven().row(next.at as usize));
-            }
-            let narrow = &self.prepared[shard as usize];
+        for spots in self.rows.chunk_by(|a, b| a.shard == b.shard) {
+            let (shard, narrow) = (spots[0].shard, &self.prepared[spots[0].shard as usize]);
             let seven = self.levels.codes[shard as usize].seven();
-            let (most, least) = narrow.row.scores(dots, seven, row as usize);
-            let least_d2 = narrow.place.least_d2(most);
-            if least_d2 <= self.bound {
-                let most_d2 = narrow.place.most_d2(least);
-                found.push(Bounded { found: Found { least_d2, shard, row }, most_d2 });
+            for (part, some) in spots.chunks(ROWS).enumerate() {
+                for next in spots.iter().skip((part + 1) * ROWS).take(ROWS) {
+                    dots.prefetch(seven.row(next.at as usize));
+                }
+                let mut rows = [0; ROWS];
+                rows.iter_mut().zip(some).for_each(|(row, spot)| *row = spot.at);
+                let [most, least] = narrow.row.scores(dots, seven, &rows[..some.len()]);
+                for (i, &row) in rows[..some.len()].iter().enumerate() {
+                    let least_d2 = narrow.place.least_d2(most[i]);
+                    if least_d2 <= self.bound {
+                        let most_d2 = narrow.place.most_d2(least[i]);
+                        found.push(Bounded { found: Found { least_d2, shard, row }, most_d2 });
+                    }
+                }
             }
         }
         found
