@@ -48,9 +48,12 @@ impl Clock {
         !self.lost
     }
 
-    /// A renewal that was sent at `sent` was confirmed by the broker.
-    fn confirm(&mut self, sent: Instant) {
-        self.confirmed = self.confirmed.max(sent);
+    /// A renewal that was sent at `sent` was confirmed by the broker, as is known at `now`. One that comes after the
+    /// end does not count, even if nobody had looked at the clock since: somebody else may have the message.
+    fn confirm(&mut self, sent: Instant, now: Instant) {
+        if self.check(now) {
+            self.confirmed = self.confirmed.max(sent);
+        }
     }
 
     fn expires(&self) -> Instant {
@@ -108,9 +111,9 @@ impl Lease {
         });
     }
 
-    /// A renewal that was sent at `sent` was confirmed. Too late a confirmation changes nothing.
-    pub fn confirm(&self, sent: Instant) {
-        self.clock().confirm(sent);
+    /// A renewal that was sent at `sent` was confirmed at `now`. Too late a confirmation changes nothing.
+    pub fn confirm(&self, sent: Instant, now: Instant) {
+        self.clock().confirm(sent, now);
     }
 
     /// When the lease ends unless it is renewed.
@@ -152,7 +155,7 @@ mod tests {
         let (lease, start) = lease();
         let second = Duration::from_secs(1);
         assert!(lease.holds(start + 29 * second));
-        lease.confirm(start + 20 * second);
+        lease.confirm(start + 20 * second, start + 29 * second);
         assert!(lease.holds(start + 49 * second));
         assert!(!lease.holds(start + 50 * second));
     }
@@ -161,16 +164,23 @@ mod tests {
     fn a_lost_lease_never_comes_back() {
         let (lease, start) = lease();
         assert!(!lease.holds(start + ACK_WAIT));
-        lease.confirm(start + ACK_WAIT);
+        lease.confirm(start + ACK_WAIT, start + ACK_WAIT);
         assert_eq!(lease.ensure(start + ACK_WAIT), Err(Interrupt::LeaseLost));
         assert!(lease.stopped());
     }
 
     #[test]
+    fn a_confirmation_after_the_end_does_not_count_although_nobody_had_looked() {
+        let (lease, start) = lease();
+        lease.confirm(start + Duration::from_secs(20), start + ACK_WAIT);
+        assert!(!lease.holds(start + ACK_WAIT));
+    }
+
+    #[test]
     fn an_old_confirmation_does_not_shorten_the_lease() {
         let (lease, start) = lease();
-        lease.confirm(start + Duration::from_secs(20));
-        lease.confirm(start + Duration::from_secs(10));
+        lease.confirm(start + Duration::from_secs(20), start + Duration::from_secs(21));
+        lease.confirm(start + Duration::from_secs(10), start + Duration::from_secs(22));
         assert_eq!(lease.expires(), start + Duration::from_secs(20) + ACK_WAIT);
     }
 

@@ -26,7 +26,7 @@ pub(crate) async fn keep(lease: Arc<Lease>, delivery: Arc<Delivery>, timings: Ti
         }
         pause = match timeout_at(lease.expires().into(), delivery.progress()).await {
             Ok(Ok(())) => {
-                lease.confirm(sent);
+                lease.confirm(sent, Instant::now());
                 timings.renew_every
             }
             Ok(Err(error)) => {
