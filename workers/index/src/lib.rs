@@ -32,7 +32,7 @@ mod rows;
 mod search;
 mod shard;
 
-pub use approximate::{Approximate, Approximation, top_k_approximate, top_k_approximate_batch};
+pub use approximate::{Approximate, Approximation, EarlierShard, top_k_approximate, top_k_approximate_batch};
 pub use cache::Cache;
 pub use cancel::Cancel;
 pub use error::{Error, ErrorKind, Result};

@@ -40,61 +40,88 @@ const MOST_RERANK: u32 = 1 << 20;
 impl Approximate {
     /// The bytes of its file; `digest` is the SHA-256 of the shard's.
     pub fn encode(&self, shard: &Shard, digest: &[u8; DIGEST_BYTES]) -> Vec<u8> {
-        let centroids = self.lists.centroids();
-        let mut bytes = Vec::with_capacity(self.lists.len() * shard.dim() * 4 + shard.rows() * 4 + HEADER_BYTES);
-        bytes.extend_from_slice(MAGIC);
-        bytes.extend_from_slice(&VERSION.to_le_bytes());
-        bytes.extend_from_slice(&(shard.dim() as u32).to_le_bytes());
-        bytes.extend_from_slice(&(shard.rows() as u64).to_le_bytes());
-        bytes.extend_from_slice(&(self.lists.len() as u32).to_le_bytes());
-        bytes.extend_from_slice(&(self.curve.len() as u32).to_le_bytes());
-        bytes.extend_from_slice(digest);
-        for list in 0..self.lists.len() {
-            bytes.extend(centroids.row(list).iter().flat_map(|v| v.to_le_bytes()));
-        }
-        bytes.extend(self.lists.assigned(shard.rows()).iter().flat_map(|list| list.to_le_bytes()));
-        write_points(&self.curve, &mut bytes);
-        let sum = crc32c::crc32c(&bytes);
-        bytes.extend_from_slice(&sum.to_le_bytes());
-        bytes
+        encode(self.lists.centroids(), &self.lists.assigned(shard.rows()), &self.curve, digest)
     }
 
     /// Reads a file for the shard whose file has `digest`; quantises the rows again, on the current rayon pool.
     ///
     /// Fails with `Corrupt`, saying what is wrong. Takes no more memory than the sizes of file and shard allow.
     pub fn decode(bytes: &[u8], shard: &Shard, digest: &[u8; DIGEST_BYTES]) -> Result<Self> {
-        let Parts { centroids, assigned, points } = parts(bytes, shard, digest)?;
-        let dim = shard.dim();
-        let mut held = Embeddings::zeroed(centroids.len() / (4 * dim), dim)?;
-        for (list, values) in centroids.chunks_exact(4 * dim).enumerate() {
-            let values = values.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
-            held.row_mut(list).iter_mut().zip(values).for_each(|(slot, v)| *slot = v);
-            let square: f64 = held.row(list).iter().map(|v| f64::from(*v) * f64::from(*v)).sum();
-            if square.is_nan() || square > LARGEST_NORM * LARGEST_NORM {
-                return Err(corrupt(&format!("has a centroid of norm {}", square.sqrt())));
-            }
-        }
-        let assigned: Vec<u32> = assigned.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
-        if let Some(list) = assigned.iter().find(|list| **list as usize >= held.rows()) {
-            return Err(corrupt(&format!("has a row in list {list} of {}", held.rows())));
-        }
-        let curve = read_points(points)?;
-        Ok(Self { lists: Lists::new(shard.padded(), held, assigned)?, curve, lease: None })
+        let Parts { centroids, assigned, curve } = read(bytes, shard, digest)?;
+        Ok(Self { lists: Lists::new(shard.padded(), centroids, assigned)?, curve, lease: None })
     }
+}
+
+/// The bytes of a file; `digest` is the SHA-256 of the shard's.
+pub(super) fn encode(
+    centroids: &Embeddings,
+    assigned: &[u32],
+    curve: &[Point],
+    digest: &[u8; DIGEST_BYTES],
+) -> Vec<u8> {
+    let (lists, dim) = (centroids.rows(), centroids.dim());
+    let mut bytes = Vec::with_capacity(lists * dim * 4 + assigned.len() * 4 + HEADER_BYTES);
+    bytes.extend_from_slice(MAGIC);
+    bytes.extend_from_slice(&VERSION.to_le_bytes());
+    bytes.extend_from_slice(&(dim as u32).to_le_bytes());
+    bytes.extend_from_slice(&(assigned.len() as u64).to_le_bytes());
+    bytes.extend_from_slice(&(lists as u32).to_le_bytes());
+    bytes.extend_from_slice(&(curve.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(digest);
+    for list in 0..lists {
+        bytes.extend(centroids.row(list).iter().flat_map(|v| v.to_le_bytes()));
+    }
+    bytes.extend(assigned.iter().flat_map(|list| list.to_le_bytes()));
+    write_points(curve, &mut bytes);
+    let sum = crc32c::crc32c(&bytes);
+    bytes.extend_from_slice(&sum.to_le_bytes());
+    bytes
+}
+
+fn read_centroids(bytes: &[u8], dim: usize) -> Result<Embeddings> {
+    let mut held = Embeddings::zeroed(bytes.len() / (4 * dim), dim)?;
+    for (list, values) in bytes.chunks_exact(4 * dim).enumerate() {
+        let values = values.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+        held.row_mut(list).iter_mut().zip(values).for_each(|(slot, v)| *slot = v);
+        let square: f64 = held.row(list).iter().map(|v| f64::from(*v) * f64::from(*v)).sum();
+        if square.is_nan() || square > LARGEST_NORM * LARGEST_NORM {
+            return Err(corrupt(&format!("has a centroid of norm {}", square.sqrt())));
+        }
+    }
+    Ok(held)
 }
 
 fn corrupt(what: &str) -> Error {
     Error::corrupt(format!("the approximate index {what}"))
 }
 
+/// What a file says.
+pub(super) struct Parts {
+    pub centroids: Embeddings,
+    /// The list of each row.
+    pub assigned: Vec<u32>,
+    pub curve: Vec<Point>,
+}
+
+/// Reads a file for the shard whose file has `digest`.
+pub(super) fn read(bytes: &[u8], shard: &Shard, digest: &[u8; DIGEST_BYTES]) -> Result<Parts> {
+    let Sections { centroids, assigned, points } = sections(bytes, shard, digest)?;
+    let centroids = read_centroids(centroids, shard.dim())?;
+    let assigned: Vec<u32> = assigned.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+    if let Some(list) = assigned.iter().find(|list| **list as usize >= centroids.rows()) {
+        return Err(corrupt(&format!("has a row in list {list} of {}", centroids.rows())));
+    }
+    Ok(Parts { centroids, assigned, curve: read_points(points)? })
+}
+
 /// The variable parts of a file, whose sizes fit the shard.
-struct Parts<'a> {
+struct Sections<'a> {
     centroids: &'a [u8],
     assigned: &'a [u8],
     points: &'a [u8],
 }
 
-fn parts<'a>(bytes: &'a [u8], shard: &Shard, digest: &[u8; DIGEST_BYTES]) -> Result<Parts<'a>> {
+fn sections<'a>(bytes: &'a [u8], shard: &Shard, digest: &[u8; DIGEST_BYTES]) -> Result<Sections<'a>> {
     let cut_off = || corrupt("is cut off");
     let (bytes, sum) = bytes.split_last_chunk::<SUM_BYTES>().ok_or_else(cut_off)?;
     let (header, rest) = bytes.split_first_chunk::<HEADER_BYTES>().ok_or_else(cut_off)?;
@@ -121,7 +148,7 @@ fn parts<'a>(bytes: &'a [u8], shard: &Shard, digest: &[u8; DIGEST_BYTES]) -> Res
     if points_bytes.len() != points * POINT_BYTES {
         return Err(corrupt("has another size than its header says"));
     }
-    Ok(Parts { centroids, assigned, points: points_bytes })
+    Ok(Sections { centroids, assigned, points: points_bytes })
 }
 
 /// A curve as files have it.

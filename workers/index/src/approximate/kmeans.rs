@@ -38,6 +38,11 @@ pub(super) fn cluster(rows: &Embeddings, count: usize, left_out: &[u32]) -> Resu
     Ok((centroids, assigned))
 }
 
+/// The nearest of the centroids for each of the chosen rows, as [`cluster`] assigns them.
+pub(super) fn assign(rows: &Embeddings, chosen: &[u32], centroids: &Embeddings) -> Vec<u32> {
+    nearest(rows, chosen, &Table::new(centroids))
+}
+
 /// 8·√N, whole sets of the kernel.
 fn lists_for(count: usize) -> usize {
     ((8.0 * (count as f64).sqrt()) as usize).next_multiple_of(SET)

@@ -15,9 +15,12 @@
 //! that took no part in finding the centroids ([`calibrate`]). The recall that is told is a lower bound, of queries like the
 //! rows; for other queries it is a guess.
 //!
+//! *Nearly the same.* A shard that differs in few rows from one with an index takes it over ([`adapt`]).
+//!
 //! *File.* Centroids, the list of every row and the curve; codes are made again when it is loaded. See
 //! `schemas/docs/approximate.md` and [`file`]. On a searcher's own disk it has a [`local`] form with its codes.
 
+mod adapt;
 mod calibrate;
 mod file;
 mod kmeans;
@@ -31,6 +34,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+pub use adapt::EarlierShard;
 use likeness_contract::ranking::{Candidate, merge_top_k};
 use rayon::prelude::*;
 

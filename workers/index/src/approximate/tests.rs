@@ -45,9 +45,16 @@ fn shard_of(number: u32, vectors: &[Vec<f32>]) -> Shard {
         split: vec![0; n],
         source_part: vec![0; n],
         source_row: vec![0; n],
-        image_digest: vec![[0; 32]; n],
+        image_digest: vectors.iter().map(|vector| image_digest(vector)).collect(),
     };
     Shard::new(number, rows, DIM, 1).unwrap().with_codes().unwrap()
+}
+
+/// Equal vectors are of equal images.
+fn image_digest(vector: &[f32]) -> [u8; 32] {
+    let mut digest = [0; 32];
+    digest.iter_mut().zip(vector.iter().flat_map(|v| v.to_le_bytes())).for_each(|(out, byte)| *out = byte);
+    digest
 }
 
 fn indexed() -> &'static Shard {
@@ -224,4 +231,78 @@ fn damaged_files_and_those_of_other_shards_are_refused() {
     for length in [0, 3, 60, 70, 5_000] {
         assert!(Approximate::decode(&bytes[..length], shard, &DIGEST).is_err());
     }
+}
+
+/// The rows of the indexed shard, of which `new` are others and the first `gone` are not there, in another order.
+fn nearly(new: usize, gone: usize) -> Shard {
+    let mut vectors = rows(ROWS, 0);
+    for (at, other) in rows(new, 1 << 42).into_iter().enumerate() {
+        vectors[gone + at * 37] = other;
+    }
+    vectors.drain(..gone);
+    vectors.rotate_left(100);
+    shard(&vectors)
+}
+
+fn adapted(earlier: &Shard, index: &[u8], shard: &Shard) -> Option<Vec<u8>> {
+    let earlier = EarlierShard { shard: earlier, digest: &DIGEST, index };
+    Approximate::adapt(earlier, shard, &[4; 32]).unwrap()
+}
+
+#[test]
+fn an_adapted_index_keeps_lists_and_what_it_tells_holds() {
+    let earlier = indexed();
+    let before = earlier.approximate().unwrap();
+    let (new, gone) = (ROWS / 100, 5);
+    let shard = nearly(new, gone);
+    let bytes = adapted(earlier, &before.encode(earlier, &DIGEST), &shard).expect("few rows differ");
+    assert!(adapted(earlier, &before.encode(earlier, &DIGEST), &shard).as_ref() == Some(&bytes), "the same again");
+    let index = Approximate::decode(&bytes, &shard, &[4; 32]).unwrap();
+    let (old, lists) = (before.lists.assigned(ROWS), index.lists.assigned(shard.rows()));
+    let row = |of: &Shard, id: u32| (0..of.rows() as u32).find(|row| of.embedding(*row) == earlier.embedding(id));
+    let kept: Vec<(u32, u32)> = (0..ROWS as u32).step_by(29).filter_map(|id| Some((id, row(&shard, id)?))).collect();
+    assert!(kept.len() > ROWS / 29 - new);
+    assert!(kept.iter().all(|(id, row)| old[*id as usize] == lists[*row as usize]));
+    let share = new as f32 / shard.rows() as f32;
+    for (before, after) in before.curve.iter().zip(&index.curve) {
+        assert_eq!((after.k, after.recall), (before.k, (before.recall - share).max(0.0)));
+    }
+    let shard = shard.with_approximate(index);
+    let (mut found, mut told, mut asked) = (0, 0.0, 0);
+    for vector in rows(150, 1 << 43).iter().chain(&rows(new, 1 << 42)) {
+        let exact = top_k_batch(&[&shard], &[query(vector, 10)], &Cancel::new()).unwrap().remove(0);
+        let answer = top_k_approximate(&[&shard], &query(vector, 10), 0.9, &Cancel::new()).unwrap();
+        assert!(answer.recall < 1.0, "the index is used");
+        found += exact.iter().filter(|row| answer.candidates.contains(row)).count();
+        (told, asked) = (told + answer.recall, asked + 1);
+    }
+    let (found, told) = (found as f64 / f64::from(asked) / 10.0, told / f64::from(asked));
+    assert!(found >= told - 0.01, "{found} of {told}");
+}
+
+#[test]
+fn an_index_of_too_different_a_shard_is_built() {
+    let earlier = indexed();
+    let index = earlier.approximate().unwrap().encode(earlier, &DIGEST);
+    assert_eq!(adapted(earlier, &index, &nearly(ROWS / 40, 0)), None, "too many are new");
+    assert_eq!(adapted(earlier, &index, &nearly(0, ROWS / 40)), None, "too many are gone");
+    // Each time a part of the rows is taken for lost.
+    let shard = nearly(ROWS / 60, 0);
+    let mut index = index;
+    let times = (0..10).take_while(|_| match adapted(earlier, &index, &shard) {
+        // The rows of the same shard again, so that each step tells less of the same lists.
+        Some(bytes) => {
+            let held = Approximate::decode(&bytes, &shard, &[4; 32]).unwrap();
+            let back = EarlierShard { shard: &shard, digest: &[4; 32], index: &bytes };
+            match Approximate::adapt(back, earlier, &DIGEST).unwrap() {
+                Some(bytes) => index = bytes,
+                None => return false,
+            }
+            held.lists() > 0
+        }
+        None => false,
+    });
+    assert!(times.count() < 3);
+    let wrong = EarlierShard { shard: earlier, digest: &[9; 32], index: &index };
+    assert_eq!(Approximate::adapt(wrong, &shard, &DIGEST).unwrap_err().kind, ErrorKind::Corrupt);
 }

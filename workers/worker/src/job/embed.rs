@@ -14,6 +14,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use candle_core::{Device, Tensor};
 use likeness_contract::documents::{
     DatasetManifest, Embedder, GenerationManifest, ObjectRef, Origin, PartEntry, ShardEntry, Skipped,
@@ -23,7 +24,7 @@ use likeness_contract::jobs::{EmbedStage, GenerationRef, JobSpec, JobWork, TaskO
 use likeness_contract::keys;
 use likeness_contract::settings::Split;
 use likeness_data::{Loader, Part};
-use likeness_index::{Approximate, Shard, ShardRows, encode_shard};
+use likeness_index::{Approximate, EarlierShard, Shard, ShardRows, encode_shard};
 use likeness_link::error::ErrorKind;
 use tokio::sync::mpsc;
 
@@ -68,12 +69,13 @@ pub async fn shard(
     {
         return Ok(made.output(removed, copied));
     }
+    let likest = earlier_index(cx, known.likest.clone()).await?;
     let (embedded, mut skipped) = embed(cx, &loaded, selected, known).await?;
     skipped.extend(removed);
     if embedded.is_empty() {
         return Ok(TaskOutput::Shard { object: None, rows: 0, skipped });
     }
-    let made = store_shard(cx, target, shard, embedded, dim, attributes).await?;
+    let made = store_shard(cx, target, shard, embedded, likest, (dim, attributes)).await?;
     Ok(made.output(skipped, copied))
 }
 
@@ -101,13 +103,17 @@ async fn store_shard(
     target: &GenerationRef,
     shard: u32,
     rows: ShardRows,
-    dim: usize,
-    attributes: usize,
+    likest: Option<EarlierIndex>,
+    (dim, attributes): (usize, usize),
 ) -> Result<Made, TaskError> {
-    let (count, least) = (rows.len() as u64, cx.approximate_rows);
+    let count = rows.len() as u64;
+    let indexed = is_indexed(count, cx.approximate_rows);
     let encode = move || {
         let bytes = encode_shard(&rows, dim, attributes)?;
-        let index = index(rows, shard, dim, attributes, least, &Digest::of(&bytes))?;
+        let index = match indexed {
+            true => index(Shard::new(shard, rows, dim, attributes)?, likest, &Digest::of(&bytes))?,
+            false => None,
+        };
         Ok::<_, likeness_index::Error>((bytes, index))
     };
     let (bytes, index) = tokio::task::spawn_blocking(encode).await.map_err(TaskError::transient)??;
@@ -171,19 +177,38 @@ fn is_indexed(rows: u64, least: Option<NonZeroU32>) -> bool {
     least.is_some_and(|least| rows >= u64::from(least.get()))
 }
 
-/// The file of a shard's approximate index; none for fewer than `least` rows, and for so few that it would be of no use.
-fn index(
-    rows: ShardRows,
-    number: u32,
-    dim: usize,
-    attributes: usize,
-    least: Option<NonZeroU32>,
-    digest: &Digest,
-) -> likeness_index::Result<Option<Vec<u8>>> {
-    if !is_indexed(rows.len() as u64, least) {
-        return Ok(None);
+/// An earlier shard and the file of its approximate index.
+struct EarlierIndex {
+    entry: ShardEntry,
+    shard: Arc<Shard>,
+    index: Bytes,
+}
+
+/// Reads the index of the earlier shard, if it has one and a new one may be made from it.
+async fn earlier_index(
+    cx: &TaskContext,
+    likest: Option<(ShardEntry, Arc<Shard>)>,
+) -> Result<Option<EarlierIndex>, TaskError> {
+    let Some((entry, shard)) = likest else { return Ok(None) };
+    let Some(object) = entry.approximate.clone().filter(|_| cx.approximate_rows.is_some()) else { return Ok(None) };
+    match cx.store.read(&object).await {
+        Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Corrupt) => Ok(None),
+        read => Ok(Some(EarlierIndex { entry, shard, index: read? })),
     }
-    let shard = Shard::new(number, rows, dim, attributes)?.with_codes()?;
+}
+
+/// The file of a shard's approximate index: from the earlier one, where that will do, else built; none for so few rows
+/// that it would be of no use.
+fn index(shard: Shard, earlier: Option<EarlierIndex>, digest: &Digest) -> likeness_index::Result<Option<Vec<u8>>> {
+    if let Some(EarlierIndex { entry, shard: before, index }) = earlier {
+        let earlier = EarlierShard { shard: &before, digest: entry.object.digest.as_bytes(), index: &index };
+        match Approximate::adapt(earlier, &shard, digest.as_bytes()) {
+            Ok(Some(bytes)) => return Ok(Some(bytes)),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "an earlier approximate index is of no use: it is built anew"),
+        }
+    }
+    let shard = shard.with_codes()?;
     let index = Approximate::build(&shard)?;
     Ok(index.map(|index| index.encode(&shard, digest.as_bytes())))
 }
@@ -377,7 +402,7 @@ async fn embed(
 ) -> Result<(ShardRows, Vec<Skipped>), TaskError> {
     let preprocessing = loaded.manifest.settings.preprocessing.clone();
     let (px, dim) = (preprocessing.input_px as usize, loaded.manifest.settings.embedding_dim as usize);
-    let Known { mut embeddings, mut there, whole: _ } = known;
+    let Known { mut embeddings, mut there, whole: _, likest: _ } = known;
     let missing: Vec<usize> = (0..selected.len()).filter(|position| !there[*position]).collect();
     let (done, of) = ((selected.len() - missing.len()) as u64, selected.len() as u64);
     let selected = Arc::new(selected);
@@ -584,10 +609,12 @@ mod tests {
             }
         };
         let digest = Digest::of(b"the shard's file");
-        let of = |count: usize, least: u32| index(rows(count), 3, dim, 1, NonZeroU32::new(least), &digest).unwrap();
-        assert_eq!((of(4_500, 0), of(4_500, 5_000), of(300, 1)), (None, None, None));
-        let bytes = of(4_500, 4_096).expect("it is large");
-        assert_eq!(of(4_500, 1).as_ref(), Some(&bytes), "equal rows give equal bytes");
+        let of = |count: usize| index(Shard::new(3, rows(count), dim, 1).unwrap(), None, &digest).unwrap();
+        assert_eq!(of(300), None);
+        let bytes = of(4_500).expect("it is large");
+        assert_eq!(of(4_500).as_ref(), Some(&bytes), "equal rows give equal bytes");
+        let asked = |rows, least| is_indexed(rows, NonZeroU32::new(least));
+        assert_eq!((asked(4_500, 0), asked(4_500, 5_000), asked(4_500, 4_500)), (false, false, true));
         let shard = Shard::new(3, rows(4_500), dim, 1).unwrap();
         assert!(Approximate::decode(&bytes, &shard, digest.as_bytes()).is_ok());
         assert!(Approximate::decode(&bytes, &shard, Digest::of(b"another").as_bytes()).is_err());

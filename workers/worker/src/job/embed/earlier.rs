@@ -84,12 +84,14 @@ pub struct Known {
     pub there: Vec<bool>,
     /// The earlier shard that has just these rows, with everything that is stored of them.
     pub whole: Option<(ShardEntry, Arc<Shard>)>,
+    /// The earlier shard that most of them come from: its index may do for these rows.
+    pub likest: Option<(ShardEntry, Arc<Shard>)>,
 }
 
 impl Known {
     /// None of `rows` embeddings of dimension `dim`.
     pub fn nothing(rows: usize, dim: usize) -> Self {
-        Self { embeddings: vec![0.0; rows * dim], there: vec![false; rows], whole: None }
+        Self { embeddings: vec![0.0; rows * dim], there: vec![false; rows], whole: None, likest: None }
     }
 
     /// How many are there.
@@ -110,6 +112,7 @@ pub(super) async fn copy(
     let Some(manifest) = usable(cx, loaded, generation).await? else { return Ok(known) };
     let images = images(cx, &manifest).await?;
     let places = places(&images, &manifest, selected);
+    let mut most = 0;
     for (number, rows) in &places {
         let entry = &manifest.shards[*number as usize];
         let Some(shard) = there(cx.cache.shard(&manifest, entry).await, &entry.object.key)? else { continue };
@@ -121,7 +124,10 @@ pub(super) async fn copy(
             }
         }
         if places.len() == 1 && is_whole(&shard, selected) {
-            known.whole = Some((entry.clone(), shard));
+            known.whole = Some((entry.clone(), Arc::clone(&shard)));
+        }
+        if rows.len() > most {
+            (most, known.likest) = (rows.len(), Some((entry.clone(), shard)));
         }
     }
     Ok(known)

@@ -50,7 +50,7 @@ pub async fn shard(cx: &TaskContext, shard: u32, from: u64, rows: u32) -> Result
         Ok(shard_rows(listed, embeddings, shard))
     };
     let rows = blocking(read).await?;
-    let made = store_shard(cx, &target, shard, rows, embedding_dim as usize, attributes).await?;
+    let made = store_shard(cx, &target, shard, rows, None, (embedding_dim as usize, attributes)).await?;
     Ok(made.output(Vec::new(), 0))
 }
 
