@@ -318,3 +318,98 @@ fn best_inverse(row: &[f32], largest: f32) -> f32 {
     }
     best.1
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codes::Codes;
+    use crate::codes::query::Narrow;
+
+    fn value(seed: usize, i: usize) -> f32 {
+        let hash = (seed as u64 * 1009 + i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+        hash as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    /// Rows of all sizes, down to nothing, in one block; the last places are empty.
+    fn rows(dim: usize) -> Vec<Vec<f64>> {
+        let size = |row: usize| [1.0, 0.9, 1e-3, 1e-20, 0.0, 50.0][row % 6];
+        (0..13).map(|row| (0..dim).map(|i| f64::from(value(row, i)) * size(row)).collect()).collect()
+    }
+
+    #[test]
+    fn what_is_decoded_bounds_what_was_written() {
+        for dim in [1, 3, 4, 5, 8, 9, 100, 300, 324] {
+            let (mut fit, mut writer, mut stats) = (Fit::default(), Writer::default(), Stats::default());
+            let mut memory = Four::memory(BLOCK, dim).unwrap();
+            let mut all = Vec::new();
+            for row in rows(dim) {
+                let narrow: Vec<f32> = row.iter().map(|v| *v as f32).collect();
+                let square: f64 = row.iter().map(|v| v * v).sum();
+                let half = ((square / 2.0) as f32).next_down();
+                fit.fit(&row, &narrow, &mut stats);
+                writer.add(&fit, half, memory.bytes_mut());
+                all.push((row, fit.codes.clone(), half));
+            }
+            writer.finish(memory.bytes_mut(), &mut stats);
+            let four = Four::new(dim, memory, stats);
+            let [scales, epsilons, halves] = four.block(0).rows();
+            for (at, (row, codes, half)) in all.iter().enumerate() {
+                let level = |i: usize| f64::from(codes[i]) - 7.5;
+                let scale = f64::from(scales[at]);
+                let left: f64 = (0..dim).map(|i| (row[i] - scale * level(i)).powi(2)).sum::<f64>().sqrt();
+                let norm = (0..dim).map(|i| level(i).powi(2)).sum::<f64>().sqrt();
+                let part = (0..dim).map(|i| row[i] * level(i)).sum::<f64>() / norm;
+                let case = format!("{dim} row {at}");
+                assert!(left <= f64::from(epsilons[at]), "{case}: {left} {}", epsilons[at]);
+                assert!(halves[at] <= *half, "{case}: {} {half}", halves[at]);
+                let along = (part - scale * norm).abs();
+                assert!(along <= stats.along + 1e-6 * part.abs(), "{case}: {along} {}", stats.along);
+                assert!(scale * norm <= stats.hat, "{case}");
+            }
+            assert!(halves[all.len()..].iter().all(|half| *half == f32::INFINITY));
+        }
+    }
+
+    /// Blocks of rows of one size lose next to nothing by their short tails.
+    #[test]
+    fn short_tails_are_tight() {
+        let (dim, mut stats) = (100, Stats::default());
+        let (mut fit, mut writer) = (Fit::default(), Writer::default());
+        let mut memory = Four::memory(BLOCK, dim).unwrap();
+        let mut all = Vec::new();
+        for row in 0..BLOCK {
+            let row: Vec<f64> = (0..dim).map(|i| f64::from(value(row, i)) * 0.17).collect();
+            let narrow: Vec<f32> = row.iter().map(|v| *v as f32).collect();
+            let half = (row.iter().map(|v| v * v).sum::<f64>() / 2.0) as f32;
+            fit.fit(&row, &narrow, &mut stats);
+            writer.add(&fit, half, memory.bytes_mut());
+            all.push((fit.epsilon, half));
+        }
+        writer.finish(memory.bytes_mut(), &mut stats);
+        let [_, epsilons, halves] = Four::new(dim, memory, stats).block(0).rows();
+        for (at, (epsilon, half)) in all.into_iter().enumerate() {
+            assert!(f64::from(epsilons[at]) < epsilon * 1.01 && halves[at] > half - 1e-5, "{at}");
+        }
+        assert!(stats.along < 1e-4, "{}", stats.along);
+    }
+
+    #[test]
+    fn a_quick_margin_is_never_less_than_a_margin() {
+        let (dim, count) = (40, 64);
+        let mut held = crate::buffer::Embeddings::zeroed(count, dim).unwrap();
+        for row in 0..count {
+            held.row_mut(row).iter_mut().enumerate().for_each(|(i, v)| *v = value(row, i) * 0.27);
+        }
+        let codes = Codes::build(&held, count, crate::kernels::Isa::best()).unwrap().unwrap();
+        for size in [1e-3, 0.27, 30.0] {
+            let query: Vec<f32> = (0..dim).map(|i| value(99, i) * size).collect();
+            let narrow = Narrow::new(&codes, &query).unwrap();
+            let level = narrow.four_level;
+            for part in -120..=120 {
+                let y = level.norm * 1.1 * part as f32 / 100.0;
+                let (quick, exact) = (level.quick_margin(y, 0.1), level.margin(y, 0.1));
+                assert!(quick >= exact, "{size} {part}: {quick} {exact}");
+            }
+        }
+    }
+}

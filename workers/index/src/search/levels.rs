@@ -1,8 +1,7 @@
 //! A few queries at once: 4-bit codes of all rows, 7-bit codes of what they let through, f32 of what is left.
 //!
-//! The first sweep keeps the best score of every block of 16 rows and query, 4 bytes of 16 rows; and of not too many rows and
-//! queries the scores of all rows, rounded up to 16 bits. From the best blocks comes a first bound of the K-th d²; the rows of
-//! blocks that stay above it are looked at one by one, by their kept scores or by reading their codes again.
+//! The first sweep only keeps the best score of every block of 16 rows and query, 4 bytes of 16 rows. From the best
+//! blocks comes a first bound of the K-th d²; blocks that stay above it are looked at again, row by row.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -25,11 +24,8 @@ const SEED_BLOCKS: usize = 24;
 const FIRST_ROWS: usize = 1024;
 /// Rows that a thread refines at once.
 const TASK_ROWS: usize = 256;
-/// Blocks, and kept scores of blocks, that are asked for before they are read.
-const BLOCKS_AHEAD: usize = 2;
-const KEPT_AHEAD: usize = 8;
-/// Scores that a sweep keeps at most, 8 MB: beyond, new memory costs more than reading codes again.
-const KEPT: usize = 1 << 22;
+/// Blocks that are asked for before they are read.
+const BLOCKS_AHEAD: usize = 3;
 
 /// Blocks of one shard that are taken at once.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +33,12 @@ struct Task {
     shard: usize,
     first: usize,
     blocks: usize,
+}
+
+impl Task {
+    fn spot(&self, block: usize) -> Spot {
+        Spot { shard: self.shard as u32, at: (self.first + block) as u32 }
+    }
 }
 
 /// What a search by levels works on.
@@ -72,7 +74,7 @@ impl Levels<'_> {
         let scores = self.sweep(&tasks, &[asked], &every, cancel)?;
         let sweep = Sweep { tasks: &tasks, scores: &scores, queries: 1, query: 0 };
         let bound = self.first_bound(asked, &every[0], sweep);
-        let Some(rows) = self.pass(asked, &every[0], sweep, bound, cancel)? else {
+        let Some(rows) = self.pass(asked, &every[0], &sweep.within(&every[0], bound), bound, cancel)? else {
             return Ok(Some(Survivors { four: None, seven: asked.rows }));
         };
         let mut found = self.refine(&every[0], &rows, bound);
@@ -97,28 +99,25 @@ impl Levels<'_> {
         self.codes.iter().map(|codes| Narrow::new(codes, query)).collect()
     }
 
-    /// The scores of every task.
-    fn sweep(
-        &self,
-        tasks: &[Task],
-        asked: &[&Asked],
-        prepared: &[Vec<Narrow>],
-        cancel: &Cancel,
-    ) -> Result<Vec<Scores>> {
-        let kept = tasks.len() * TASK_BLOCKS * BLOCK * prepared.len() <= KEPT;
-        let scores = tasks.par_iter().map(|task| {
+    /// The best score of every block, (task × query × block).
+    fn sweep(&self, tasks: &[Task], asked: &[&Asked], prepared: &[Vec<Narrow>], cancel: &Cancel) -> Result<Vec<f32>> {
+        let mut scores = vec![f32::NEG_INFINITY; tasks.len() * prepared.len() * TASK_BLOCKS];
+        let chunks = scores.par_chunks_mut(prepared.len() * TASK_BLOCKS);
+        chunks.zip(tasks).try_for_each(|(scores, task)| {
             if cancel.is_cancelled() {
                 return Err(Error::cancelled());
             }
-            Ok(self.isa.run(BlockScores { codes: self.codes[task.shard], task: *task, asked, prepared, kept }))
-        });
-        scores.collect()
+            self.isa.run(BlockScores { codes: self.codes[task.shard], task: *task, asked, prepared, scores });
+            Ok(())
+        })?;
+        Ok(scores)
     }
 
     /// The rest of the way for one query.
     fn answer(&self, asked: &Asked, prepared: &[Narrow], sweep: Sweep, cancel: &Cancel) -> Result<Outcome> {
         let bound = self.first_bound(asked, prepared, sweep);
-        let Some(rows) = self.pass(asked, prepared, sweep, bound, cancel)? else {
+        let blocks = sweep.within(prepared, bound);
+        let Some(rows) = self.pass(asked, prepared, &blocks, bound, cancel)? else {
             return Ok(Outcome::Plain(bound.max(0.0)));
         };
         let refined = rows.par_chunks(TASK_ROWS).map(|rows| self.refine(prepared, rows, bound));
@@ -151,21 +150,20 @@ impl Levels<'_> {
     /// A d² that the K-th is not above, from the rows that look best.
     fn first_bound(&self, asked: &Asked, prepared: &[Narrow], sweep: Sweep) -> f64 {
         let (blocks, least) = sweep.seeds(prepared, asked.k + SEED_BLOCKS);
-        let rows = self.isa.run(Pass { levels: self, asked, prepared, sweep, blocks: &blocks, bound: least });
+        let rows = self.isa.run(Pass { levels: self, asked, prepared, blocks: &blocks, bound: least });
         kth(&mut self.refine(prepared, &rows, f64::INFINITY), asked.k)
     }
 
-    /// The rows that may be within `bound`; `None` when these are too many.
+    /// The rows of blocks that may be within `bound`; `None` when these are too many.
     fn pass(
         &self,
         asked: &Asked,
         prepared: &[Narrow],
-        sweep: Sweep,
+        blocks: &[Spot],
         bound: f64,
         cancel: &Cancel,
     ) -> Result<Option<Vec<Spot>>> {
         let passed = AtomicUsize::new(0);
-        let blocks = sweep.within(prepared, bound);
         let rows = blocks.par_chunks(TASK_BLOCKS).map(|blocks| {
             if cancel.is_cancelled() {
                 return Err(Error::cancelled());
@@ -173,7 +171,7 @@ impl Levels<'_> {
             if passed.load(Relaxed) > self.guard {
                 return Ok(Vec::new());
             }
-            let rows = self.isa.run(Pass { levels: self, asked, prepared, sweep, blocks, bound });
+            let rows = self.isa.run(Pass { levels: self, asked, prepared, blocks, bound });
             passed.fetch_add(rows.len(), Relaxed);
             Ok(rows)
         });
@@ -187,93 +185,52 @@ impl Levels<'_> {
     }
 }
 
-/// A row of a shard.
+/// A block or a row of a shard.
 #[derive(Debug, Clone, Copy)]
 struct Spot {
     shard: u32,
     at: u32,
 }
 
-/// A block of a task.
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    task: u32,
-    block: u32,
-}
-
-/// What a sweep says of the blocks of a task.
-struct Scores {
-    /// The best score of each block, (query × block).
-    best: Vec<f32>,
-    /// The scores of all rows, (block × query × row), or nothing.
-    rows: Vec<[Rounded; BLOCK]>,
-}
-
-/// A score rounded up to 16 bits: the first half of an f32.
-#[derive(Debug, Clone, Copy)]
-struct Rounded(u16);
-
-impl Rounded {
-    #[inline(always)]
-    fn new(score: f32) -> Self {
-        let bits = score.to_bits();
-        // What is cut off makes a negative number larger; of a positive one the next is taken.
-        let up = if bits >> 31 == 0 { bits + 0xffff } else { bits };
-        Self((up >> 16) as u16)
-    }
-
-    #[inline(always)]
-    fn score(self) -> f32 {
-        f32::from_bits(u32::from(self.0) << 16)
-    }
-}
-
 /// The scores of one query.
 #[derive(Clone, Copy)]
 struct Sweep<'a> {
     tasks: &'a [Task],
-    scores: &'a [Scores],
+    scores: &'a [f32],
     queries: usize,
     query: usize,
 }
 
 impl<'a> Sweep<'a> {
     /// Of the blocks of a task.
-    fn best(&self, task: usize) -> &'a [f32] {
-        let blocks = self.tasks[task].blocks;
-        &self.scores[task].best[self.query * blocks..][..blocks]
-    }
-
-    /// Of the rows of a block, if they were kept.
-    #[inline(always)]
-    fn kept(&self, place: Place) -> Option<&'a [Rounded; BLOCK]> {
-        self.scores[place.task as usize].rows.get(place.block as usize * self.queries + self.query)
+    fn scores(&self, task: usize) -> &'a [f32] {
+        &self.scores[(task * self.queries + self.query) * TASK_BLOCKS..][..self.tasks[task].blocks]
     }
 
     /// The blocks whose best row may be within `bound`.
-    fn within(&self, prepared: &[Narrow], bound: f64) -> Vec<Place> {
+    fn within(&self, prepared: &[Narrow], bound: f64) -> Vec<Spot> {
         let mut blocks = Vec::new();
         for (number, task) in self.tasks.iter().enumerate() {
             let limit = prepared[task.shard].place.least_score(bound);
-            let best = self.best(number).iter().enumerate().filter(|(_, score)| **score >= limit);
-            blocks.extend(best.map(|(block, _)| Place { task: number as u32, block: block as u32 }));
+            let scores = self.scores(number).iter().enumerate();
+            blocks.extend(scores.filter(|(_, score)| **score >= limit).map(|(block, _)| task.spot(block)));
         }
         blocks
     }
 
     /// The blocks that hold the `count` rows with the least d² that a score allows, and the largest of these d²
     /// (∞ when there are fewer blocks).
-    fn seeds(&self, prepared: &[Narrow], count: usize) -> (Vec<Place>, f64) {
+    fn seeds(&self, prepared: &[Narrow], count: usize) -> (Vec<Spot>, f64) {
         let mut least = f64::INFINITY;
-        let mut seeds: Vec<(f64, Place)> = Vec::with_capacity(2 * count);
+        let mut seeds: Vec<(f64, Spot)> = Vec::with_capacity(2 * count);
         for (number, task) in self.tasks.iter().enumerate() {
             let place = &prepared[task.shard].place;
             let mut limit = place.least_score(least);
-            for (block, score) in self.best(number).iter().enumerate() {
+            for (block, score) in self.scores(number).iter().enumerate() {
                 if *score < limit {
                     continue;
                 }
-                seeds.push((place.least_d2(*score), Place { task: number as u32, block: block as u32 }));
+                seeds.push((place.least_d2(*score), task.spot(block)));
                 if seeds.len() == 2 * count {
                     least = cut(&mut seeds, count);
                     limit = place.least_score(least);
@@ -288,7 +245,7 @@ impl<'a> Sweep<'a> {
 }
 
 /// Keeps the `count` least; tells the largest of them.
-fn cut(seeds: &mut Vec<(f64, Place)>, count: usize) -> f64 {
+fn cut(seeds: &mut Vec<(f64, Spot)>, count: usize) -> f64 {
     let (_, largest, _) = seeds.select_nth_unstable_by(count - 1, |a, b| a.0.total_cmp(&b.0));
     let largest = largest.0;
     seeds.truncate(count);
@@ -331,64 +288,55 @@ fn row_scores(sums: [i32; BLOCK], narrow: &Narrow, rows: &[[f32; BLOCK]; 3]) -> 
     scores
 }
 
-/// Scores of the blocks of a task.
+/// The best score of each block of a task, (query × block).
 struct BlockScores<'a> {
     codes: &'a Codes,
     task: Task,
     asked: &'a [&'a Asked<'a>],
     prepared: &'a [Vec<Narrow>],
-    /// Whether the rows' scores are kept.
-    kept: bool,
+    scores: &'a mut [f32],
 }
 
 impl BlockScores<'_> {
-    /// Of Q queries from `first`.
     #[inline(always)]
-    fn some<D: Dots, const Q: usize>(&self, dots: D, block: usize, first: usize, all: &mut Scores) {
+    fn some<D: Dots, const Q: usize>(&mut self, dots: D, block: usize, first: usize) {
         let mut queries = [&self.prepared[first][self.task.shard]; Q];
         for (query, prepared) in queries.iter_mut().zip(&self.prepared[first..]) {
             *query = &prepared[self.task.shard];
         }
         let at = (self.task.first + block) * BLOCK;
         let searched: [u16; Q] = std::array::from_fn(|i| self.asked[first + i].bits(self.task.shard, at) as u16);
-        let mut scores = [[f32::NEG_INFINITY; BLOCK]; Q];
-        if searched.iter().any(|bits| *bits != 0) {
-            scores = block_scores(dots, self.codes, self.task.first + block, queries);
+        if searched.iter().all(|bits| *bits == 0) {
+            return;
         }
+        let mut scores = block_scores(dots, self.codes, self.task.first + block, queries);
         for (i, (scores, searched)) in scores.iter_mut().zip(searched).enumerate() {
             if searched != u16::MAX {
                 leave_out(scores, searched);
             }
-            all.best[(first + i) * self.task.blocks + block] = largest(scores);
-            if self.kept {
-                all.rows.push(scores.map(Rounded::new));
-            }
+            self.scores[(first + i) * TASK_BLOCKS + block] = largest(scores);
         }
     }
 }
 
 impl Work for BlockScores<'_> {
-    type Output = Scores;
+    type Output = ();
 
     #[inline(always)]
-    fn call<D: Dots>(self, dots: D) -> Scores {
-        let queries = self.prepared.len();
-        let rows = if self.kept { Vec::with_capacity(self.task.blocks * queries) } else { Vec::new() };
-        let mut all = Scores { best: vec![0.0; self.task.blocks * queries], rows };
+    fn call<D: Dots>(mut self, dots: D) {
         for block in 0..self.task.blocks {
             let mut first = 0;
-            while queries - first >= 4 {
-                self.some::<D, 4>(dots, block, first, &mut all);
+            while self.prepared.len() - first >= 4 {
+                self.some::<D, 4>(dots, block, first);
                 first += 4;
             }
-            match queries - first {
-                3 => self.some::<D, 3>(dots, block, first, &mut all),
-                2 => self.some::<D, 2>(dots, block, first, &mut all),
-                1 => self.some::<D, 1>(dots, block, first, &mut all),
+            match self.prepared.len() - first {
+                3 => self.some::<D, 3>(dots, block, first),
+                2 => self.some::<D, 2>(dots, block, first),
+                1 => self.some::<D, 1>(dots, block, first),
                 _ => {}
             }
         }
-        all
     }
 }
 
@@ -419,43 +367,8 @@ struct Pass<'a> {
     levels: &'a Levels<'a>,
     asked: &'a Asked<'a>,
     prepared: &'a [Narrow],
-    sweep: Sweep<'a>,
-    blocks: &'a [Place],
+    blocks: &'a [Spot],
     bound: f64,
-}
-
-impl Pass<'_> {
-    /// The task, the shard and the number in the shard of a block.
-    #[inline(always)]
-    fn find(&self, place: Place) -> (Task, usize) {
-        let task = self.sweep.tasks[place.task as usize];
-        (task, task.first + place.block as usize)
-    }
-
-    /// Asks for what will soon be read.
-    #[inline(always)]
-    fn prefetch<D: Dots>(&self, dots: D, at: usize) {
-        let kept = self.sweep.kept(self.blocks[at]).is_some();
-        let Some(next) = self.blocks.get(at + if kept { KEPT_AHEAD } else { BLOCKS_AHEAD }) else { return };
-        if let Some(kept) = self.sweep.kept(*next) {
-            dots.prefetch(kept);
-        } else {
-            let (task, block) = self.find(*next);
-            dots.prefetch(self.levels.codes[task.shard].four().block_memory(block));
-        }
-    }
-
-    /// Scores of a block's rows; −∞ for those that are not searched.
-    #[inline(always)]
-    fn scores<D: Dots>(&self, dots: D, place: Place) -> [f32; BLOCK] {
-        if let Some(kept) = self.sweep.kept(place) {
-            return kept.map(Rounded::score);
-        }
-        let (task, block) = self.find(place);
-        let [mut scores] = block_scores(dots, self.levels.codes[task.shard], block, [&self.prepared[task.shard]]);
-        leave_out(&mut scores, self.asked.bits(task.shard, block * BLOCK) as u16);
-        scores
-    }
 }
 
 impl Work for Pass<'_> {
@@ -463,16 +376,19 @@ impl Work for Pass<'_> {
 
     #[inline(always)]
     fn call<D: Dots>(self, dots: D) -> Vec<Spot> {
-        let mut rows = Vec::with_capacity(self.blocks.len() + BLOCK);
-        for (i, place) in self.blocks.iter().enumerate() {
-            self.prefetch(dots, i);
-            let (Task { shard, .. }, block) = self.find(*place);
+        let mut rows = Vec::new();
+        for (i, &Spot { shard, at: block }) in self.blocks.iter().enumerate() {
+            if let Some(next) = self.blocks.get(i + BLOCKS_AHEAD) {
+                dots.prefetch(self.levels.codes[next.shard as usize].four().block_memory(next.at as usize));
+            }
+            let narrow = &self.prepared[shard as usize];
             // Whatever the limit, −∞ is not above.
-            let limit = self.prepared[shard].place.least_score(self.bound).next_down();
-            let mut above = dots.above(&self.scores(dots, *place), limit);
+            let limit = narrow.place.least_score(self.bound).next_down();
+            let [scores] = block_scores(dots, self.levels.codes[shard as usize], block as usize, [narrow]);
+            let searched = self.asked.bits(shard as usize, block as usize * BLOCK) as u16;
+            let mut above = dots.above(&scores, limit) & searched;
             while above != 0 {
-                let row = block as u32 * BLOCK as u32 + above.trailing_zeros();
-                rows.push(Spot { shard: shard as u32, at: row });
+                rows.push(Spot { shard, at: block * BLOCK as u32 + above.trailing_zeros() });
                 above &= above - 1;
             }
         }
