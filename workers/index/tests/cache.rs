@@ -169,7 +169,7 @@ fn anything_wrong_with_a_file_is_an_error_and_the_file_goes() {
     assert!(refusal(&header).ends_with("has a damaged header"));
     header = sound.clone();
     header[8] = 9;
-    assert!(refusal(&header).ends_with("is none of version 1"));
+    assert!(refusal(&header).ends_with("is none of version 2"));
     for len in [0, 100, 5000, sound.len() - 1] {
         assert!(refusal(&sound[..len]).ends_with("is cut off"), "{len}");
     }

@@ -204,17 +204,17 @@ impl Work for QuantiseCentroids<'_> {
         let (mut turned, mut narrow) = (vec![0.0; dim], vec![0.0; dim]);
         let (mut four, mut seven) = (four::Fit::default(), SevenFit::default());
         let mut stats = <(Stats, Stats)>::default();
-        let here = centroids.rows().saturating_sub(block * BLOCK).min(BLOCK);
+        let mut writer = four::Writer::default();
         for (at, head) in heads.chunks_exact_mut(Seven::row_bytes(dim)).enumerate() {
             let centroid = centroids.row(block * BLOCK + at);
             frame.apply(centroid, &mut turned);
             narrow.iter_mut().zip(&turned).for_each(|(out, v)| *out = *v as f32);
             four.fit(&turned, &narrow, &mut stats.0);
-            four.write(coarse, at, half_square(centroid));
+            writer.add(&four, half_square(centroid), coarse);
             seven.fit(&turned, &narrow, &mut stats.1);
             seven.write(head, half_square(centroid));
         }
-        (here..BLOCK).for_each(|at| four::Fit::write_none(coarse, at));
+        writer.finish(coarse, &mut stats.0);
         stats
     }
 }

@@ -17,7 +17,7 @@ use crate::shard::Shard;
 
 static FORM: Form = Form {
     magic: b"LKLOCALX",
-    version: 1,
+    version: 2,
     of: "approximate index",
     sections: &["Centroids", "Coarse", "Heads", "Fine", "Starts", "Rows", "Curve", "Meta"],
 };
@@ -83,7 +83,8 @@ fn lists_of(file: &Opened, centroids: Embeddings, stats: &[u8], rows: usize) -> 
     let stats = |at: usize| {
         let (hat, lane_square) = stats[at * STATS_BYTES..][..STATS_BYTES].split_at(8);
         let hat = f64::from_le_bytes(hat.try_into().expect("eight bytes"));
-        Stats { hat, lane_square: i32::from_le_bytes(lane_square.try_into().expect("four bytes")) }
+        // Of estimates nobody asks what they are wrong by.
+        Stats { hat, lane_square: i32::from_le_bytes(lane_square.try_into().expect("four bytes")), along: 0.0 }
     };
     let parts = Parts {
         centroids,

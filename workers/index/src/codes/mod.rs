@@ -48,6 +48,8 @@ pub(crate) struct Stats {
     pub hat: f64,
     /// Largest sum of squared codes in one 16-bit lane.
     pub lane_square: i32,
+    /// Largest distance of a row's part along its codes' direction from what the codes stand for; 0 where it is in the slack.
+    pub along: f64,
 }
 
 impl Stats {
@@ -56,7 +58,11 @@ impl Stats {
     }
 
     pub fn and(self, other: Self) -> Self {
-        Self { hat: self.hat.max(other.hat), lane_square: self.lane_square.max(other.lane_square) }
+        Self {
+            hat: self.hat.max(other.hat),
+            lane_square: self.lane_square.max(other.lane_square),
+            along: self.along.max(other.along),
+        }
     }
 }
 
@@ -167,23 +173,23 @@ impl Work for Quantise<'_> {
         let dim = self.rows.dim();
         let (mut row, mut narrow) = (vec![0.0; dim], vec![0.0; dim]);
         let (mut four_fit, mut seven_fit) = (four::Fit::default(), seven::Fit::default());
-        let mut summary = Summary::default();
-        for (i, seven) in self.seven.chunks_exact_mut(Seven::row_bytes(dim)).enumerate() {
-            self.frame.apply(self.rows.row(self.first + i), &mut row);
-            let square = squared(&row);
-            narrow.iter_mut().zip(&row).for_each(|(out, v)| *out = *v as f32);
-            summary.reach = summary.reach.max(square.sqrt());
-            let half = ((square / 2.0) as f32).next_down();
-            four_fit.fit(&row, &narrow, &mut summary.four);
-            let block = i / BLOCK * Four::block_bytes(dim);
-            four_fit.write(&mut self.four[block..][..Four::block_bytes(dim)], i % BLOCK, half);
-            seven_fit.fit(&row, &narrow, &mut summary.seven);
-            seven_fit.write(seven, half);
-        }
-        let last = self.four.len() - Four::block_bytes(dim);
-        let rows = self.seven.len() / Seven::row_bytes(dim);
-        for row in rows..rows.next_multiple_of(BLOCK) {
-            four::Fit::write_none(&mut self.four[last..], row % BLOCK);
+        let (mut summary, mut writer) = (Summary::default(), four::Writer::default());
+        let sevens = self.seven.chunks_mut(BLOCK * Seven::row_bytes(dim));
+        let mut first = self.first;
+        for (block, sevens) in self.four.chunks_exact_mut(Four::block_bytes(dim)).zip(sevens) {
+            for (i, seven) in sevens.chunks_exact_mut(Seven::row_bytes(dim)).enumerate() {
+                self.frame.apply(self.rows.row(first + i), &mut row);
+                let square = squared(&row);
+                narrow.iter_mut().zip(&row).for_each(|(out, v)| *out = *v as f32);
+                summary.reach = summary.reach.max(square.sqrt());
+                let half = ((square / 2.0) as f32).next_down();
+                four_fit.fit(&row, &narrow, &mut summary.four);
+                writer.add(&four_fit, half, block);
+                seven_fit.fit(&row, &narrow, &mut summary.seven);
+                seven_fit.write(seven, half);
+            }
+            writer.finish(block, &mut summary.four);
+            first += BLOCK;
         }
         summary
     }
@@ -280,7 +286,7 @@ impl Work for Trial<'_> {
             self.frame.apply(self.rows.row(i), &mut row);
             narrow.iter_mut().zip(&row).for_each(|(out, v)| *out = *v as f32);
             fit.fit(&row, &narrow, &mut stats);
-            residuals += f64::from(fit.epsilon);
+            residuals += fit.epsilon;
             let norm = squared(&row).sqrt();
             norms += norm;
             reach = reach.max(norm);

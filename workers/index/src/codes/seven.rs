@@ -84,9 +84,9 @@ impl Seven {
         seven_shape(self.dim, self.stats.lane_norm())
     }
 
-    /// Largest norm of what the codes stand for.
-    pub fn hat(&self) -> f64 {
-        self.stats.hat
+    /// What all rows have in common.
+    pub fn stats(&self) -> Stats {
+        self.stats
     }
 
     pub fn bytes(&self) -> usize {

@@ -70,7 +70,8 @@ pub(crate) struct SetRows<'a> {
 pub(crate) trait Dots: Copy {
     /// Σ p·(c − 8) of 16 rows of 4-bit codes c with each of Q queries.
     ///
-    /// Per step `block` has four bytes of every row; low halves are the first four dimensions, high halves the next.
+    /// Per step `block` has four bytes of every row; low halves are the first four dimensions, high halves the next. A half
+    /// step may follow, of four dimensions: low halves are of the first eight rows, high halves of the last eight.
     fn four<const Q: usize>(self, block: &[u8], queries: [&QueryCodes; Q]) -> [[i32; BLOCK]; Q];
 
     /// Σ p·c of 16 rows of 2-bit codes c with each of Q queries, whose codes fill whole steps.
@@ -351,7 +352,7 @@ mod tests {
                 let hash = ((i as u64 + 7).wrapping_mul(seed | 1).wrapping_mul(0xd134_2543_de82_ef95) >> 56) as u8;
                 if extreme { if hash & 1 == 0 { 0 } else { 0xff } } else { hash }
             };
-            let four: Vec<u8> = (0..dim.div_ceil(FOUR_STEP) * 64).map(byte).collect();
+            let four: Vec<u8> = (0..dim.div_ceil(FOUR_STEP / 2) * 32).map(byte).collect();
             let two: Vec<u8> = (0..dim.div_ceil(TWO_STEP) * 64).map(byte).collect();
             let steps = dim.div_ceil(SEVEN_STEP);
             let seven: Vec<u8> = (0..GROUPS * steps * 32).map(|i| byte(i) % 127 + 1).collect();

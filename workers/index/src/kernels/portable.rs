@@ -11,13 +11,20 @@ impl Dots for Portable {
     fn four<const Q: usize>(self, block: &[u8], queries: [&QueryCodes; Q]) -> [[i32; BLOCK]; Q] {
         queries.map(|query| {
             let mut sums = [-query.offset; BLOCK];
-            let steps = query.codes.as_chunks::<FOUR_STEP>().0.iter();
-            for (bytes, codes) in block.as_chunks::<{ 4 * BLOCK }>().0.iter().zip(steps) {
+            let (whole, rest) = block.as_chunks::<{ 4 * BLOCK }>();
+            let (steps, rest_codes) = query.codes.as_chunks::<FOUR_STEP>().0.split_at(whole.len());
+            for (bytes, codes) in whole.iter().zip(steps) {
                 for (sum, row) in sums.iter_mut().zip(bytes.as_chunks::<4>().0) {
                     for i in 0..4 {
                         *sum += i32::from(row[i] & 15) * i32::from(codes[i]);
                         *sum += i32::from(row[i] >> 4) * i32::from(codes[4 + i]);
                     }
+                }
+            }
+            for (row, bytes) in rest.as_chunks::<4>().0.iter().enumerate() {
+                for i in 0..4 {
+                    sums[row] += i32::from(bytes[i] & 15) * i32::from(rest_codes[0][i]);
+                    sums[row + BLOCK / 2] += i32::from(bytes[i] >> 4) * i32::from(rest_codes[0][i]);
                 }
             }
             sums

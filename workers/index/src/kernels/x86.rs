@@ -180,9 +180,9 @@ fn prefetch_all<T>(values: &[T]) {
 /// Both sets below need the shapes that the portable kernels only zip over.
 #[inline(always)]
 fn check_four<const Q: usize>(block: &[u8], queries: &[&QueryCodes; Q]) -> usize {
-    let steps = block.len() / (BYTES * HALVES);
-    assert!(queries.iter().all(|query| query.codes.len() >= steps * FOUR_STEP), "codes of one dimension");
-    steps
+    let halves = block.len() / BYTES;
+    assert!(queries.iter().all(|query| query.codes.len() >= halves * (FOUR_STEP / 2)), "codes of one dimension");
+    halves / HALVES
 }
 
 #[inline(always)]
@@ -267,11 +267,13 @@ pub(super) mod avx2 {
         let steps = check_four(block, &queries);
         let (mask, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
         let mut sums = [[_mm256_setzero_si256(); HALVES]; Q];
-        for (segment, first) in (0..steps).step_by(FOUR_SEGMENT).enumerate() {
+        let half_steps = block.len() / BYTES;
+        for segment in 0..half_steps.div_ceil(2 * FOUR_SEGMENT) {
             let mut lanes = [[_mm256_setzero_si256(); HALVES]; Q];
             for (lanes, query) in lanes.iter_mut().zip(queries) {
                 *lanes = [_mm256_set1_epi32(query.start[segment]); HALVES];
             }
+            let first = segment * FOUR_SEGMENT;
             for step in first..steps.min(first + FOUR_SEGMENT) {
                 prefetch(block.as_ptr().wrapping_add(step * BYTES * HALVES + AHEAD).cast());
                 for half in 0..HALVES {
@@ -285,6 +287,18 @@ pub(super) mod avx2 {
                         let (p, r) = unsafe { (broadcast(&query.codes, at), broadcast(&query.codes, at + 4)) };
                         lanes[half] = _mm256_add_epi16(lanes[half], _mm256_maddubs_epi16(low, p));
                         lanes[half] = _mm256_add_epi16(lanes[half], _mm256_maddubs_epi16(high, r));
+                    }
+                }
+            }
+            if half_steps > 2 * steps && steps < first + FOUR_SEGMENT {
+                // SAFETY: the block has half a step after its whole ones, every query codes for it.
+                let codes = unsafe { load(block, steps * HALVES * BYTES) };
+                let halves = [_mm256_and_si256(codes, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(codes), mask)];
+                for (lanes, query) in lanes.iter_mut().zip(queries) {
+                    // SAFETY: as above.
+                    let p = unsafe { broadcast(&query.codes, steps * FOUR_STEP) };
+                    for (lanes, codes) in lanes.iter_mut().zip(halves) {
+                        *lanes = _mm256_add_epi16(*lanes, _mm256_maddubs_epi16(codes, p));
                     }
                 }
             }
@@ -406,6 +420,8 @@ pub(super) mod avx2 {
 pub(super) mod vnni {
     use super::*;
 
+    /// Lines that a block may have after those of its whole steps.
+    const TAIL_LINES: usize = 2;
     /// Steps of the tile kernel in one turn of its loop.
     const UNROLLED: usize = 5;
 
@@ -502,42 +518,71 @@ pub(super) mod vnni {
         _mm_sfence();
     }
 
+    /// In 512-bit registers: a step of a block is one of them.
     #[inline]
     #[target_feature(enable = "avx2,avx512f,avx512vl,avx512bw,avx512vnni")]
     fn four<const Q: usize>(block: &[u8], queries: [&QueryCodes; Q]) -> [[i32; BLOCK]; Q] {
         let steps = check_four(block, &queries);
-        let mask = _mm256_set1_epi8(15);
+        let mask = _mm512_set1_epi8(15);
         // Sums of the low and of the high halves of bytes: one sum would wait for each addition.
-        let mut sums = [[[_mm256_setzero_si256(); HALVES]; 2]; Q];
+        let mut sums = [[_mm512_setzero_si512(); 2]; Q];
         for (sums, query) in sums.iter_mut().zip(queries) {
-            sums[0] = [_mm256_set1_epi32(-query.offset); HALVES];
+            sums[0] = _mm512_set1_epi32(-query.offset);
         }
         for step in 0..steps {
             prefetch(block.as_ptr().wrapping_add(step * BYTES * HALVES + AHEAD).cast());
-            for half in 0..HALVES {
-                // SAFETY: the block has `steps` steps of this many bytes, every query at least so many codes.
-                let codes = unsafe { load(block, (step * HALVES + half) * BYTES) };
-                let low = _mm256_and_si256(codes, mask);
-                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(codes), mask);
-                for (sums, query) in sums.iter_mut().zip(queries) {
-                    let at = step * FOUR_STEP;
-                    // SAFETY: as above.
-                    let (p, r) = unsafe { (broadcast(&query.codes, at), broadcast(&query.codes, at + 4)) };
-                    sums[0][half] = _mm256_dpbusd_epi32(sums[0][half], low, p);
-                    sums[1][half] = _mm256_dpbusd_epi32(sums[1][half], high, r);
-                }
+            // SAFETY: the block has `steps` steps of 64 bytes; the load may be unaligned.
+            let codes = unsafe { _mm512_loadu_si512(block.as_ptr().add(step * BYTES * HALVES).cast()) };
+            let low = _mm512_and_si512(codes, mask);
+            let high = _mm512_and_si512(_mm512_srli_epi16::<4>(codes), mask);
+            for (sums, query) in sums.iter_mut().zip(queries) {
+                let at = step * FOUR_STEP;
+                // SAFETY: the query has at least as many codes as `steps` steps take.
+                let (p, r) = unsafe { (broadcast512(&query.codes, at), broadcast512(&query.codes, at + 4)) };
+                sums[0] = _mm512_dpbusd_epi32(sums[0], low, p);
+                sums[1] = _mm512_dpbusd_epi32(sums[1], high, r);
             }
         }
-        let mut all = [[_mm256_setzero_si256(); HALVES]; Q];
-        for (all, sums) in all.iter_mut().zip(sums) {
-            for half in 0..HALVES {
-                all[half] = _mm256_add_epi32(sums[0][half], sums[1][half]);
+        // The lines after the codes of a block ahead.
+        for line in steps..steps + TAIL_LINES {
+            prefetch(block.as_ptr().wrapping_add(line * BYTES * HALVES + AHEAD).cast());
+        }
+        if block.len() / BYTES > HALVES * steps {
+            // SAFETY: the block has half a step after its whole ones, every query codes for it.
+            let codes = unsafe { load(block, steps * HALVES * BYTES) };
+            let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(codes), _mm256_srli_epi16::<4>(codes));
+            let both = _mm512_and_si512(both, mask);
+            for (sums, query) in sums.iter_mut().zip(queries) {
+                // SAFETY: as above.
+                let p = unsafe { broadcast512(&query.codes, steps * FOUR_STEP) };
+                sums[1] = _mm512_dpbusd_epi32(sums[1], both, p);
             }
         }
-        blocks_of(all)
+        sums.map(|sums| lanes512(_mm512_add_epi32(sums[0], sums[1])))
     }
 
-    /// In 512-bit registers: a step of a block is one of them.
+    /// The codes of one step of a query, in every lane.
+    ///
+    /// # Safety
+    /// `codes` has four bytes at `at`.
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512vl,avx512bw,avx512vnni")]
+    unsafe fn broadcast512(codes: &[i8], at: usize) -> __m512i {
+        debug_assert!(at + 4 <= codes.len());
+        // SAFETY: the caller's promise; an i32 may be read from any address with `read_unaligned`.
+        _mm512_set1_epi32(unsafe { codes.as_ptr().add(at).cast::<i32>().read_unaligned() })
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,avx512f,avx512vl,avx512bw,avx512vnni")]
+    fn lanes512(values: __m512i) -> [i32; BLOCK] {
+        let mut lanes = [0; BLOCK];
+        // SAFETY: the array has 64 bytes; the store may be unaligned.
+        unsafe { _mm512_storeu_si512(lanes.as_mut_ptr().cast(), values) };
+        lanes
+    }
+
+    /// In 512-bit registers, like `four`.
     #[inline]
     #[target_feature(enable = "avx2,avx512f,avx512vl,avx512bw,avx512vnni")]
     fn two<const Q: usize>(block: &[u8], queries: [&QueryCodes; Q]) -> [[i32; BLOCK]; Q] {
@@ -553,20 +598,15 @@ pub(super) mod vnni {
             for (i, part) in parts.into_iter().enumerate() {
                 let part = _mm512_and_si512(part, mask);
                 for (sums, query) in sums.iter_mut().zip(queries) {
-                    let at = step * TWO_STEP + 4 * i;
                     // SAFETY: the query has at least as many codes as `steps` steps take.
-                    let p = unsafe { query.codes.as_ptr().add(at).cast::<i32>().read_unaligned() };
-                    sums[i] = _mm512_dpbusd_epi32(sums[i], part, _mm512_set1_epi32(p));
+                    let p = unsafe { broadcast512(&query.codes, step * TWO_STEP + 4 * i) };
+                    sums[i] = _mm512_dpbusd_epi32(sums[i], part, p);
                 }
             }
         }
-        let mut blocks = [[0; BLOCK]; Q];
-        for (block, sums) in blocks.iter_mut().zip(sums) {
-            let sum = _mm512_add_epi32(_mm512_add_epi32(sums[0], sums[1]), _mm512_add_epi32(sums[2], sums[3]));
-            // SAFETY: the array has 64 bytes; the store may be unaligned.
-            unsafe { _mm512_storeu_si512(block.as_mut_ptr().cast(), sum) };
-        }
-        blocks
+        sums.map(|sums| {
+            lanes512(_mm512_add_epi32(_mm512_add_epi32(sums[0], sums[1]), _mm512_add_epi32(sums[2], sums[3])))
+        })
     }
 
     #[inline]

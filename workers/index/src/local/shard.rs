@@ -25,7 +25,7 @@ use crate::shard::Shard;
 /// Bytes of rows that a thread checks at once. They are not kept: they stay in the second cache.
 const ROWS_PIECE: usize = 512 << 10;
 /// Codes' flags, frame and statistics before the centre.
-const META_BYTES: usize = 4 * 4 + 3 * 8;
+const META_BYTES: usize = 4 * 4 + 4 * 8;
 /// Flags of the codes.
 const HAS_CODES: u32 = 1;
 const HAS_CENTRE: u32 = 2;
@@ -33,7 +33,7 @@ const TURNED: u32 = 4;
 
 static FORM: Form = Form {
     magic: b"LKLOCAL\n",
-    version: 1,
+    version: 2,
     of: "shard",
     sections: &[
         "Embeddings",
@@ -103,7 +103,7 @@ fn meta(codes: &Codes) -> Vec<u8> {
     for value in [flags, four.lane_square as u32, seven.lane_square as u32, 0] {
         meta.extend_from_slice(&value.to_le_bytes());
     }
-    for value in [codes.reach(), four.hat, seven.hat] {
+    for value in [codes.reach(), four.hat, four.along, seven.hat] {
         meta.extend_from_slice(&value.to_le_bytes());
     }
     meta.extend(centre.unwrap_or_default().iter().flat_map(|value| value.to_le_bytes()));
@@ -184,9 +184,9 @@ impl Reader {
             return Err(unsound());
         }
         let frame = Frame::new(self.dim, centre, word(0) & TURNED != 0);
-        let stats = |hat: f64, lane_square: u32| Stats { hat, lane_square: lane_square as i32 };
-        let four = (self.file.memory(FOUR)?, stats(float(1), word(1)));
-        let seven = (self.file.memory(SEVEN)?, stats(float(2), word(2)));
+        let stats = |hat: f64, along: f64, lane_square: u32| Stats { hat, along, lane_square: lane_square as i32 };
+        let four = (self.file.memory(FOUR)?, stats(float(1), float(2), word(1)));
+        let seven = (self.file.memory(SEVEN)?, stats(float(3), 0.0, word(2)));
         let codes = Codes::of((self.rows, self.dim), frame, four, seven, float(0)).ok_or_else(unsound)?;
         Ok(Some(codes))
     }

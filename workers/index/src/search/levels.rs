@@ -25,7 +25,7 @@ const FIRST_ROWS: usize = 1024;
 /// Rows that a thread refines at once.
 const TASK_ROWS: usize = 256;
 /// Blocks that are asked for before they are read.
-const BLOCKS_AHEAD: usize = 2;
+const BLOCKS_AHEAD: usize = 3;
 
 /// Blocks of one shard that are taken at once.
 #[derive(Debug, Clone, Copy)]
@@ -283,7 +283,7 @@ fn row_scores(sums: [i32; BLOCK], narrow: &Narrow, rows: &[[f32; BLOCK]; 3]) -> 
     let mut scores = [0f32; BLOCK];
     for i in 0..BLOCK {
         let y = (sums[i] as f32 + middle) * level.unit * scale[i];
-        scores[i] = y + level.margin(y, epsilon[i]) - half[i];
+        scores[i] = y + level.quick_margin(y, epsilon[i]) - half[i];
     }
     scores
 }
@@ -348,15 +348,18 @@ fn leave_out(scores: &mut [f32; BLOCK], searched: u16) {
     }
 }
 
+/// The largest score, by halves, which the compiler makes few instructions of.
 #[inline(always)]
 fn largest(scores: &[f32; BLOCK]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; 8];
-    for eight in scores.as_chunks::<8>().0 {
-        for (lane, score) in lanes.iter_mut().zip(eight) {
-            *lane = if *score > *lane { *score } else { *lane };
+    let mut lanes = *scores;
+    let mut half = BLOCK / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = if lanes[i] > lanes[i + half] { lanes[i] } else { lanes[i + half] };
         }
+        half /= 2;
     }
-    lanes.into_iter().fold(f32::NEG_INFINITY, |a, v| if v > a { v } else { a })
+    lanes[0]
 }
 
 /// Rows of blocks whose score allows a d² of at most `bound`.
@@ -379,13 +382,14 @@ impl Work for Pass<'_> {
                 dots.prefetch(self.levels.codes[next.shard as usize].four().block_memory(next.at as usize));
             }
             let narrow = &self.prepared[shard as usize];
-            let limit = narrow.place.least_score(self.bound);
+            // Whatever the limit, −∞ is not above.
+            let limit = narrow.place.least_score(self.bound).next_down();
             let [scores] = block_scores(dots, self.levels.codes[shard as usize], block as usize, [narrow]);
-            let searched = self.asked.bits(shard as usize, block as usize * BLOCK);
-            for (row, score) in scores.iter().enumerate() {
-                if *score >= limit && *score > f32::NEG_INFINITY && searched >> row & 1 == 1 {
-                    rows.push(Spot { shard, at: block * BLOCK as u32 + row as u32 });
-                }
+            let searched = self.asked.bits(shard as usize, block as usize * BLOCK) as u16;
+            let mut above = dots.above(&scores, limit) & searched;
+            while above != 0 {
+                rows.push(Spot { shard, at: block * BLOCK as u32 + above.trailing_zeros() });
+                above &= above - 1;
             }
         }
         rows
