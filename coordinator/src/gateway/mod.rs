@@ -17,6 +17,7 @@ mod problem;
 mod releases;
 mod reports;
 mod routes;
+mod schedules;
 mod search;
 mod served;
 mod session;
