@@ -65,6 +65,11 @@ impl Cluster {
         eventually(what, look).await
     }
 
+    /// How many records a schedule has.
+    async fn firings_of(&self, text: &str) -> usize {
+        self.store.list(&keys::firings(&name(text))).await.unwrap().len()
+    }
+
     /// All records of a schedule, by time.
     async fn firings(&self, text: &str) -> BTreeMap<u64, Firing> {
         let mut firings = BTreeMap::new();
@@ -267,4 +272,19 @@ async fn schedules_are_added_paused_replaced_and_removed_once() {
     assert_eq!(changes.len(), 6, "every change is kept");
     let first: Schedule = codec::decode_document(&cluster.store.get(&changes[0]).await.unwrap().unwrap()).unwrap();
     assert_eq!(first.settings.cron, "0 0 1 1 *");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_record_holds_up_its_own_schedule_alone() {
+    let cluster = Cluster::start().await;
+    cluster.schedule_since("damaged", 10_000, set(EVERY_SECOND, Overlap::Skip, small("a"))).await;
+    let key = keys::firing(&name("damaged"), now_ms() - 2000);
+    cluster.store.create(&key, "{".into()).await.unwrap();
+    let _coordinator = cluster.coordinator();
+    cluster.schedule("sound", set(EVERY_SECOND, Overlap::Skip, small("b"))).await;
+    cluster.history("sound", "the other one fires", |firings| firings.len() >= 2).await;
+    let listed = cluster.client.schedules().await.unwrap();
+    let [damaged, sound] = &listed[..] else { panic!("both: {listed:?}") };
+    assert!(damaged.next[0].starts_with("never: ") && damaged.next[0].contains(&key), "{:?}", damaged.next);
+    assert_eq!((sound.next.len(), cluster.firings_of("damaged").await), (5, 1));
 }

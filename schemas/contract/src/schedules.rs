@@ -258,7 +258,7 @@ pub struct ScheduleStatus {
     pub schedule: Schedule,
     /// The next times, milliseconds since 1970; none of one that is paused.
     pub next_ms: Vec<u64>,
-    /// The same in its own time zone, as RFC 9557 has it.
+    /// The same in its own time zone, as RFC 9557 has it; of one that can't fire, why not.
     pub next: Vec<String>,
     /// Times that are past and not decided yet: they wait for an earlier job.
     pub waiting_ms: Vec<u64>,

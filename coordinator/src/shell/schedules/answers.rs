@@ -7,6 +7,7 @@ use likeness_contract::messages::{ApiError, ApiErrorKind, ApiReply};
 use likeness_contract::schedules::{
     Became, Fired, Firing, Schedule, ScheduleDetail, ScheduleRequest, ScheduleSettings, ScheduleState, ScheduleStatus,
 };
+use likeness_link::error::chain;
 
 use super::{keeper, stored};
 use crate::core::job::Job;
@@ -44,9 +45,12 @@ fn invalid(message: String) -> ApiError {
 
 async fn add(api: &Api, name: Name, settings: ScheduleSettings, replace: bool) -> Answer<ScheduleStatus> {
     settings::check(&name, &settings, now_ms()).map_err(invalid)?;
-    // A job that can't be met now is most likely a slip of the pen.
+    // A job that can't be met now is most likely a slip of the pen; workers may come.
     let facts = facts::gather(&api.cx, &api.inbox, &settings.job).await?;
-    resolve::resolve(&settings.job, &facts)?;
+    match resolve::resolve(&settings.job, &facts) {
+        Err(error) if error.kind != ApiErrorKind::Unavailable => return Err(error.into()),
+        Ok(_) | Err(_) => {}
+    }
     let before = stored::newest(&api.cx.store, &name).await?;
     let there = before.as_ref().filter(|schedule| schedule.state != ScheduleState::Removed);
     match there {
@@ -136,7 +140,12 @@ async fn show(api: &Api, name: &Name, limit: u32) -> Answer<ScheduleDetail> {
 
 async fn status(api: &Api, schedule: Schedule) -> Answer<ScheduleStatus> {
     let now_ms = now_ms();
-    let keeper = keeper(api, schedule.clone()).await?.map_err(invalid)?;
+    let keeper = match keeper(api, schedule.clone()).await {
+        Ok(Ok(keeper)) => keeper,
+        Ok(Err(trouble)) => return Ok(troubled(schedule, trouble)),
+        Err(error) if error.is_transient() => return Err(error.into()),
+        Err(error) => return Ok(troubled(schedule, chain(&error))),
+    };
     let next_ms = next(&keeper, now_ms);
     let next = next_ms.iter().map(|ms| keeper.timetable().text(*ms)).collect();
     let last = match stored::newest_firing(&api.cx.store, &schedule.name, now_ms).await? {
@@ -144,6 +153,12 @@ async fn status(api: &Api, schedule: Schedule) -> Answer<ScheduleStatus> {
         None => None,
     };
     Ok(ScheduleStatus { waiting_ms: keeper.waiting(now_ms), schedule, next_ms, next, last })
+}
+
+/// One that can't fire, and why not: the others are to be seen all the same.
+fn troubled(schedule: Schedule, trouble: String) -> ScheduleStatus {
+    let (next_ms, waiting_ms, last) = Default::default();
+    ScheduleStatus { schedule, next_ms, next: vec![format!("never: {trouble}")], waiting_ms, last }
 }
 
 fn next(keeper: &Keeper, now_ms: u64) -> Vec<u64> {

@@ -67,17 +67,19 @@ async fn load(api: &Api, mut known: BTreeMap<Name, Keeper>) -> Result<BTreeMap<N
     let mut kept = BTreeMap::new();
     for schedule in stored::all(&api.cx.store).await? {
         let name = schedule.name.clone();
-        let keeper = match known.remove(&name).filter(|keeper| *keeper.schedule() == schedule) {
-            Some(keeper) => keeper,
-            None => match keeper(api, schedule).await? {
+        let known = known.remove(&name).filter(|keeper| *keeper.schedule() == schedule);
+        let keeper = match known {
+            Some(keeper) => Ok(keeper),
+            None => match keeper(api, schedule).await {
+                Err(error) if error.is_transient() => return Err(error),
+                Err(error) => Err(chain(&error)),
                 Ok(keeper) => keeper,
-                Err(error) => {
-                    tracing::error!(schedule = %name, error, "a schedule can't be kept");
-                    continue;
-                }
             },
         };
-        kept.insert(name, keeper);
+        match keeper {
+            Ok(keeper) => drop(kept.insert(name, keeper)),
+            Err(error) => tracing::error!(schedule = %name, error, "a schedule can't fire, somebody must mend it"),
+        }
     }
     metrics().schedules.set(i64::try_from(kept.len()).unwrap_or(i64::MAX));
     Ok(kept)
