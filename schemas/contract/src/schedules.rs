@@ -327,6 +327,7 @@ impl Stamp {
         let is_digits = |text: &str, letters: usize| text.len() == letters && text.bytes().all(|b| b.is_ascii_digit());
         (is_digits(day, 8) && is_digits(time, 6)).then_some(())?;
         let (hour, minute, second) = (number(time, 0, 2)?, number(time, 2, 2)?, number(time, 4, 2)?);
+        (hour < 24 && minute < 60 && second < 60).then_some(())?;
         let days = days_from_civil(number(day, 0, 4)?, number(day, 4, 2)?, number(day, 6, 2)?)?;
         let stamp = Self { days, second: hour * 3600 + minute * 60 + second };
         (stamp.day() == day && stamp.time() == time).then_some(stamp)
