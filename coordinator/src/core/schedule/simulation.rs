@@ -245,9 +245,9 @@ impl World {
     }
 
     fn live(&mut self) {
-        for _ in 0..UNKIND_STEPS + KIND_STEPS {
+        while self.steps < UNKIND_STEPS + KIND_STEPS {
             let before = self.records.clone();
-            self.step();
+            (0..100).for_each(|_| self.step());
             assert!(before.iter().all(|(time, firing)| self.records.get(time) == Some(firing)), "a record changed");
         }
         self.check_end();
