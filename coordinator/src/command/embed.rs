@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use likeness_contract::documents::ModelManifest;
 use likeness_contract::ids::JobId;
-use likeness_contract::jobs::{DatasetSelector, JobWork, RequestedWork};
+use likeness_contract::jobs::{DatasetSelector, JobRequest, JobWork, RequestedWork};
 use likeness_contract::keys;
 use likeness_link::client::Client;
 
@@ -66,8 +66,19 @@ enum EmbedCommand {
 
 /// Submits the job.
 pub async fn run(global: &Global, args: EmbedArgs) -> Outcome {
+    let detach = match &args.command {
+        Some(EmbedCommand::Import(import)) => import.detach,
+        None => args.detach,
+    };
+    let (client, request) = job(global, args).await?;
+    let summary = client.submit(request).await?;
+    follow::submitted(global, &client, summary, detach).await
+}
+
+/// The job that flags and file ask for.
+pub async fn job(global: &Global, args: EmbedArgs) -> Outcome<(Client, JobRequest)> {
     if let Some(EmbedCommand::Import(import)) = args.command {
-        return import::run(global, import).await;
+        return import::job(global, import).await;
     }
     let model = args.model.ok_or_else(|| Failure::usage("say `--model JOB`"))?;
     let file = JobFile::read(args.config.as_deref())?;
@@ -80,8 +91,8 @@ pub async fn run(global: &Global, args: EmbedArgs) -> Outcome {
     let embed = embed.resolve(&dataset)?;
     let work =
         if args.full { RequestedWork::EmbedAnew { model, embed } } else { RequestedWork::Embed { model, embed } };
-    let summary = client.submit(job.request(work)).await?;
-    follow::submitted(global, &client, summary, args.detach).await
+    let request = job.request(work);
+    Ok((client, request))
 }
 
 /// The dataset version that a model was trained on.

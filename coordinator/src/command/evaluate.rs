@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use likeness_contract::jobs::RequestedWork;
+use likeness_contract::jobs::{JobRequest, RequestedWork};
+use likeness_link::client::Client;
 
 use crate::command::Global;
 use crate::command::config::JobFile;
@@ -46,6 +47,14 @@ pub struct EvaluateArgs {
 
 /// Submits the job.
 pub async fn run(global: &Global, args: EvaluateArgs) -> Outcome {
+    let detach = args.detach;
+    let (client, request) = job(global, args).await?;
+    let summary = client.submit(request).await?;
+    follow::submitted(global, &client, summary, detach).await
+}
+
+/// The job that flags and file ask for.
+pub async fn job(global: &Global, args: EvaluateArgs) -> Outcome<(Client, JobRequest)> {
     let file = JobFile::read(args.config.as_deref())?;
     let job = args.job.or(file.job);
     let options = args.evaluate.or(file.evaluate);
@@ -59,6 +68,6 @@ pub async fn run(global: &Global, args: EvaluateArgs) -> Outcome {
         evaluate.settings.own = own_queries::for_generation(&client, file, &generation).await?;
     }
     let work = RequestedWork::Evaluate { generation, evaluate };
-    let summary = client.submit(job.request(work)).await?;
-    follow::submitted(global, &client, summary, args.detach).await
+    let request = job.request(work);
+    Ok((client, request))
 }

@@ -213,11 +213,18 @@ struct IngestOptions {
 
 /// Submits the job.
 pub async fn run(global: &Global, args: IngestArgs) -> Outcome {
+    let (client, request, detach) = job(global, args).await?;
+    let job = client.submit(request).await?;
+    follow::submitted(global, &client, job, detach).await
+}
+
+/// The job that flags ask for, and whether to wait for it.
+pub async fn job(global: &Global, args: IngestArgs) -> Outcome<(Client, JobRequest, bool)> {
     let client = global.connection.client().await?;
     let (source, name, options) = asked(args.source, Some(&client)).await?;
     let detach = options.detach;
-    let job = client.submit(request(source, name, options)?).await?;
-    follow::submitted(global, &client, job, detach).await
+    let request = request(source, name, options)?;
+    Ok((client, request, detach))
 }
 
 /// The source, the usual name of its dataset, and the other options.

@@ -30,6 +30,7 @@ mod reconcile;
 mod releases;
 pub mod report;
 mod retention;
+mod schedule;
 mod search;
 mod selectors;
 mod sheet;
@@ -59,6 +60,7 @@ Examples:
   likeness pipeline --dataset celeba --epochs 15       train, embed, evaluate, gate, promote
   likeness search --with Smiling,Eyeglasses --without Male --sheet faces.png
   likeness jobs watch JOB                              follow a job again after Ctrl-C
+  likeness schedule add nightly --cron '0 3 * * *' -- pipeline --epochs 15    every night at three
   likeness releases rollback                           bring the release before the newest back
 
 Commands find the `likeness up` that was started in the same folder by themselves; for other systems give --nats \
@@ -127,6 +129,9 @@ enum Command {
     /// List, show, compare, promote and roll back releases.
     #[command(subcommand)]
     Releases(releases::ReleasesCommand),
+    /// Let jobs begin by themselves at set times.
+    #[command(subcommand)]
+    Schedule(schedule::ScheduleCommand),
     /// Delete old datasets, models, generations and reports that nothing holds; tells which first.
     Retention(retention::RetentionArgs),
     /// Show a report and copy its files out.
@@ -228,6 +233,7 @@ async fn dispatch(cli: Cli) -> Outcome {
         Command::Init(args) => init::run(&args),
         Command::Config(command) => config::show::run(&global, command),
         Command::Search(args) => search::run(&global, args).await,
+        Command::Schedule(command) => schedule::run(&global, command).await,
         Command::Jobs(command) => jobs::run(&global, command).await,
         Command::Models(command) => models::run(&global, command).await,
         Command::Releases(command) => releases::run(&global, command).await,
@@ -337,6 +343,12 @@ mod tests {
             "nkey worker.nk",
             "reconcile --nats nats://h:1",
             "quickstart --once --celeba d",
+            "schedule add nightly --cron @daily --zone Europe/Berlin --overlap queue --catch-up all:3 --only-if-changed -- pipeline --epochs 3",
+            "schedule list",
+            "schedule show nightly --limit 5 --json",
+            "schedule pause nightly",
+            "schedule resume nightly",
+            "schedule remove nightly",
             "retention --keep 2 --older-than 14 --held",
             "retention --apply --json",
         ] {

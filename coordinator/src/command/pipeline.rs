@@ -140,10 +140,16 @@ pub async fn requested(
 
 /// Submits the job.
 pub async fn run(global: &Global, args: PipelineArgs) -> Outcome {
-    let PipelineArgs { target, config, detach, options } = args;
-    let (client, request) = requested(global, config.as_deref(), target, options, Start::Bring).await?;
+    let detach = args.detach;
+    let (client, request) = job(global, args).await?;
     let job = client.submit(request).await?;
     follow::submitted(global, &client, job, detach).await
+}
+
+/// The job that flags and file ask for.
+pub async fn job(global: &Global, args: PipelineArgs) -> Outcome<(Client, JobRequest)> {
+    let PipelineArgs { target, config, detach: _, options } = args;
+    requested(global, config.as_deref(), target, options, Start::Bring).await
 }
 
 #[cfg(test)]

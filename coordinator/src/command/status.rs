@@ -2,6 +2,7 @@
 
 use likeness_contract::jobs::{DeviceClass, TaskKind};
 use likeness_contract::messages::{JobDetail, JobState, Placement, Presence, Queue, Sighting, Status};
+use likeness_contract::schedules::{ScheduleState, ScheduleStatus};
 use likeness_link::Client;
 use serde_json::json;
 
@@ -21,18 +22,33 @@ pub async fn run(global: &Global) -> Outcome {
     let status = client.status().await?;
     // A coordinator of an older version can't tell.
     let sightings = client.sightings().await.unwrap_or_default();
+    let schedules = client.schedules().await.unwrap_or_default();
     let troubled = troubled(&client).await?;
     if global.json {
         let mut told = serde_json::to_value(&status)?;
         told["sightings"] = serde_json::to_value(&sightings)?;
+        told["schedules"] = serde_json::to_value(&schedules)?;
         told["troubles"] =
             troubled.iter().map(|job| json!({ "job": job.summary.job, "tasks": job.troubles })).collect();
         output::json(&told)?;
     } else {
         line(render(&status, &sightings));
+        of_schedules(&schedules).into_iter().for_each(|text| line(format!("\n{text}")));
         troubles(&troubled).into_iter().for_each(|text| line(format!("\n{text}")));
     }
     Ok(Exit::Done)
+}
+
+/// How many schedules there are, and which one fires next.
+fn of_schedules(schedules: &[ScheduleStatus]) -> Option<String> {
+    let count = count(schedules.len() as u64, "schedule");
+    let paused = schedules.iter().filter(|status| status.schedule.state == ScheduleState::Paused).count();
+    let paused = if paused > 0 { format!(" ({paused} paused)") } else { String::new() };
+    let next = schedules.iter().filter_map(|status| Some((status.next_ms.first()?, status))).min_by_key(|next| next.0);
+    let next = next.map_or(String::new(), |(_, status)| {
+        format!("; {} is next, at {}", status.schedule.name, status.next.first().map_or("?", String::as_str))
+    });
+    (!schedules.is_empty()).then(|| format!("{count}{paused}{next}"))
 }
 
 /// Jobs that run or failed, of the newest, in which something was tried again or given up.

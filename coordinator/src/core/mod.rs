@@ -13,6 +13,7 @@
 //! | [`shares`], [`workers`] | how many tasks of a job lie in the queue |
 //! | [`usage`] | what a job takes, and is expected to |
 //! | [`promote`] | whether a release may be made, and whether searchers are ready for it |
+//! | [`schedule`] | when jobs are submitted by themselves |
 //! | [`retention`] | which old things may be deleted |
 
 pub mod attempts;
@@ -27,6 +28,7 @@ pub mod reactor;
 pub mod resolve;
 pub mod retention;
 pub mod run;
+pub mod schedule;
 pub mod shares;
 #[cfg(test)]
 mod simulation;

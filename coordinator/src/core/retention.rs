@@ -5,6 +5,7 @@
 //!   on from it;
 //! * whatever the spec of a job names that is running, or may still be retried, and whatever has its id; and what a promotion
 //!   that is under way needs;
+//! * whatever a schedule's job names, which its next firing needs;
 //! * the newest version of every dataset;
 //! * the model and the dataset version of a held generation; objects that a held manifest refers to, wherever they lie;
 //! * whatever is younger than the wanted age.
@@ -15,7 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use likeness_contract::documents::Release;
-use likeness_contract::ids::JobId;
+use likeness_contract::ids::{JobId, Name};
 use likeness_contract::keys;
 use likeness_contract::retention::{Hold, generation_place, model_place, report_place};
 
@@ -102,6 +103,8 @@ pub struct Holders {
     pub releases: Vec<Release>,
     /// Jobs that run or may be retried.
     pub jobs: Vec<LiveJob>,
+    /// Schedules, with every text in them.
+    pub schedules: Vec<(Name, BTreeSet<String>)>,
     /// Promotions under way.
     pub promotions: Vec<Hold>,
     /// Newest versions of datasets, as places.
@@ -173,7 +176,7 @@ pub fn judge(units: Vec<Unit>, holders: &Holders, references: &References, polic
     }
     holders.newest_versions.iter().for_each(|place| held.hold(place, "it is the newest version of its dataset"));
     for unit in &units {
-        if let Some(why) = of_jobs(unit, &holders.jobs) {
+        if let Some(why) = of_jobs(unit, &holders.jobs).or_else(|| of_schedules(unit, &holders.schedules)) {
             held.hold(&unit.place, &why);
         }
     }
@@ -232,6 +235,12 @@ fn of_jobs(unit: &Unit, jobs: &[LiveJob]) -> Option<String> {
     let holds =
         |job: &&LiveJob| job.job.as_str() == name || job.texts.as_ref().is_none_or(|texts| texts.contains(name));
     jobs.iter().find(holds).map(|LiveJob { job, why, .. }| format!("job `{job}` {why}"))
+}
+
+fn of_schedules(unit: &Unit, schedules: &[(Name, BTreeSet<String>)]) -> Option<String> {
+    let name = name_of(&unit.place);
+    let names = schedules.iter().find(|(_, texts)| texts.contains(name));
+    names.map(|(schedule, _)| format!("schedule `{schedule}` names it"))
 }
 
 fn too_young(unit: &Unit, policy: Policy, now_ms: u64) -> Option<String> {

@@ -121,6 +121,19 @@ fn a_running_job_holds_what_its_spec_names_anywhere_and_what_it_makes() {
 }
 
 #[test]
+fn a_schedule_holds_what_its_next_firing_needs() {
+    let names = texts(&serde_json::json!({"settings": {"job": {"init": "weights/aa.safetensors", "model": "m7"}}}));
+    let schedules = vec![(likeness_contract::ids::Name::new("nightly").unwrap(), names)];
+    let holders = Holders { schedules, ..Holders::default() };
+    let units = vec![
+        old(Kind::Brought, "weights/aa.safetensors"),
+        old(Kind::Model, "models/m7"),
+        old(Kind::Model, "models/m8"),
+    ];
+    assert_eq!(gone(units, &holders, &References::default(), policy(1)), ["models/m8"]);
+}
+
+#[test]
 fn a_held_generation_holds_its_model_and_its_images_and_these_the_parts_of_older_versions() {
     let mut references = References::default();
     references.add_manifest("galleries/faces/e1", &manifest("m1", "v2"));

@@ -17,6 +17,7 @@ mod problem;
 mod releases;
 mod reports;
 mod routes;
+mod schedules;
 mod search;
 mod served;
 mod session;
@@ -150,7 +151,7 @@ fn router(gateway: Gateway) -> Router {
 fn cors(settings: &Settings) -> CorsLayer {
     CorsLayer::new()
         .allow_origin(AllowOrigin::list(settings.allow_origins.iter().cloned()))
-        .allow_methods([Method::GET, Method::POST, Method::DELETE])
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
         .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, header::HeaderName::from_static("last-event-id")])
         .expose_headers([header::RETRY_AFTER, header::ETAG])
         .max_age(Duration::from_secs(600))

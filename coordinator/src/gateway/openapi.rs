@@ -155,6 +155,7 @@ fn path_parameter(name: &str, generator: &mut SchemaGenerator) -> Value {
         "model" => (generator.subschema_for::<JobId>(), "Id of the job that trained the model."),
         "report" => (generator.subschema_for::<JobId>(), "Id of the job that made the report."),
         "alias" => (generator.subschema_for::<Name>(), "An alias."),
+        "schedule" => (generator.subschema_for::<Name>(), "A schedule."),
         "dataset" => (generator.subschema_for::<Name>(), "A dataset."),
         "number" => (u64::json_schema(generator), "Number of a release, from 1."),
         "item" => (String::json_schema(generator), "Id of an item; `/` in it as `%2F`."),

@@ -7,6 +7,7 @@ use likeness_contract::datasets::Removal;
 use likeness_contract::documents::{DatasetManifest, ModelManifest, Release, ReportManifest};
 use likeness_contract::jobs::JobRequest;
 use likeness_contract::messages::{JobDetail, JobSummary};
+use likeness_contract::schedules::{ScheduleDetail, ScheduleSettings, ScheduleStatus};
 use likeness_contract::search::{SearchRequest, SearchResults};
 use likeness_contract::usage::{Estimate, JobUsage};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -14,7 +15,7 @@ use serde_json::Value;
 
 use super::access::Role;
 use super::guard::{Access, Guarded, pass};
-use super::{Gateway, images, jobs, models, openapi, page, releases, reports, search, session, system};
+use super::{Gateway, images, jobs, models, openapi, page, releases, reports, schedules, search, session, system};
 
 /// Makes the schema of a type.
 pub type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
@@ -37,7 +38,7 @@ pub enum Reply {
 /// One route.
 #[derive(Debug)]
 pub struct Route {
-    /// `get`, `post`, `delete`.
+    /// `get`, `post`, `put`, `delete`.
     pub method: &'static str,
     /// Its path, with `{name}` for what varies.
     pub path: &'static str,
@@ -129,7 +130,7 @@ fn post<H: Handler<T, Gateway>, T: 'static>(
 
 /// Every route.
 pub fn all() -> Vec<Route> {
-    [searches(), about_jobs(), about_releases(), about_reports(), about_system(), pages()]
+    [searches(), about_jobs(), about_schedules(), about_releases(), about_reports(), about_system(), pages()]
         .into_iter()
         .flatten()
         .collect()
@@ -180,6 +181,30 @@ fn about_jobs() -> Vec<Route> {
             .unhurried(),
         post("/v1/jobs/{job}/cancel", Operator, jobs::cancel, "Cancel a job").gives::<JobSummary>(),
         post("/v1/jobs/{job}/retry", Operator, jobs::retry, "Try a failed or cancelled job again").gives::<JobSummary>(),
+    ]
+}
+
+fn about_schedules() -> Vec<Route> {
+    use Role::{Operator, Reader};
+    let put = |path, handler, summary| Route::new("put", path, Operator, handler, summary);
+    vec![
+        get("/v1/schedules", Reader, schedules::list, "Schedules, by name").gives::<Vec<ScheduleStatus>>(),
+        get("/v1/schedules/{schedule}", Reader, schedules::show, "A schedule, and what became of its times")
+            .says("Newest first; also of a schedule that was removed.")
+            .asks::<schedules::HowMany>()
+            .gives::<ScheduleDetail>(),
+        put("/v1/schedules/{schedule}", routing::put(schedules::add), "Add a schedule")
+            .says("The same asked again is the same schedule; another one in the place of one that is there needs `replace`.")
+            .asks::<schedules::Replace>()
+            .takes::<ScheduleSettings>()
+            .gives::<ScheduleStatus>(),
+        post("/v1/schedules/{schedule}/pause", Operator, schedules::pause, "Let a schedule fire no more for now")
+            .gives::<ScheduleStatus>(),
+        post("/v1/schedules/{schedule}/resume", Operator, schedules::resume, "Let a schedule fire again")
+            .gives::<ScheduleStatus>(),
+        Route::new("delete", "/v1/schedules/{schedule}", Operator, routing::delete(schedules::remove), "Remove a schedule")
+            .says("Its history stays, and jobs that run go on.")
+            .gives::<ScheduleStatus>(),
     ]
 }
 

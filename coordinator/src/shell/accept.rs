@@ -15,7 +15,7 @@ use super::{facts, retention, usage};
 use crate::core::job::{Job, Progress};
 use crate::core::planner;
 use crate::core::reactor::Reactor;
-use crate::core::resolve::{self, Resolved};
+use crate::core::resolve::{self, Facts, Resolved};
 
 /// A failed job can be retried for so long; afterwards its data may be collected.
 pub(super) const RETRY_MS: u64 = 30 * 24 * 3600 * 1000;
@@ -30,6 +30,33 @@ pub(super) async fn submit(api: &Api, request: &JobRequest) -> Answer<JobSummary
     if !resolve::same_job(&spec_accepted, &spec) {
         return Err(conflict(format!("job `{id}` exists already and does something else: give another `--id`")));
     }
+    begin(api, request, id, spec_accepted, &facts).await
+}
+
+/// The same under an id that follows from what asks for it, of a schedule's firing. Whatever the job was accepted as before, by whoever came to
+/// it first, it is: a dataset may have a newer version since.
+pub(super) async fn submit_as(api: &Api, id: &JobId, request: &JobRequest) -> Answer<JobSummary> {
+    let (store, key) = (&api.cx.store, keys::job_spec(id));
+    let facts = facts::gather(&api.cx, &api.inbox, request).await?;
+    let spec = match store.document::<JobSpec>(&key).await? {
+        Some(spec) => spec,
+        None => {
+            let Resolved { id: _, spec } = resolve::resolve(request, &facts)?;
+            store.create_document::<JobSpec>(&key, &spec).await?.document
+        }
+    };
+    begin(api, request, id.clone(), spec, &facts).await
+}
+
+/// What follows once the spec is stored.
+async fn begin(
+    api: &Api,
+    request: &JobRequest,
+    id: JobId,
+    spec_accepted: JobSpec,
+    facts: &Facts,
+) -> Answer<JobSummary> {
+    let store = &api.cx.store;
     let earlier = facts::earlier(store, &api.inbox, &id, &spec_accepted).await?;
     let plan = planner::copy_from(planner::plan(&id, &spec_accepted), &earlier);
     let plan = store.create_document::<Plan>(&keys::job_plan(&id), &plan).await?;
@@ -39,7 +66,7 @@ pub(super) async fn submit(api: &Api, request: &JobRequest) -> Answer<JobSummary
             run
         }
         None => {
-            usage::keep_estimate(api, &id, &spec_accepted, &plan.document, &facts).await;
+            usage::keep_estimate(api, &id, &spec_accepted, &plan.document, facts).await;
             let run = open_run(api, &id, RunNumber(1)).await?;
             let still = still_there(api, request, &spec_accepted).await;
             unless_condemned(api, &id, run, still).await?;

@@ -15,7 +15,7 @@ use likeness_link::{Error, ErrorKind};
 use super::context::Context;
 use super::leader::{Inbox, Input};
 use super::promote::{NoRelease, promote};
-use super::{accept, events, facts, recover, releases, status, usage};
+use super::{accept, events, facts, recover, releases, schedules, status, usage};
 use crate::core::job::Job;
 use crate::core::promote::{Replaces, Wanted};
 use crate::core::reactor::Reactor;
@@ -120,6 +120,7 @@ impl Api {
             ApiRequest::Reconcile => ApiReply::Reconciled { republished: status::reconcile(self).await? },
             ApiRequest::Plan(request) => ApiReply::Estimate(Box::new(usage::plan(self, &request).await?)),
             ApiRequest::Sightings => ApiReply::Sightings(self.cx.roster.sightings()),
+            ApiRequest::Schedule(request) => schedules::answer(self, request).await?,
             ApiRequest::Usage { jobs, in_full } => ApiReply::Usage(usage::usage(self, jobs, in_full).await?),
         })
     }

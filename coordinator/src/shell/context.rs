@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use likeness_contract::ids::Name;
 use likeness_link::{Bus, Result, Store, WebhookSender};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use super::CoordinatorSettings;
 use super::roster::Roster;
@@ -25,6 +25,8 @@ pub(super) struct Context {
     pub(super) roster: Roster,
     /// What closed jobs used.
     pub(super) used: Found,
+    /// A schedule was changed here.
+    pub(super) schedules_changed: Notify,
     /// Webhooks that are under way at once.
     pub(super) webhook_permits: Semaphore,
     webhooks: OnceLock<WebhookSender>,
@@ -35,8 +37,8 @@ impl Context {
     pub(super) fn new(settings: CoordinatorSettings, bus: Bus, store: Store) -> Self {
         let roster = Roster::new(bus.timings().presence_ttl);
         let webhook_permits = Semaphore::new(WEBHOOKS_AT_ONCE);
-        let (used, webhooks, promotions) = Default::default();
-        Self { settings, bus, store, roster, used, webhook_permits, webhooks, promotions }
+        let (used, schedules_changed, webhooks, promotions) = Default::default();
+        Self { settings, bus, store, roster, used, schedules_changed, webhook_permits, webhooks, promotions }
     }
 
     /// Made when it is first needed: a machine without certificates can do all the rest.

@@ -116,7 +116,7 @@ pub(super) async fn earlier(
 }
 
 /// Every dataset, with the complete versions of those that are named.
-async fn versions(store: &Store, inbox: &Inbox, named: &[&Name]) -> Result<BTreeMap<Name, Vec<JobId>>> {
+pub(super) async fn versions(store: &Store, inbox: &Inbox, named: &[&Name]) -> Result<BTreeMap<Name, Vec<JobId>>> {
     let mut versions = BTreeMap::new();
     for name in dataset_names(store).await? {
         if !named.contains(&&name) {

@@ -19,7 +19,7 @@ use super::context::{Context, now_ms};
 use super::events::{self, Follow};
 use super::executor::Executor;
 use super::recover::Found;
-use super::{api, recover, releases, watchdog};
+use super::{api, recover, releases, schedules, watchdog};
 use crate::core::job::{ClosedJob, OpenedJob, Tally};
 use crate::core::reactor::Reactor;
 use crate::core::workers::Workers;
@@ -83,6 +83,8 @@ pub(super) async fn lead(cx: Arc<Context>, stop: CancellationToken) -> Result<()
     let serving = api::serve(cx.clone(), inbox.clone()).await?;
     tasks.spawn(stop.clone().run_until_cancelled_owned(events::follow(cx.clone(), inbox.clone(), follow.clone())));
     tasks.spawn(stop.clone().run_until_cancelled_owned(watchdog::watch(cx.clone(), inbox.clone(), follow)));
+    let of_schedules = api::Api { cx: cx.clone(), inbox: inbox.clone() };
+    tasks.spawn(stop.clone().run_until_cancelled_owned(schedules::keep(of_schedules)));
     tasks.spawn(stop.clone().run_until_cancelled_owned(watchdog::count_workers(cx.clone(), inbox)));
     core.jobs().filter(|job| !job.spec.options.notify.is_empty()).for_each(|job| executor.tell_of_past_runs(job));
     run(core, executor, news, &stop).await;

@@ -15,6 +15,7 @@
 //! | [`api`], [`accept`], [`facts`], [`status`] | the API |
 //! | [`usage`], [`notify`] | what jobs use on devices, who is told that they ended |
 //! | [`promote`], [`releases`] | releases, and the bucket that tells searchers of them |
+//! | [`schedules`] | jobs that are submitted by themselves |
 //! | [`measure`] | what Prometheus is told of queues and workers |
 //! | [`retention`] | what is old goes, unless something holds it |
 
@@ -34,6 +35,7 @@ mod recover;
 mod releases;
 pub mod retention;
 mod roster;
+mod schedules;
 mod status;
 mod usage;
 mod watchdog;

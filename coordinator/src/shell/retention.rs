@@ -17,6 +17,7 @@ use likeness_link::{Created, Error, ErrorKind, Listed, Result, Store};
 
 use super::accept::RETRY_MS;
 use super::context::now_ms;
+use super::schedules;
 use crate::core::retention::{
     BROUGHT, Holders, Judged, Kind, LiveJob, Policy, References, Unit, judge, name_of, place_of, texts,
 };
@@ -210,7 +211,8 @@ fn newest_versions(units: &[Unit]) -> Vec<String> {
 async fn holders(store: &Store) -> Result<Holders> {
     let releases = documents::<Release>(store, store.list(keys::RELEASES).await?).await?;
     let promotions = documents::<Hold>(store, store.list(keys::HOLDS).await?).await?;
-    Ok(Holders { releases, jobs: live_jobs(store).await?, promotions, newest_versions: Vec::new() })
+    let schedules = schedules::texts_of_all(store).await?;
+    Ok(Holders { releases, jobs: live_jobs(store).await?, schedules, promotions, newest_versions: Vec::new() })
 }
 
 async fn documents<M: codec::Message>(store: &Store, keys: Vec<String>) -> Result<Vec<M>> {

@@ -6,6 +6,7 @@
 
 mod receiver;
 mod retention;
+mod schedules;
 mod server;
 mod usage;
 mod webhooks;

@@ -4,6 +4,7 @@
 //! first. All other keys carry the digest of their content, so that two attempts never overwrite each other.
 
 use crate::ids::{Digest, JobId, Name, RunNumber, TaskId};
+use crate::schedules::Stamp;
 
 /// `jobs/`: every job lies below it.
 pub const JOBS: &str = "jobs";
@@ -184,6 +185,43 @@ pub fn release(alias: &Name, number: u64) -> String {
 /// All releases of an alias lie below it.
 pub fn releases(alias: &Name) -> String {
     format!("releases/{alias}")
+}
+
+/// `schedules/`: every schedule lies below it.
+pub const SCHEDULES: &str = "schedules";
+
+/// One change of a schedule.
+pub fn schedule(name: &Name, number: u64) -> String {
+    format!("{SCHEDULES}/{name}/{number:08}.json")
+}
+
+/// All changes of a schedule lie below it.
+pub fn schedule_changes(name: &Name) -> String {
+    format!("{SCHEDULES}/{name}")
+}
+
+/// What became of a scheduled time.
+pub fn firing(schedule: &Name, scheduled_ms: u64) -> String {
+    let stamp = Stamp::of(scheduled_ms);
+    format!("firings/{schedule}/{}/{}.json", stamp.day(), stamp.time())
+}
+
+/// Why its job could not be accepted.
+pub fn unmet(schedule: &Name, scheduled_ms: u64) -> String {
+    let stamp = Stamp::of(scheduled_ms);
+    format!("firings/{schedule}/{}/{}-unmet.json", stamp.day(), stamp.time())
+}
+
+/// All days of the firings of a schedule lie below it.
+pub fn firings(schedule: &Name) -> String {
+    format!("firings/{schedule}")
+}
+
+/// The scheduled time, in milliseconds since 1970, of the key of a firing.
+pub fn scheduled_ms_of(key: &str) -> Option<u64> {
+    let (folder, file) = key.rsplit_once('/')?;
+    let day = folder.rsplit('/').next()?;
+    Stamp::parse(day, file.strip_suffix(".json")?).map(Stamp::ms)
 }
 
 /// `galleries/`: every gallery lies below it.

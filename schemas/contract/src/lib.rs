@@ -14,6 +14,7 @@ pub mod messages;
 pub mod names;
 pub mod ranking;
 pub mod retention;
+pub mod schedules;
 pub mod search;
 pub mod searches;
 pub mod settings;

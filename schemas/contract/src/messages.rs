@@ -12,6 +12,7 @@ use crate::jobs::{
     DeviceClass, GenerationRef, JobRequest, JobSpec, Priority, RequestOf, RequestV3, RunResult, SpecOf, SpecV3,
     TaskFailure, TaskKind, V1, V2,
 };
+use crate::schedules::{ScheduleDetail, ScheduleRequest, ScheduleStatus};
 use crate::usage::{Estimate, JobUsage};
 
 /// Something happened to a task.
@@ -204,11 +205,13 @@ pub enum ApiRequest<R = JobRequest> {
     },
     /// When workers were last seen, also those that are gone.
     Sightings,
+    /// Schedules.
+    Schedule(ScheduleRequest),
 }
 
 impl Message for ApiRequest {
     const NAME: &'static str = "api-request";
-    const VERSION: u16 = 4;
+    const VERSION: u16 = 5;
 
     fn write<W: Writer>(&self, writer: W) -> W::Output {
         if let Some(old) = past::request_v1(self) {
@@ -217,7 +220,10 @@ impl Message for ApiRequest {
         if let Some(old) = past::request_v2(self) {
             return writer.newest(&old);
         }
-        match past::request_v3(self) {
+        if let Some(old) = past::request_v3(self) {
+            return writer.newest(&old);
+        }
+        match past::request_v4(self) {
             Some(old) => writer.newest(&old),
             None => writer.newest(self),
         }
@@ -227,7 +233,9 @@ impl Message for ApiRequest {
         match version {
             0 | 1 => body.read::<ApiRequest<RequestOf<V1>>>(Self::NAME).map(ApiRequest::upgraded),
             2 => body.read::<ApiRequest<RequestOf<V2>>>(Self::NAME).map(ApiRequest::upgraded),
-            _ => body.read::<ApiRequest<RequestV3>>(Self::NAME).map(ApiRequest::upgraded),
+            3 => body.read::<ApiRequest<RequestV3>>(Self::NAME).map(ApiRequest::upgraded),
+            // Version 5 only added schedules.
+            _ => body.read(Self::NAME),
         }
     }
 }
@@ -250,6 +258,7 @@ impl ApiRequest {
             Self::Plan(_) => "plan",
             Self::Usage { .. } => "usage",
             Self::Sightings => "sightings",
+            Self::Schedule(_) => "schedule",
         }
     }
 }
@@ -285,11 +294,15 @@ pub enum ApiReply<S = JobSpec> {
     Usage(Vec<JobUsage>),
     /// Of sightings, by worker.
     Sightings(Vec<Sighting>),
+    /// Of a list of schedules, by name; of a change, that one.
+    Schedules(Vec<ScheduleStatus>),
+    /// Of one schedule.
+    Schedule(Box<ScheduleDetail>),
 }
 
 impl Message for ApiReply {
     const NAME: &'static str = "api-reply";
-    const VERSION: u16 = 4;
+    const VERSION: u16 = 5;
 
     fn write<W: Writer>(&self, writer: W) -> W::Output {
         if let Some(old) = past::reply_v1(self) {
@@ -298,7 +311,10 @@ impl Message for ApiReply {
         if let Some(old) = past::reply_v2(self) {
             return writer.newest(&old);
         }
-        match past::reply_v3(self) {
+        if let Some(old) = past::reply_v3(self) {
+            return writer.newest(&old);
+        }
+        match past::reply_v4(self) {
             Some(old) => writer.newest(&old),
             None => writer.newest(self),
         }
@@ -308,7 +324,9 @@ impl Message for ApiReply {
         match version {
             0 | 1 => body.read::<ApiReply<SpecOf<V1>>>(Self::NAME).map(ApiReply::upgraded),
             2 => body.read::<ApiReply<SpecOf<V2>>>(Self::NAME).map(ApiReply::upgraded),
-            _ => body.read::<ApiReply<SpecV3>>(Self::NAME).map(ApiReply::upgraded),
+            3 => body.read::<ApiReply<SpecV3>>(Self::NAME).map(ApiReply::upgraded),
+            // Version 5 only added schedules.
+            _ => body.read(Self::NAME),
         }
     }
 }

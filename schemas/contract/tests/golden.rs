@@ -16,6 +16,7 @@ use likeness_contract::jobs::*;
 use likeness_contract::messages::*;
 use likeness_contract::ranking::Candidate;
 use likeness_contract::retention::{Condemned, Hold};
+use likeness_contract::schedules::*;
 use likeness_contract::search::*;
 use likeness_contract::searches::*;
 use likeness_contract::settings::*;
@@ -571,6 +572,68 @@ fn coordinator_api() {
     check("status", &ApiReply::Status(status));
     let error = ApiError { kind: ApiErrorKind::NotFound, message: "no job `x`".into(), nearest: vec!["y".into()] };
     check("error", &ApiReply::Error(error));
+}
+
+fn scheduled_request() -> JobRequest {
+    let dataset = DatasetSelector { dataset: name("celeba"), version: None };
+    let embed = EmbedRequest { gallery: name("faces"), dataset, rows: Split::All, shard_rows: 2_048 };
+    let work = RequestedWork::Embed { model: job("train-1"), embed };
+    JobRequest { id: None, work, device: DeviceClass::Any, priority: Priority::Lo, options: JobOptions::default() }
+}
+
+fn schedule(overlap: Overlap, catch_up: CatchUp, state: ScheduleState) -> Schedule {
+    let settings = ScheduleSettings {
+        cron: "0 3 * * *".into(),
+        zone: "Europe/Berlin".into(),
+        overlap,
+        catch_up,
+        late_after_s: DEFAULT_LATE_AFTER_S,
+        only_if_changed: state == ScheduleState::Active,
+        job: scheduled_request(),
+    };
+    Schedule { name: name("nightly"), number: 2, changed_ms: 1_795_824_000_000, state, settings }
+}
+
+#[test]
+fn schedules_and_firings() {
+    check("active", &schedule(Overlap::Skip, CatchUp::Last, ScheduleState::Active));
+    check("paused", &schedule(Overlap::Queue, CatchUp::None, ScheduleState::Paused));
+    check("removed", &schedule(Overlap::CancelOld, CatchUp::All { limit: 7 }, ScheduleState::Removed));
+    let scheduled_ms = 1_795_834_800_000;
+    let submitted =
+        Became::Submitted { job: job_of(&name("nightly"), scheduled_ms), cancels: vec![job("nightly-old")] };
+    let of =
+        |became| Firing { schedule: name("nightly"), scheduled_ms, change: 2, decided_ms: scheduled_ms + 12, became };
+    check("submitted", &of(submitted.clone()));
+    check("overlapped", &of(Became::Overlapped { running: job("nightly-old") }));
+    check("unchanged", &of(Became::Unchanged { datasets: vec![dataset()], since: job("nightly-old") }));
+    check("missed", &of(Became::Missed { how: Missed::Late, all_since_ms: Some(1) }));
+    check("given-up", &of(Became::Missed { how: Missed::Changed, all_since_ms: None }));
+    let (schedule_name, at_ms) = (name("nightly"), scheduled_ms + 15);
+    let error = "no dataset `celeba`".into();
+    check("unmet", &Unmet { schedule: schedule_name, scheduled_ms, at_ms, error });
+
+    let active = schedule(Overlap::Skip, CatchUp::Last, ScheduleState::Active);
+    let settings = Box::new(active.settings.clone());
+    check(
+        "schedule-add",
+        &ApiRequest::Schedule(ScheduleRequest::Add { name: name("nightly"), settings, replace: true }),
+    );
+    check("schedule-list", &ApiRequest::Schedule(ScheduleRequest::List));
+    check("schedule-show", &ApiRequest::Schedule(ScheduleRequest::Show { name: name("nightly"), limit: 20 }));
+    check("schedule-pause", &ApiRequest::Schedule(ScheduleRequest::Pause { name: name("nightly") }));
+    check("schedule-resume", &ApiRequest::Schedule(ScheduleRequest::Resume { name: name("nightly") }));
+    check("schedule-remove", &ApiRequest::Schedule(ScheduleRequest::Remove { name: name("nightly") }));
+    let fired = Fired { firing: of(submitted), unmet: Some("no dataset `celeba`".into()), job: None };
+    let status = ScheduleStatus {
+        schedule: active,
+        next_ms: vec![scheduled_ms],
+        next: vec!["2026-11-28T04:00:00+01:00[Europe/Berlin]".into()],
+        waiting_ms: vec![5],
+        last: Some(fired.clone()),
+    };
+    check("schedules", &ApiReply::Schedules(vec![status.clone()]));
+    check("schedule", &ApiReply::Schedule(Box::new(ScheduleDetail { status, firings: vec![fired] })));
 }
 
 fn estimate() -> Estimate {

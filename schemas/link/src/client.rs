@@ -12,6 +12,7 @@ use likeness_contract::documents::{DatasetManifest, Release};
 use likeness_contract::ids::{JobId, Name, WorkerId};
 use likeness_contract::jobs::{GenerationRef, JobRequest};
 use likeness_contract::messages::{ApiError, ApiReply, ApiRequest, JobDetail, JobSummary, Sighting, Status};
+use likeness_contract::schedules::{ScheduleDetail, ScheduleRequest, ScheduleStatus};
 use likeness_contract::search::{SearchError, SearchReply, SearchRequest, SearchResults};
 use likeness_contract::subjects;
 use likeness_contract::usage::{Estimate, JobUsage};
@@ -186,6 +187,31 @@ impl Client {
     pub async fn sightings(&self) -> ClientResult<Vec<Sighting>> {
         match self.api(ApiRequest::Sightings).await? {
             ApiReply::Sightings(sightings) => Ok(sightings),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// All schedules, by name.
+    pub async fn schedules(&self) -> ClientResult<Vec<ScheduleStatus>> {
+        match self.api(ApiRequest::Schedule(ScheduleRequest::List)).await? {
+            ApiReply::Schedules(schedules) => Ok(schedules),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// One schedule with its newest firings.
+    pub async fn schedule(&self, name: &Name, limit: u32) -> ClientResult<ScheduleDetail> {
+        let name = name.clone();
+        match self.api(ApiRequest::Schedule(ScheduleRequest::Show { name, limit })).await? {
+            ApiReply::Schedule(detail) => Ok(*detail),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Adds, pauses, resumes or removes a schedule.
+    pub async fn change_schedule(&self, change: ScheduleRequest) -> ClientResult<ScheduleStatus> {
+        match self.api(ApiRequest::Schedule(change)).await? {
+            ApiReply::Schedules(mut schedules) if schedules.len() == 1 => Ok(schedules.swap_remove(0)),
             other => Err(unexpected(&other)),
         }
     }

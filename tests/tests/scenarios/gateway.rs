@@ -336,6 +336,23 @@ async fn a_key_opens_what_its_role_may_and_not_more_often_than_it_may() {
     assert_eq!(as_key("POST", "/v1/jobs/none/cancel", &operator).status, 404, "allowed, but there is none");
     assert_eq!(as_key("POST", "/v1/reconcile", &operator).status, 403);
 
+    let job = likeness_contract::jobs::JobRequest { id: None, ..jobs::ingest("x", cluster.dir(), 30) };
+    let settings = json!({ "cron": "@yearly", "zone": "Asia/Tokyo", "overlap": "skip", "catch_up": { "all": { "limit": 3 } },
+        "late_after_s": 300, "only_if_changed": false, "job": job });
+    let settings = serde_json::to_vec(&settings).expect("JSON");
+    let put = |key: &str| {
+        let headers = [("authorization", key), ("content-type", "application/json")];
+        gateway.ask("PUT", "/v1/schedules/new-year", &headers, &settings)
+    };
+    assert_eq!(put(&reader).status, 403);
+    let added = put(&operator);
+    assert_eq!((added.status, added.json()["next"].as_array().map(Vec::len)), (200, Some(5)), "{}", added.text());
+    assert!(added.json()["next"][0].as_str().is_some_and(|next| next.ends_with("-01-01T00:00:00+09:00[Asia/Tokyo]")));
+    assert_eq!(as_key("POST", "/v1/schedules/new-year/pause", &operator).json()["schedule"]["state"], "paused");
+    assert_eq!(as_key("GET", "/v1/schedules", &reader).json()[0]["schedule"]["name"], "new-year");
+    assert_eq!(as_key("DELETE", "/v1/schedules/new-year", &operator).status, 200);
+    assert_eq!(as_key("GET", "/v1/schedules/new-year?limit=5", &reader).json()["status"]["schedule"]["number"], 3);
+
     // The page's session carries the key, and no other page can use it.
     let login = json!({ "key": reader.trim_start_matches("Bearer ") });
     let session = gateway.post("/v1/session", &login);

@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use likeness_contract::ids::Name;
-use likeness_contract::jobs::{EmbeddingSource, Import, ImportColumns, RequestedWork, ZeroLabel};
+use likeness_contract::jobs::{EmbeddingSource, Import, ImportColumns, JobRequest, RequestedWork, ZeroLabel};
+use likeness_link::client::Client;
 
 use crate::command::Global;
 use crate::command::exit::{Failure, Outcome};
-use crate::command::follow;
 use crate::command::ingest::absolute;
 use crate::command::options::{DEFAULT_ROWS, JobOptions, MAX_SHARD_ROWS, within, words};
 
@@ -66,17 +66,17 @@ pub struct ImportArgs {
     shard_rows: Option<u32>,
     /// Print the job's id and don't wait.
     #[arg(long)]
-    detach: bool,
+    pub detach: bool,
     #[command(flatten)]
     job: JobOptions,
 }
 
-/// Submits the job.
-pub async fn run(global: &Global, args: ImportArgs) -> Outcome {
+/// The job that flags ask for.
+pub async fn job(global: &Global, args: ImportArgs) -> Outcome<(Client, JobRequest)> {
     let import = import(&args)?;
     let client = global.connection.client().await?;
-    let summary = client.submit(args.job.request(RequestedWork::Import(import))).await?;
-    follow::submitted(global, &client, summary, args.detach).await
+    let request = args.job.request(RequestedWork::Import(import));
+    Ok((client, request))
 }
 
 fn import(args: &ImportArgs) -> Outcome<Import> {

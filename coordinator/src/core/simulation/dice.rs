@@ -1,10 +1,10 @@
 //! Chance, from a seed.
 
 /// SplitMix64: small, seeded, good enough to shuffle a world.
-pub(super) struct Dice(pub(super) u64);
+pub(in crate::core) struct Dice(pub(in crate::core) u64);
 
 impl Dice {
-    pub(super) fn roll(&mut self) -> u64 {
+    pub(in crate::core) fn roll(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -12,12 +12,12 @@ impl Dice {
         z ^ (z >> 31)
     }
 
-    pub(super) fn below(&mut self, n: usize) -> usize {
+    pub(in crate::core) fn below(&mut self, n: usize) -> usize {
         (self.roll() % n as u64) as usize
     }
 
     /// True once in `n` rolls.
-    pub(super) fn once_in(&mut self, n: u64) -> bool {
+    pub(in crate::core) fn once_in(&mut self, n: u64) -> bool {
         self.roll().is_multiple_of(n)
     }
 }

@@ -12,7 +12,7 @@
 //! `LIKENESS_SEEDS=N` sets how many seeds each test goes through, `LIKENESS_SEED=S` replays one.
 
 mod broker;
-mod dice;
+pub(in crate::core) mod dice;
 mod worker;
 
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -2,16 +2,28 @@
 import { api, e, f, failed, follow, h, link, n, sure, table, tag, toast, when } from "./base.js";
 
 export async function jobs(root, at, signal) {
-  const body = h("div");
-  root.append(h("h1", {}, "Jobs"), body);
+  const body = h("div"), planned = h("div");
+  root.append(h("h1", {}, "Jobs"), body, planned);
   async function draw() {
-    const all = await api("/v1/jobs?limit=100", { signal });
+    const [all, schedules] = await Promise.all([api("/v1/jobs?limit=100", { signal }), api("/v1/schedules", { signal }).catch(() => [])]);
+    planned.replaceChildren(...ofSchedules(schedules));
     body.replaceChildren(all.length ? table(["job", "kind", "state", { num: "tasks" }, "opened", "closed"], all.map((j) => [
       h("a", { href: `#/jobs/${e(j.job)}`, class: "mono" }, j.job), j.kind, tag(j.state), { num: `${n(j.done)} / ${n(j.tasks)}` }, when(j.opened_ms), when(j.closed_ms)]), "Jobs, newest first") : h("p", {}, "No jobs yet."));
   }
   await draw();
   const timer = setInterval(() => draw().catch(() => {}), 3000);
   signal.addEventListener("abort", () => clearInterval(timer));
+}
+
+function ofSchedules(schedules) {
+  if (!schedules.length) return [];
+  const became = ({ firing, unmet, job }) => {
+    const [word, what] = Object.entries(firing.became)[0];
+    if (word !== "submitted") return tag(word);
+    return unmet ? [tag("failed"), ` ${unmet}`] : [h("a", { href: `#/jobs/${e(what.job)}`, class: "mono" }, what.job), " ", job ? tag(job.state) : ""];
+  };
+  return [h("h2", {}, "Schedules"), table(["schedule", "state", "pattern", "zone", "next", "last time", "became"], schedules.map(({ schedule, next_ms, last }) => [
+    schedule.name, tag(schedule.state), h("span", { class: "mono" }, schedule.settings.cron), schedule.settings.zone, when(next_ms[0]), when(last?.firing.scheduled_ms), last ? became(last) : ""]), "Schedules")];
 }
 
 export async function job(root, at, signal) {

@@ -36,6 +36,16 @@ impl Message for RequestV3Form {
     const VERSION: u16 = 3;
 }
 
+/// The same of version 4.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RequestV4(ApiRequest);
+
+impl Message for RequestV4 {
+    const NAME: &'static str = <ApiRequest as Message>::NAME;
+    const VERSION: u16 = 4;
+}
+
 /// A reply as version 1 wrote it.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -66,6 +76,16 @@ impl Message for ReplyV3 {
     const VERSION: u16 = 3;
 }
 
+/// The same of version 4.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ReplyV4(ApiReply);
+
+impl Message for ReplyV4 {
+    const NAME: &'static str = <ApiReply as Message>::NAME;
+    const VERSION: u16 = 4;
+}
+
 /// The request as version 1 wrote it, if that says all of it.
 pub fn request_v1(request: &ApiRequest) -> Option<RequestV1> {
     known(request).then_some(())?;
@@ -80,7 +100,13 @@ pub fn request_v2(request: &ApiRequest) -> Option<RequestV2> {
 
 /// The same of version 3.
 pub fn request_v3(request: &ApiRequest) -> Option<RequestV3Form> {
+    known_to_v4(request).then_some(())?;
     request.clone().map(|job| jobs::request_as_v3(&job)).map(RequestV3Form)
+}
+
+/// The same of version 4.
+pub fn request_v4(request: &ApiRequest) -> Option<RequestV4> {
+    known_to_v4(request).then(|| RequestV4(request.clone()))
 }
 
 /// The reply as version 1 wrote it, if that says all of it.
@@ -97,7 +123,23 @@ pub fn reply_v2(reply: &ApiReply) -> Option<ReplyV2> {
 
 /// The same of version 3.
 pub fn reply_v3(reply: &ApiReply) -> Option<ReplyV3> {
+    known_reply_to_v4(reply).then_some(())?;
     reply.clone().map(|spec| jobs::spec_as_v3(&spec)).map(ReplyV3)
+}
+
+/// The same of version 4.
+pub fn reply_v4(reply: &ApiReply) -> Option<ReplyV4> {
+    known_reply_to_v4(reply).then(|| ReplyV4(reply.clone()))
+}
+
+/// Whether versions 3 and 4 know this kind of request.
+fn known_to_v4(request: &ApiRequest) -> bool {
+    !matches!(request, ApiRequest::Schedule(_))
+}
+
+/// Whether versions 3 and 4 know this kind of reply.
+fn known_reply_to_v4(reply: &ApiReply) -> bool {
+    !matches!(reply, ApiReply::Schedules(_) | ApiReply::Schedule(_))
 }
 
 /// Whether versions before 3 know this kind of request.
@@ -114,7 +156,7 @@ fn known(request: &ApiRequest) -> bool {
         | ApiRequest::Datasets
         | ApiRequest::Status
         | ApiRequest::Reconcile => true,
-        ApiRequest::Plan(_) | ApiRequest::Usage { .. } | ApiRequest::Sightings => false,
+        ApiRequest::Plan(_) | ApiRequest::Usage { .. } | ApiRequest::Sightings | ApiRequest::Schedule(_) => false,
     }
 }
 
@@ -130,7 +172,11 @@ fn known_reply(reply: &ApiReply) -> bool {
         | ApiReply::Status(_)
         | ApiReply::Reconciled { .. }
         | ApiReply::Error(_) => true,
-        ApiReply::Estimate(_) | ApiReply::Usage(_) | ApiReply::Sightings(_) => false,
+        ApiReply::Estimate(_)
+        | ApiReply::Usage(_)
+        | ApiReply::Sightings(_)
+        | ApiReply::Schedules(_)
+        | ApiReply::Schedule(_) => false,
     }
 }
 
@@ -165,6 +211,7 @@ impl<R> ApiRequest<R> {
             Self::Plan(request) => ApiRequest::Plan(f(request)?),
             Self::Usage { jobs, in_full } => ApiRequest::Usage { jobs, in_full },
             Self::Sightings => ApiRequest::Sightings,
+            Self::Schedule(request) => ApiRequest::Schedule(request),
         })
     }
 }
@@ -184,6 +231,8 @@ impl<S> ApiReply<S> {
             Self::Estimate(estimate) => ApiReply::Estimate(estimate),
             Self::Usage(usage) => ApiReply::Usage(usage),
             Self::Sightings(sightings) => ApiReply::Sightings(sightings),
+            Self::Schedules(schedules) => ApiReply::Schedules(schedules),
+            Self::Schedule(detail) => ApiReply::Schedule(detail),
         })
     }
 }

@@ -90,6 +90,12 @@ pub struct Metrics {
     pub workers: Family<Label, Gauge>,
     /// Times that the broker had lost streams.
     pub broker_losses: Counter,
+    /// Schedules that are there, as the leader knows.
+    pub schedules: Gauge,
+    /// Scheduled times by the `outcome` that the leader wrote down: submitted, overlapped, unchanged, missed; and unmet.
+    pub firings: Family<Label, Counter>,
+    /// How long after its time the last firing was decided.
+    pub firing_lag_seconds: Fraction,
     /// Effects that did not work and are tried again: publishes, purges, reads and creates.
     pub retries: Counter,
 }
@@ -146,6 +152,9 @@ impl Metrics {
             tasks_running: Family::default(),
             workers: Family::default(),
             broker_losses: Counter::default(),
+            schedules: Gauge::default(),
+            firings: Family::default(),
+            firing_lag_seconds: Fraction::default(),
             retries: Counter::default(),
         };
         metrics.register();
@@ -188,6 +197,9 @@ impl Metrics {
         r.register("tasks_running", "Tasks that are being worked on by kind", self.tasks_running.clone());
         r.register("workers", "Live workers by the kind of tasks that they take", self.workers.clone());
         r.register("broker_losses", "Times that the broker had lost streams", self.broker_losses.clone());
+        r.register("schedules", "Schedules that are there, as the leader knows", self.schedules.clone());
+        r.register("firings", "Scheduled times by what became of them", self.firings.clone());
+        r.register("firing_lag_seconds", "Seconds from its time to the last firing", self.firing_lag_seconds.clone());
         r.register("retries", "Publishes, purges, reads and creates that are tried again", self.retries.clone());
     }
 
