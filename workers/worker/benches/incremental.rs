@@ -234,9 +234,10 @@ impl World {
         let seconds = started.elapsed().as_secs_f64();
         let key = keys::generation_manifest(&target.gallery, &target.generation);
         let manifest: GenerationManifest = self.store.require(&key).await?;
-        let digests = manifest.shards.iter().flat_map(|shard| [Some(&shard.object), shard.approximate.as_ref()]);
+        // An index that is taken over from an earlier one is another than one that is built.
+        let digests = manifest.shards.iter().map(|shard| (shard.object.digest, shard.approximate.is_some()));
         let copied = if let TaskOutput::Generation { copied, .. } = output { copied } else { 0 };
-        Ok((seconds, digests.flatten().map(|object| object.digest).collect(), copied))
+        Ok((seconds, digests.collect(), copied))
     }
 
     fn spec(&self, version: &str, gallery_rows: u64) -> Result<JobSpec> {
@@ -271,7 +272,7 @@ impl World {
     }
 }
 
-type Embedded = (f64, Vec<Digest>, u64);
+type Embedded = (f64, Vec<(Digest, bool)>, u64);
 
 fn dataset(version: &str) -> Result<DatasetRef> {
     Ok(DatasetRef { dataset: Name::new("faces")?, version: JobId::new(version)? })
