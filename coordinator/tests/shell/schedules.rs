@@ -246,7 +246,7 @@ async fn schedules_are_added_paused_replaced_and_removed_once() {
         replace,
     };
     let monthly = ScheduleSettings { cron: "@monthly".into(), ..settings.clone() };
-    refused(add(&monthly, false), ApiErrorKind::Conflict, "to be replaced").await;
+    refused(add(&monthly, false), ApiErrorKind::Conflict, "`--replace`").await;
     assert_eq!(change(add(&monthly, true)).await.unwrap().schedule.number, 2);
     let wrong = |change: fn(&mut ScheduleSettings)| {
         let mut wrong = settings.clone();

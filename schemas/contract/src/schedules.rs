@@ -25,25 +25,39 @@ pub const DEFAULT_CATCH_UP_LIMIT: u32 = 24;
 pub struct ScheduleSettings {
     /// Five fields (minute, hour, day of the month, month, day of the week), six with seconds before them, seven with years behind.
     pub cron: String,
-    /// Time zone of the fields: `Europe/Berlin`, `UTC`.
+    /// Time zone of the fields: `Europe/Berlin`, `UTC`. In JSON it may be left out, as may all that follows but the job.
+    #[serde(default = "utc")]
     pub zone: String,
     /// What happens while the job of an earlier firing runs.
+    #[serde(default)]
     pub overlap: Overlap,
     /// What happens to firings that were missed.
+    #[serde(default)]
     pub catch_up: CatchUp,
     /// A firing that begins so much later than scheduled was missed, seconds.
+    #[serde(default = "late_after_s")]
     pub late_after_s: u32,
     /// Fires only when a dataset that the job names has another version than when a firing last was a success.
+    #[serde(default)]
     pub only_if_changed: bool,
     /// The job of every firing; it has no id of its own.
     pub job: JobRequest,
 }
 
+fn utc() -> String {
+    "UTC".into()
+}
+
+fn late_after_s() -> u32 {
+    DEFAULT_LATE_AFTER_S
+}
+
 /// What happens to a firing while the job of an earlier one runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Overlap {
     /// It is left out.
+    #[default]
     Skip,
     /// It waits; several wait in order.
     Queue,
@@ -63,12 +77,13 @@ impl Overlap {
 }
 
 /// What happens to firings that were missed because no coordinator led.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum CatchUp {
     /// They are left out.
     None,
     /// The newest one fires, unless a later one is due already.
+    #[default]
     Last,
     /// The newest ones fire, one after another.
     All {
@@ -394,6 +409,17 @@ mod tests {
         {
             assert_eq!(scheduled_ms_of(&nightly, &JobId::new(other).unwrap()), None, "{other}");
         }
+    }
+
+    #[test]
+    fn in_json_only_the_pattern_and_the_job_must_be_said() {
+        let job = serde_json::json!({ "id": null, "device": "any", "priority": "lo", "options": { "max_workers": null, "notify": [] },
+            "work": { "ingest": { "dataset": "d", "source": { "celeba": { "dir": "/d" } }, "part_rows": 9 } } });
+        let said = serde_json::json!({ "cron": "@daily", "job": job });
+        let settings: ScheduleSettings = serde_json::from_value(said).unwrap();
+        let ScheduleSettings { zone, overlap, catch_up, late_after_s, only_if_changed, .. } = settings;
+        assert_eq!((zone.as_str(), overlap, catch_up), ("UTC", Overlap::Skip, CatchUp::Last));
+        assert_eq!((late_after_s, only_if_changed), (DEFAULT_LATE_AFTER_S, false));
     }
 
     #[test]

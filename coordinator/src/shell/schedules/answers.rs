@@ -57,7 +57,7 @@ async fn add(api: &Api, name: Name, settings: ScheduleSettings, replace: bool) -
         Some(there) if there.settings == settings => return status(api, there.clone()).await,
         Some(_) if !replace => {
             return Err(conflict(format!(
-                "schedule `{name}` is there already and does something else: say that it is to be replaced"
+                "schedule `{name}` is there already and does something else: `--replace` takes its place"
             )));
         }
         Some(_) => {}
