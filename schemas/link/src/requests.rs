@@ -16,14 +16,23 @@ use tokio_util::task::TaskTracker;
 use crate::bus::{Bus, CONTENT_TYPE};
 use crate::error::{Error, ErrorKind, Result, chain};
 
+/// Pause before a question that nobody took is asked once more.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(50);
+
 impl Bus {
-    /// Asks and waits for one answer. `Unreachable` when nobody serves the subject, `Transient` when the answer
-    /// does not come in time.
+    /// Asks and waits for one answer. `Unreachable` when nobody serves the subject, also a moment later, `Transient` when
+    /// the answer does not come in time.
     pub async fn request<Q: Message, A: Message>(&self, subject: String, question: &Q, timeout: Duration) -> Result<A> {
         let encoding = Encoding::Bincode;
-        let payload = codec::encode(question, encoding).map_err(|e| Error::of_codec("the request", e))?;
-        let request = Request::new().payload(payload.into()).headers(content_type(encoding)).timeout(Some(timeout));
-        let reply = match self.client().send_request(subject.clone(), request).await {
+        let payload = Bytes::from(codec::encode(question, encoding).map_err(|e| Error::of_codec("the request", e))?);
+        let request = || Request::new().payload(payload.clone()).headers(content_type(encoding)).timeout(Some(timeout));
+        let mut answer = self.client().send_request(subject.clone(), request()).await;
+        if answer.as_ref().is_err_and(|error| error.kind() == RequestErrorKind::NoResponders) {
+            // The server says so, too, when it had chosen one of several that was just leaving.
+            tokio::time::sleep(ASK_AGAIN_AFTER).await;
+            answer = self.client().send_request(subject.clone(), request()).await;
+        }
+        let reply = match answer {
             Ok(reply) => reply,
             Err(error) => {
                 if let Some(refused) = self.forbidden(&subject) {
