@@ -98,7 +98,7 @@ impl Bus {
         Topology::new(self.timings()).ensure(self.jetstream(), self.copies()).await
     }
 
-    /// Makes again what was there and is gone, a while after it was found gone: see [`topology::SETTLES`].
+    /// Makes again what was there and is gone, a second after it was found gone: its deletion must be over by then.
     pub async fn remake_topology(&self) -> Result<()> {
         tokio::time::sleep(topology::SETTLES).await;
         self.ensure_topology().await
