@@ -605,7 +605,7 @@ mod tests {
                 split: vec![0; count],
                 source_part: vec![0; count],
                 source_row: vec![0; count],
-                image_digest: vec![[0; 32]; count],
+                image_digest: (0..count).map(|row| *Digest::of(&row.to_le_bytes()).as_bytes()).collect(),
             }
         };
         let digest = Digest::of(b"the shard's file");
@@ -618,5 +618,24 @@ mod tests {
         let shard = Shard::new(3, rows(4_500), dim, 1).unwrap();
         assert!(Approximate::decode(&bytes, &shard, digest.as_bytes()).is_ok());
         assert!(Approximate::decode(&bytes, &shard, Digest::of(b"another").as_bytes()).is_err());
+
+        let one_new = || {
+            let mut rows = rows(4_500);
+            rows.embeddings.copy_within(dim..2 * dim, 0);
+            rows.image_digest[0] = [9; 32];
+            Shard::new(3, rows, dim, 1).unwrap()
+        };
+        let shard = Arc::new(shard);
+        let after = |bytes: &[u8]| {
+            let object = ObjectRef { key: "k".into(), digest, bytes: 1 };
+            let entry = ShardEntry { shard: 3, object, rows: 4_500, approximate: None };
+            let earlier = EarlierIndex { entry, shard: Arc::clone(&shard), index: Bytes::copy_from_slice(bytes) };
+            index(one_new(), Some(earlier), &Digest::of(b"the next file")).unwrap().unwrap()
+        };
+        let (built, taken_over) =
+            (index(one_new(), None, &Digest::of(b"the next file")).unwrap().unwrap(), after(&bytes));
+        assert!(taken_over != built, "it tells less");
+        assert!(Approximate::decode(&taken_over, &one_new(), Digest::of(b"the next file").as_bytes()).is_ok());
+        assert!(after(&bytes[1..]) == built, "one that is damaged is of no use");
     }
 }

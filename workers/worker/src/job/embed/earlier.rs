@@ -8,6 +8,8 @@
 //!   embeds each image of a batch by itself, with the same additions in the same order whatever is beside it. So a shard has
 //!   the bytes that it would have if all of it were computed anew, by a worker like the one that made the earlier generation:
 //!   of the same class of device and, of CPUs, of one instruction set and one `--winograd`.
+//! * Its approximate index may be taken over from the earlier shard that most rows come from: then it is another than one that
+//!   is built, and promises less.
 //! * Everything else of a row – id, labels, split, where its image lies – is of the new dataset version.
 //! * Nothing needs the earlier generation. What of it is gone by now, damaged, or written by a newer program, is computed.
 //!
