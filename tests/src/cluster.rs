@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::broker::Broker;
-use crate::process::{Finished, Process, binary, finish};
+use crate::process::{Build, Finished, Process, binary, finish};
 use crate::s3::S3;
 use crate::trio;
 use crate::wait::{deadline, until};
@@ -110,7 +110,12 @@ impl Cluster {
 
     /// A program of ours with the addresses and times of this cluster in its environment.
     pub fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(binary(program));
+        self.command_of(&Build::under_test(), program)
+    }
+
+    /// [`Cluster::command`] of any build.
+    pub fn command_of(&self, build: &Build, program: &str) -> Command {
+        let mut command = Command::new(build.program(program));
         command
             .current_dir(self.dir())
             .env("LIKENESS_NATS", self.nats_url())

@@ -137,17 +137,41 @@ pub async fn finish(mut command: Command) -> Finished {
     }
 }
 
-/// A program of ours: in `LIKENESS_BIN_DIR`, else beside the test's own executable.
+/// Programs of one build of this project.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Build(PathBuf);
+
+impl Build {
+    /// The one under test: in `LIKENESS_BIN_DIR`, else beside the test's own executable.
+    pub fn under_test() -> Self {
+        Self(std::env::var_os("LIKENESS_BIN_DIR").map_or_else(
+            || {
+                let test = std::env::current_exe().expect("the test's own path");
+                let deps = test.parent().expect("a folder");
+                deps.parent().expect("the target folder").to_path_buf()
+            },
+            PathBuf::from,
+        ))
+    }
+
+    /// Another one, that runs beside it during an upgrade: in `LIKENESS_OTHER_BIN_DIR`.
+    pub fn other() -> Option<Self> {
+        std::env::var_os("LIKENESS_OTHER_BIN_DIR").map(|dir| Self(PathBuf::from(dir)))
+    }
+
+    /// A program of it.
+    pub fn program(&self, name: &str) -> PathBuf {
+        let path = self.0.join(name);
+        assert!(
+            path.is_file(),
+            "`{}` is missing: run `cargo build -p likeness -p likeness-worker` first",
+            path.display()
+        );
+        path
+    }
+}
+
+/// A program of ours, of the build under test.
 pub fn binary(name: &str) -> PathBuf {
-    let dir = match std::env::var_os("LIKENESS_BIN_DIR") {
-        Some(dir) => PathBuf::from(dir),
-        None => {
-            let test = std::env::current_exe().expect("the test's own path");
-            let deps = test.parent().expect("a folder");
-            deps.parent().expect("the target folder").to_path_buf()
-        }
-    };
-    let path = dir.join(name);
-    assert!(path.is_file(), "`{}` is missing: run `cargo build -p likeness -p likeness-worker` first", path.display());
-    path
+    Build::under_test().program(name)
 }

@@ -15,6 +15,7 @@ mod gateway;
 mod observability;
 mod pipeline;
 mod real_data;
+mod replaced;
 mod schedules;
 mod search;
 mod search_files;
