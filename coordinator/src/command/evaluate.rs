@@ -23,7 +23,10 @@ mean average precision beside what a random order would reach.
 
 --queries adds your own as set `own`: a .csv or .tsv (its first line names the columns), .jsonl (an object a line) or .parquet file with the \
 columns `with` and `without` (attributes, several between commas or as a list), `item` (an image of the gallery that they change; \
-needs at least one attribute) and `name`.
+needs at least one attribute), `vector` (what asks instead, as a list of numbers; the attributes judge alone; not in CSV) and `name`.
+
+Embeddings that were imported have no model that attributes could ask: images ask as they are, each judged by one attribute that is \
+known of it (set `alike`, as many as --images), and your own queries ask by their `item` as it is or by their `vector`.
 
 Examples:
   likeness evaluate embed-9b1d77c03e5a2f48              the gallery that this job embedded

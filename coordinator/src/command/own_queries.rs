@@ -23,7 +23,13 @@ pub async fn for_generation(
 ) -> Outcome<Option<BroughtQueries>> {
     let key = keys::generation_manifest(&generation.gallery, &generation.generation);
     match client.store().document::<GenerationManifest>(&key).await? {
-        Some(manifest) => bring(client, file, &manifest.vocabulary).await.map(Some),
+        Some(manifest) => {
+            let brought = read(file, &manifest.vocabulary)?;
+            let dim = manifest.embedding_dim as usize;
+            let fit = brought.queries.iter().try_for_each(|query| query.fits(dim));
+            fit.map_err(|error| Failure::usage(format!("`{file}`: {error}")))?;
+            bring(client, file, &brought).await.map(Some)
+        }
         None => Ok(None),
     }
 }
@@ -36,13 +42,19 @@ pub async fn for_dataset(client: &Client, file: &str, dataset: &DatasetSelector)
         None => client.datasets().await?.into_iter().find(|manifest| manifest.dataset.dataset == *dataset),
     };
     match manifest {
-        Some(manifest) => bring(client, file, &manifest.vocabulary).await.map(Some),
+        Some(manifest) => {
+            let brought = read(file, &manifest.vocabulary)?;
+            if brought.has_vectors() {
+                let why = "a vector asks in the space of a model, and this one is not trained yet: bring it to `likeness evaluate`";
+                return Err(Failure::usage(format!("`{file}`: {why}")));
+            }
+            bring(client, file, &brought).await.map(Some)
+        }
         None => Ok(None),
     }
 }
 
-async fn bring(client: &Client, file: &str, vocabulary: &Vocabulary) -> Outcome<BroughtQueries> {
-    let brought = read(file, vocabulary)?;
+async fn bring(client: &Client, file: &str, brought: &BroughtFile) -> Outcome<BroughtQueries> {
     let bytes = brought.encode();
     let digest = Digest::of(&bytes);
     let object = client.store().create_object(keys::brought_queries(&digest), bytes.into(), digest).await?;

@@ -264,9 +264,11 @@ fn resolve_evaluate(generation: &GenerationRef, evaluate: &EvaluateStage, facts:
     not_empty(manifest.total_rows(), || format!("{text} is empty"))?;
     check(covers(&text, manifest.rows, evaluate.rows))?;
     let Some(embedder) = manifest.embedder() else {
-        return Err(invalid(format!(
-            "{text} was imported: there is no model to embed queries for it, so it can be searched but not evaluated"
-        )));
+        let judged = (!manifest.vocabulary.is_empty()).then_some(());
+        check(
+            judged.ok_or(format!("{text} was imported without labels: nothing tells whether what is found is right")),
+        )?;
+        return Ok(JobWork::Evaluate { generation: generation.clone(), evaluate: evaluate.clone() });
     };
     let model = facts.model(&embedder.model)?;
     let whose = format!("model `{}`", model.model);
@@ -287,14 +289,10 @@ fn resolve_search(file: &SearchFile, facts: &Facts) -> Result<JobWork, ApiError>
     let whose = format!("release {} of `{alias}`", release.number);
     let generation = facts.compared_generation.as_ref().filter(|found| found.generation == release.generation);
     let generation = generation.ok_or_else(|| gone(&whose, &generation_name(&release.generation)))?;
-    if generation.embedder().is_none() {
-        return Err(invalid(format!(
-            "{whose} serves embeddings that were made elsewhere: a job has no model to read questions with; ask the searchers \
-             (`likeness search --queries`), by items or vectors"
-        )));
+    if generation.embedder().is_some() {
+        let model = facts.compared_model.as_ref().filter(|found| found.model == release.model);
+        model.ok_or_else(|| gone(&whose, &format!("model `{}`", release.model)))?;
     }
-    let model = facts.compared_model.as_ref().filter(|found| found.model == release.model);
-    model.ok_or_else(|| gone(&whose, &format!("model `{}`", release.model)))?;
     if let Some(key) = facts.missing_parts.first() {
         return Err(invalid(format!("part `{key}` of the file of questions is not in the store")));
     }

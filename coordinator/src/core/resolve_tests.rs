@@ -582,7 +582,7 @@ fn a_file_of_questions_that_cannot_be_answered_is_refused() {
     assert!(refused(search_file(), &gone).message.contains("release 2 of `live`"));
     let mut elsewhere = Facts { compared_model: None, ..with_release(Split::All) };
     elsewhere.compared_generation.as_mut().unwrap().origin = Origin::Elsewhere;
-    assert!(refused(search_file(), &elsewhere).message.contains("made elsewhere"));
+    assert!(matches!(resolve(&request(search_file()), &elsewhere).unwrap().spec.work, JobWork::Search(_)));
     let missing = Facts { missing_parts: vec!["questions/x.jsonl".into()], ..with_release(Split::All) };
     assert!(refused(search_file(), &missing).message.contains("`questions/x.jsonl`"));
     let there = with_release(Split::All);
@@ -621,7 +621,7 @@ fn a_floor_is_of_a_pipeline_alone_and_a_share() {
 }
 
 #[test]
-fn embeddings_from_elsewhere_are_imported_but_nothing_asks_them() {
+fn embeddings_from_elsewhere_are_imported_and_evaluated_and_no_pipeline_is_compared_with_them() {
     let JobSpec { work: JobWork::Import(good), .. } = import(100) else { panic!("an import") };
     let resolved = resolve(&request(RequestedWork::Import(good.clone())), &Facts::default()).unwrap();
     assert!(resolved.id.as_str().starts_with("import-"));
@@ -638,8 +638,12 @@ fn embeddings_from_elsewhere_are_imported_but_nothing_asks_them() {
 
     let mut facts = facts();
     facts.generation.as_mut().unwrap().origin = Origin::Elsewhere;
-    let error = resolve(&evaluation(|_| ()), &facts).unwrap_err();
-    assert!(error.message.contains("was imported: there is no model"), "{}", error.message);
+    facts.model = None;
+    assert!(matches!(resolve(&evaluation(|_| ()), &facts).unwrap().spec.work, JobWork::Evaluate { .. }));
+    let mut unlabelled = facts.clone();
+    unlabelled.generation.as_mut().unwrap().vocabulary.names.clear();
+    let error = resolve(&evaluation(|_| ()), &unlabelled).unwrap_err();
+    assert!(error.message.contains("was imported without labels"), "{}", error.message);
     let serving = release(1, "imported");
     facts.compared_generation = facts.generation.clone();
     facts.compared_generation.as_mut().unwrap().generation = serving.generation.clone();

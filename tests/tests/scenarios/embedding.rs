@@ -105,8 +105,25 @@ async fn embeddings_from_elsewhere_are_imported_promoted_and_searched() {
     assert!(imported.out.contains("left out: `note`"), "{}", imported.out);
     assert_eq!(records(&client, &jobs::id("imported")).await.len(), 5, "a scan, three shards, a manifest");
 
-    let evaluated = cluster.cli(&["evaluate", "mine/imported"]).await;
-    assert!(evaluated.code != 0 && evaluated.err.contains("was imported"), "{}", evaluated.err);
+    let mine =
+        "{\"name\": \"top\", \"with\": \"upper\", \"vector\": [0, 3]}\n{\"without\": \"upper\", \"item\": \"p075\"}\n";
+    std::fs::write(cluster.dir().join("mine.jsonl"), mine).unwrap();
+    let evaluate = ["evaluate", "mine/imported", "--report-rows", "all", "--queries", "mine.jsonl"];
+    let evaluated = cluster.cli(&[&evaluate[..], &["--images", "40", "--id", "judged"]].concat()).await;
+    assert_eq!(evaluated.code, 0, "{} {}", evaluated.out, evaluated.err);
+    let json = cluster.cli(&["report", "show", "judged", "--json"]).await;
+    let report: serde_json::Value =
+        serde_json::from_str(&json.out).unwrap_or_else(|_| panic!("{} {}", json.out, json.err));
+    let sets: Vec<_> = report["sets"].as_array().unwrap().iter().map(|set| set["set"].as_str().unwrap()).collect();
+    assert_eq!(sets, ["own", "alike"], "{}", json.out);
+    let map = |set: usize| report["sets"][set]["map"]["mean"].as_f64().unwrap();
+    // Half of the circle is up. What asks from its middle finds that half first; what asks from anywhere, more of it than chance.
+    assert!(map(0) > 0.999, "{}", json.out);
+    assert!(map(1) > 0.7 && map(1) < 0.999 && report["sets"][1]["queries"] == 40, "{}", json.out);
+    let other = cluster.cli(&["evaluate", "mine/imported", "--queries", "wide.jsonl"]);
+    std::fs::write(cluster.dir().join("wide.jsonl"), "{\"with\": \"upper\", \"vector\": [1, 2, 3]}\n").unwrap();
+    let other = other.await;
+    assert!(other.code == 64 && other.err.contains("the gallery's have 2"), "{}", other.err);
     let generation = GenerationRef { gallery: jobs::name("mine"), generation: jobs::id("imported") };
     until("a release", async || client.promote(jobs::name("mine"), generation.clone(), None).await.ok()).await;
 
@@ -125,4 +142,14 @@ async fn embeddings_from_elsewhere_are_imported_promoted_and_searched() {
     let by_attribute = cluster.cli(&["search", "--alias", "mine", "--with", "upper"]).await;
     assert_eq!(by_attribute.code, 64, "{}", by_attribute.err);
     assert!(by_attribute.err.contains("made elsewhere"), "{}", by_attribute.err);
+
+    // A file of questions as a job is answered as the searchers answer it, and what needs a model fails for itself.
+    let questions = "{\"like\": \"p050\", \"k\": 2}\n{\"with\": \"upper\"}\n{\"vector\": [0, 7], \"only_with\": \"upper\", \"k\": 3}\n";
+    std::fs::write(cluster.dir().join("questions.jsonl"), questions).unwrap();
+    let online = cluster.cli(&["search", "--alias", "mine", "--queries", "questions.jsonl"]).await;
+    let batch = cluster.cli(&["search", "--alias", "mine", "--batch", "questions.jsonl", "--out", "a.jsonl"]).await;
+    assert_eq!((online.code, batch.code), (1, 1), "{} {}", online.err, batch.err);
+    let answers = std::fs::read_to_string(cluster.dir().join("a.jsonl")).unwrap();
+    assert_eq!(answers, online.out);
+    assert!(answers.contains("p025") && batch.err.contains("made elsewhere"), "{answers} {}", batch.err);
 }

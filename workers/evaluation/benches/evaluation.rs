@@ -140,7 +140,7 @@ impl Gallery {
         let vocabulary = Vocabulary { names: (0..ATTRIBUTES).map(|i| format!("A{i}")).collect() };
         let combined = (settings.queries.saturating_sub(2 * ATTRIBUTES) / 2) as u32;
         let asked = EvaluateSettings { pairs: combined, triples: combined, ..EvaluateSettings::default() };
-        let drawn = draw_queries(&vocabulary, &labels, id, &asked).expect("labels that fit");
+        let drawn = draw_queries(&vocabulary, &labels, &id, &asked).expect("labels that fit");
         let embed = |query: Query| {
             let mut wanted = [0f32; ATTRIBUTES];
             query.terms.iter().for_each(|t| wanted[t.attribute as usize] = if t.positive { 1.0 } else { -1.0 });

@@ -7,7 +7,8 @@
 //! | Parquet | a row a query; attributes as a list of strings, or between commas |
 //!
 //! Columns: `with`, `without` (attributes), `item` (or `image`, `like`: an item whose image is changed by them), `name` (or `id`: what
-//! the user calls the query). All but one of `with` and `without` may be absent. Other columns are refused, since a slip in a name
+//! the user calls the query), `vector` (or `embedding`: what asks instead of attributes and image, which then judge alone; D numbers, not
+//! in CSV). All but one of `with` and `without` may be absent. Other columns are refused, since a slip in a name
 //! would otherwise ask something else.
 //!
 //! Every mistake names its line: for CSV and JSON the line of the file, for Parquet the row, from 1.
@@ -15,6 +16,7 @@
 use std::collections::HashMap;
 
 use arrow_array::cast::AsArray;
+use arrow_array::types::{Float32Type, Float64Type};
 use arrow_array::{Array, ArrayRef};
 use arrow_schema::DataType;
 use bytes::Bytes;
@@ -30,13 +32,20 @@ use crate::queries::Term;
 pub const MAX_BROUGHT: usize = 100_000;
 /// Most bytes of a file.
 pub const MAX_BYTES: u64 = 64 << 20;
-/// Version of the JSON object that [`BroughtFile::encode`] writes.
-const FORMAT: &str = "likeness-own-queries-1";
+/// Most numbers in all vectors of a file.
+pub const MAX_NUMBERS: usize = 4_000_000;
+/// Version of the JSON object that [`BroughtFile::encode`] writes where no query has a vector.
+const FORMAT_1: &str = "likeness-own-queries-1";
+/// The version that also knows vectors.
+const FORMAT: &str = "likeness-own-queries-2";
 /// Columns, each with its other names.
-const COLUMNS: [&[&str]; 4] = [&["with"], &["without"], &["item", "image", "like"], &["name", "id"]];
+const COLUMNS: [&[&str]; 5] =
+    [&["with"], &["without"], &["item", "image", "like"], &["name", "id"], &["vector", "embedding"]];
+/// Place of the last one.
+const VECTOR: usize = 4;
 
 /// A user's query.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BroughtQuery {
     /// Where it stood.
@@ -49,10 +58,13 @@ pub struct BroughtQuery {
     pub without: Vec<String>,
     /// The item whose image they change.
     pub item: Option<String>,
+    /// What asks instead; the attributes judge alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vector: Option<Vec<f32>>,
 }
 
 /// A user's queries as they are stored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BroughtFile {
     format: String,
@@ -103,12 +115,26 @@ impl BroughtFile {
         }
         let queries = queries.into_iter().map(|query| query.checked(vocabulary)).collect::<Result<Vec<_>>>()?;
         no_repeats(&queries)?;
-        Ok(Self { format: FORMAT.into(), queries })
+        let numbers: usize = queries.iter().filter_map(|query| query.vector.as_ref()).map(Vec::len).sum();
+        if numbers > MAX_NUMBERS {
+            return Err(Error::invalid(format!(
+                "the vectors of `{name}` have {numbers} numbers, at most {MAX_NUMBERS} are taken"
+            )));
+        }
+        let format = if numbers > 0 { FORMAT } else { FORMAT_1 };
+        Ok(Self { format: format.into(), queries })
+    }
+
+    /// Whether a query brings its vector.
+    pub fn has_vectors(&self) -> bool {
+        self.format == FORMAT
     }
 
     /// JSON object; the same queries give the same bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = serde_json::to_vec_pretty(self).expect("queries serialise to JSON");
+        // A vector of a line a number would be most of the file.
+        let write = if self.has_vectors() { serde_json::to_vec } else { serde_json::to_vec_pretty };
+        let mut bytes = write(self).expect("queries serialise to JSON");
         bytes.push(b'\n');
         bytes
     }
@@ -117,7 +143,7 @@ impl BroughtFile {
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let file: Self = serde_json::from_slice(bytes)
             .map_err(|e| Error::corrupt("the brought queries are no JSON of ours").because(e))?;
-        if file.format != FORMAT {
+        if ![FORMAT_1, FORMAT].contains(&&*file.format) {
             let format = file.format;
             return Err(Error::corrupt(format!("the brought queries have the format `{format}`, not `{FORMAT}`")));
         }
@@ -127,11 +153,15 @@ impl BroughtFile {
 
 /// What is compared: two that ask the same under one name could not be told apart in a report.
 fn no_repeats(queries: &[BroughtQuery]) -> Result<()> {
-    let mut seen: HashMap<BroughtQuery, u64> = HashMap::new();
+    let mut seen = HashMap::new();
     for query in queries {
-        let mut asked = BroughtQuery { line: 0, ..query.clone() };
-        asked.with.sort_unstable();
-        asked.without.sort_unstable();
+        let sorted = |words: &[String]| {
+            let mut words = words.to_vec();
+            words.sort_unstable();
+            words
+        };
+        let vector = query.vector.as_ref().map(|vector| vector.iter().map(|value| value.to_bits()).collect::<Vec<_>>());
+        let asked = (&query.name, sorted(&query.with), sorted(&query.without), &query.item, vector);
         if let Some(first) = seen.insert(asked, query.line) {
             let line = query.line;
             return Err(Error::invalid(format!(
@@ -147,6 +177,15 @@ impl BroughtQuery {
     fn checked(mut self, vocabulary: &Vocabulary) -> Result<Self> {
         self.name = self.name.map(|name| name.trim().to_string()).filter(|name| !name.is_empty());
         self.item = self.item.filter(|item| !item.is_empty());
+        if let Some(vector) = &self.vector {
+            let line = self.line;
+            if self.item.is_some() {
+                return Err(Error::invalid(format!("line {line}: `item` and `vector` both ask: leave one out")));
+            }
+            if vector.iter().any(|value| !value.is_finite()) || vector.iter().all(|value| *value == 0.0) {
+                return Err(Error::invalid(format!("line {line}: its vector has no direction")));
+            }
+        }
         let terms = self.terms(vocabulary)?;
         let spelled = |positive: bool| {
             let of_sign = terms.iter().filter(|term| term.positive == positive);
@@ -184,10 +223,25 @@ impl BroughtQuery {
         Ok(terms)
     }
 
+    /// Whether its vector, if it has one, is of dimension `dim`.
+    pub fn fits(&self, dim: usize) -> Result<()> {
+        match &self.vector {
+            Some(vector) if vector.len() != dim => {
+                let (line, numbers) = (self.line, vector.len());
+                Err(Error::invalid(format!("line {line}: its vector has {numbers} numbers, the gallery's have {dim}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn set(&mut self, column: usize, values: Vec<String>) -> Result<()> {
         match column {
             0 => self.with = values,
             1 => self.without = values,
+            VECTOR => {
+                let expected = "expected numbers, such as {\"with\": \"Smiling\", \"vector\": [0.6, -0.8]}, or a list of floats in Parquet";
+                return Err(Error::invalid(format!("line {}: `vector` holds text; {expected}", self.line)));
+            }
             _ => {
                 let one = <[String; 1]>::try_from(values).map(|[one]| one);
                 let one =
@@ -205,7 +259,9 @@ fn column_of(name: &str, line: u64) -> Result<usize> {
     let found = COLUMNS.iter().position(|names| names.iter().any(|known| known.eq_ignore_ascii_case(name)));
     found.ok_or_else(|| {
         let near = hint(&nearest(name, COLUMNS.iter().flat_map(|names| names.iter().copied())));
-        Error::invalid(format!("line {line}: there is no column `{name}`{near}; known: with, without, item, name"))
+        Error::invalid(format!(
+            "line {line}: there is no column `{name}`{near}; known: with, without, item, name, vector"
+        ))
     })
 }
 
@@ -268,6 +324,7 @@ impl Lines<'_> {
 enum Words {
     One(String),
     Many(Vec<String>),
+    Numbers(Vec<f32>),
     None(()),
 }
 
@@ -287,6 +344,11 @@ fn json_lines(bytes: &[u8]) -> Result<Vec<BroughtQuery>> {
             match words {
                 Words::One(word) => query.set(column, vec![word])?,
                 Words::Many(words) => query.set(column, words)?,
+                Words::Numbers(numbers) if column == VECTOR => query.vector = Some(numbers),
+                Words::Numbers(_) => {
+                    let name = COLUMNS[column][0];
+                    return Err(Error::invalid(format!("line {line}: `{name}` holds numbers, expected names")));
+                }
                 Words::None(()) => {}
             }
         }
@@ -310,7 +372,9 @@ fn parquet(bytes: Bytes) -> Result<Vec<BroughtQuery>> {
         for row in 0..batch.num_rows() {
             let mut query = BroughtQuery { line: queries.len() as u64 + 1, ..BroughtQuery::default() };
             for ((column, name), values) in columns.iter().zip(&names).zip(batch.columns()) {
-                if let Some(words) = words_of(values, row, name)? {
+                if *column == VECTOR {
+                    query.vector = numbers_of(values, row, name)?;
+                } else if let Some(words) = words_of(values, row, name)? {
                     query.set(*column, words)?;
                 }
             }
@@ -318,6 +382,25 @@ fn parquet(bytes: Bytes) -> Result<Vec<BroughtQuery>> {
         }
     }
     Ok(queries)
+}
+
+fn numbers_of(values: &ArrayRef, row: usize, name: &str) -> Result<Option<Vec<f32>>> {
+    if values.is_null(row) {
+        return Ok(None);
+    }
+    let list = match values.data_type() {
+        DataType::List(_) => Some(values.as_list::<i32>().value(row)),
+        DataType::LargeList(_) => Some(values.as_list::<i64>().value(row)),
+        DataType::FixedSizeList(..) => Some(values.as_fixed_size_list().value(row)),
+        _ => None,
+    };
+    let numbers = list.filter(|list| list.null_count() == 0).and_then(|list| match list.data_type() {
+        DataType::Float32 => Some(list.as_primitive::<Float32Type>().values().to_vec()),
+        DataType::Float64 => Some(list.as_primitive::<Float64Type>().values().iter().map(|v| *v as f32).collect()),
+        _ => None,
+    });
+    let kind = values.data_type();
+    numbers.map(Some).ok_or_else(|| Error::invalid(format!("column `{name}` holds {kind}, expected lists of floats")))
 }
 
 fn words_of(values: &ArrayRef, row: usize, name: &str) -> Result<Option<Vec<String>>> {

@@ -32,6 +32,6 @@ pub use error::{Error, ErrorKind, Result};
 pub use gallery::{Block, PlainBlock};
 pub use gate::gate;
 pub use headline::headline;
-pub use queries::{DrawnQueries, Query, QueryImage, QuerySet, Term, draw_queries};
+pub use queries::{DrawnQueries, Query, QueryImage, QuerySet, Term, draw_alike, draw_queries};
 pub use score::{Progress, score};
 pub use scores::{Found, Further, QueryScore, decode_scores, encode_scores};

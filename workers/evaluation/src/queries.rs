@@ -1,5 +1,6 @@
 //! The query sets: all singles; pairs and triples of distinct attributes with signs at random; everything that is known of
-//! one item; an item's image with one of its attributes changed; and the user's own.
+//! one item; an item's image with one of its attributes changed; and the user's own. Where no model embeds attributes, items' images
+//! as they are ([`draw_alike`]).
 //!
 //! They are drawn from the labels of the items that are searched, once per evaluation, and stored; every
 //! range of the evaluation and the gate's other generation are asked the same ones. Drawing goes through the
@@ -25,7 +26,9 @@ pub const MAX_LEFT_OUT: usize = 100;
 /// Version of the JSON object that [`DrawnQueries::encode`] writes where it says nothing new.
 const FORMAT_2: &str = "likeness-queries-2";
 /// The version that also knows the user's own queries, and images that stay in the gallery.
-const FORMAT: &str = "likeness-queries-3";
+const FORMAT_3: &str = "likeness-queries-3";
+/// The version that also knows images as they are, and vectors.
+const FORMAT: &str = "likeness-queries-4";
 
 /// A kind of queries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -41,13 +44,16 @@ pub enum QuerySet {
     Full,
     /// An item's image, with one attribute that it has taken away, or one that it has not added.
     Images,
-    /// The user's own: any attributes, with or without an item's image.
+    /// The user's own: any attributes, with or without an item's image, or a vector that is judged by them.
     Own,
+    /// An item's image as it is, judged by one of the attributes that are known of it.
+    Alike,
 }
 
 impl QuerySet {
     /// All sets in the order of reports.
-    pub const ALL: [Self; 6] = [Self::Singles, Self::Pairs, Self::Triples, Self::Full, Self::Images, Self::Own];
+    pub const ALL: [Self; 7] =
+        [Self::Singles, Self::Pairs, Self::Triples, Self::Full, Self::Images, Self::Own, Self::Alike];
     /// The sets that are pooled: what the gate compares, and where the best and worst queries are looked for.
     pub const POOLED: [Self; 3] = [Self::Singles, Self::Pairs, Self::Triples];
 
@@ -60,6 +66,7 @@ impl QuerySet {
             Self::Full => "full",
             Self::Images => "images",
             Self::Own => "own",
+            Self::Alike => "alike",
         }
     }
 
@@ -71,7 +78,7 @@ impl QuerySet {
     /// Terms of one query; none where that differs from query to query.
     pub fn terms(self) -> Option<usize> {
         match self {
-            Self::Singles | Self::Images => Some(1),
+            Self::Singles | Self::Images | Self::Alike => Some(1),
             Self::Pairs => Some(2),
             Self::Triples => Some(3),
             Self::Full | Self::Own => None,
@@ -95,7 +102,7 @@ pub struct Term {
 }
 
 /// One query.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Query {
     /// Its number, from 0 through all sets.
@@ -106,11 +113,14 @@ pub struct Query {
     pub terms: Vec<Term>,
     /// For people: `+Smiling −Male`; of an image `000123.jpg +Smiling`; with the name of one that has it before it.
     pub text: String,
-    /// The image that the terms change: of [`QuerySet::Images`], and of some of [`QuerySet::Own`].
+    /// The image that asks: of [`QuerySet::Images`] and [`QuerySet::Alike`], and of some of [`QuerySet::Own`].
     pub image: Option<QueryImage>,
     /// What the user calls it, of [`QuerySet::Own`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// What asks as it is, of some of [`QuerySet::Own`]; the terms judge alone. D numbers, not yet normalised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vector: Option<Vec<f32>>,
 }
 
 /// An item whose image is part of a query, and which is no answer to it unless it stays.
@@ -158,7 +168,7 @@ pub struct SetCount {
 }
 
 /// All queries of an evaluation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DrawnQueries {
     format: String,
@@ -183,35 +193,50 @@ pub struct DrawnQueries {
 pub fn draw_queries(
     vocabulary: &Vocabulary,
     labels: &[i8],
-    item: impl Fn(usize) -> String,
+    item: &dyn Fn(usize) -> String,
     settings: &EvaluateSettings,
 ) -> Result<DrawnQueries> {
+    let mut drawn = DrawnQueries::none(vocabulary, labels)?;
     let attributes = vocabulary.len();
-    if attributes == 0 {
-        return Err(Error::invalid("the vocabulary has no attribute"));
-    }
-    if !labels.len().is_multiple_of(attributes) {
-        return Err(Error::corrupt(format!("{} labels are no rows of {attributes} attributes", labels.len())));
-    }
-    let items = labels.len() / attributes;
-    if items == 0 {
-        return Err(Error::invalid("the gallery has no item to evaluate"));
-    }
     let bits = LabelBits::new(labels, attributes);
-    let mut drawn = DrawnQueries {
-        format: FORMAT_2.into(),
-        vocabulary: vocabulary.clone(),
-        items: items as u64,
-        sets: vec![],
-        queries: vec![],
-        left_out: vec![],
-    };
     drawn.add(QuerySet::Singles, 2 * attributes as u64, singles(&bits, settings));
     for (set, wanted) in [(QuerySet::Pairs, settings.pairs), (QuerySet::Triples, settings.triples)] {
         drawn.add(set, u64::from(wanted), combined(&bits, set, wanted, settings));
     }
     drawn.add(QuerySet::Full, u64::from(settings.full), full(labels, attributes, settings));
-    drawn.add_images(settings.images, images(&bits, labels, item, settings));
+    drawn.add_images(QuerySet::Images, settings.images, images(&bits, labels, item, settings));
+    Ok(drawn)
+}
+
+/// Draws what can be asked where no model embeds attributes: items' images as they are, judged by one attribute that is known of
+/// them. As many as `settings.images`; the attribute has `min_relevant` relevant items beside the one that asks, which are at most half
+/// of those that are judged. The item leaves the gallery. Fails as [`draw_queries`] does.
+pub fn draw_alike(
+    vocabulary: &Vocabulary,
+    labels: &[i8],
+    item: &dyn Fn(usize) -> String,
+    settings: &EvaluateSettings,
+) -> Result<DrawnQueries> {
+    let mut drawn = DrawnQueries::none(vocabulary, labels)?;
+    let attributes = vocabulary.len();
+    let bits = LabelBits::new(labels, attributes);
+    let mut order = LazyShuffle::new(labels.len() as u64, settings.seed, 6);
+    let mut found = Vec::new();
+    for _ in 0..(labels.len() as u64).min(MAX_DRAWS) {
+        if found.len() == settings.images as usize {
+            break;
+        }
+        let place = order.draw() as usize;
+        let (index, attribute) = (place / attributes, (place % attributes) as u32);
+        let term = Term { attribute, positive: labels[place] == 1 };
+        let counts = bits.count(&[term]);
+        let enough = counts.relevant > u64::from(settings.min_relevant.max(1)) && 2 * counts.relevant <= counts.judged;
+        if labels[place] != 0 && enough {
+            found.push((QueryImage::of(index, item(index), &labels[index * attributes..][..attributes], false), term));
+        }
+    }
+    drawn.add_images(QuerySet::Alike, settings.images, found);
+    drawn.format = FORMAT.into();
     Ok(drawn)
 }
 
@@ -239,7 +264,7 @@ fn full(labels: &[i8], attributes: usize, settings: &EvaluateSettings) -> Vec<Ve
 fn images(
     bits: &LabelBits,
     labels: &[i8],
-    item: impl Fn(usize) -> String,
+    item: &dyn Fn(usize) -> String,
     settings: &EvaluateSettings,
 ) -> Vec<(QueryImage, Term)> {
     let attributes = bits.attributes();
@@ -320,30 +345,47 @@ fn itself_alone(terms: &[Term], image: Option<&QueryImage>, labels: &[i8], attri
 }
 
 impl DrawnQueries {
+    fn none(vocabulary: &Vocabulary, labels: &[i8]) -> Result<Self> {
+        let attributes = vocabulary.len();
+        if attributes == 0 {
+            return Err(Error::invalid("the vocabulary has no attribute"));
+        }
+        if !labels.len().is_multiple_of(attributes) {
+            return Err(Error::corrupt(format!("{} labels are no rows of {attributes} attributes", labels.len())));
+        }
+        let items = (labels.len() / attributes) as u64;
+        if items == 0 {
+            return Err(Error::invalid("the gallery has no item to evaluate"));
+        }
+        let (format, vocabulary) = (FORMAT_2.into(), vocabulary.clone());
+        Ok(Self { format, vocabulary, items, sets: vec![], queries: vec![], left_out: vec![] })
+    }
+
     fn add(&mut self, set: QuerySet, wanted: u64, all: Vec<Vec<Term>>) {
         let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
         self.sets.push(SetCount { set, wanted, drawn: all.len() as u32 });
         for terms in all {
-            self.push(set, terms, None, None);
+            self.push(set, terms, None, None, None);
         }
     }
 
-    fn add_images(&mut self, wanted: u32, all: Vec<(QueryImage, Term)>) {
-        self.sets.push(SetCount { set: QuerySet::Images, wanted, drawn: all.len() as u32 });
+    fn add_images(&mut self, set: QuerySet, wanted: u32, all: Vec<(QueryImage, Term)>) {
+        self.sets.push(SetCount { set, wanted, drawn: all.len() as u32 });
         for (image, term) in all {
-            self.push(QuerySet::Images, vec![term], Some(image), None);
+            self.push(set, vec![term], Some(image), None, None);
         }
     }
 
     /// Adds the user's own queries, after all others. `labels` are those that were drawn from, `place` finds an item among
-    /// them. What no item answers is left out, and so is what names an item that is not searched.
+    /// them, `dim` is D. What no item answers is left out, and so is what names an item that is not searched.
     ///
-    /// Fails as invalid on an attribute that the gallery does not have.
+    /// Fails as invalid on an attribute that the gallery does not have, and on a vector of another dimension.
     pub fn add_own(
         &mut self,
         brought: &[BroughtQuery],
         labels: &[i8],
         place: impl Fn(&str) -> Option<usize>,
+        dim: usize,
         image_edit: ImageEdit,
     ) -> Result<()> {
         let attributes = self.vocabulary.len();
@@ -351,6 +393,7 @@ impl DrawnQueries {
         let before = self.queries.len();
         for query in brought {
             let terms = query.terms(&self.vocabulary)?;
+            query.fits(dim)?;
             let image = match query.item.as_ref().map(|item| (item, place(item))) {
                 Some((item, None)) => {
                     self.leave_out(format!("line {}: item `{item}` is not among those that are searched", query.line));
@@ -366,11 +409,11 @@ impl DrawnQueries {
                 self.leave_out(format!("line {}: no item has and has not what it asks for", query.line));
                 continue;
             }
-            self.push(QuerySet::Own, terms, image, query.name.clone());
+            self.push(QuerySet::Own, terms, image, query.name.clone(), query.vector.clone());
         }
         let drawn = (self.queries.len() - before) as u32;
         self.sets.push(SetCount { set: QuerySet::Own, wanted: brought.len() as u32, drawn });
-        self.format = FORMAT.into();
+        self.at_least_format_3();
         Ok(())
     }
 
@@ -385,17 +428,36 @@ impl DrawnQueries {
         self.queries.iter().take_while(|query| query.set.is_pooled()).count()
     }
 
-    fn push(&mut self, set: QuerySet, terms: Vec<Term>, image: Option<QueryImage>, name: Option<String>) {
+    fn push(
+        &mut self,
+        set: QuerySet,
+        terms: Vec<Term>,
+        image: Option<QueryImage>,
+        name: Option<String>,
+        vector: Option<Vec<f32>>,
+    ) {
         if image.as_ref().is_some_and(|image| image.stays) {
+            self.at_least_format_3();
+        }
+        if vector.is_some() {
             self.format = FORMAT.into();
         }
         let text = text(&self.vocabulary, &terms, image.as_ref(), name.as_deref());
-        self.queries.push(Query { number: self.queries.len() as u32, set, terms, text, image, name });
+        self.queries.push(Query { number: self.queries.len() as u32, set, terms, text, image, name, vector });
+    }
+
+    fn at_least_format_3(&mut self) {
+        if self.format == FORMAT_2 {
+            self.format = FORMAT_3.into();
+        }
     }
 
     /// JSON object; the same queries give the same bytes.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = serde_json::to_vec_pretty(self).expect("queries serialise to JSON");
+        // A vector of a line a number would be most of the file.
+        let with_vectors = self.queries.iter().any(|query| query.vector.is_some());
+        let write = if with_vectors { serde_json::to_vec } else { serde_json::to_vec_pretty };
+        let mut bytes = write(self).expect("queries serialise to JSON");
         bytes.push(b'\n');
         bytes
     }
@@ -409,7 +471,7 @@ impl DrawnQueries {
     }
 
     fn check(&self) -> Result<()> {
-        if ![FORMAT_2, FORMAT].contains(&&*self.format) {
+        if ![FORMAT_2, FORMAT_3, FORMAT].contains(&&*self.format) {
             return Err(Error::corrupt(format!("the queries have the format `{}`, not `{FORMAT}`", self.format)));
         }
         for (number, query) in self.queries.iter().enumerate() {
@@ -426,8 +488,10 @@ impl DrawnQueries {
         query.terms.iter().all(|term| known(term.attribute))
             && query.terms.is_sorted_by(|a, b| a.attribute < b.attribute)
             && query.set.terms().map_or(!query.terms.is_empty(), |terms| query.terms.len() == terms)
-            && (query.set == QuerySet::Own || image.is_some() == (query.set == QuerySet::Images))
-            && (query.set == QuerySet::Own || query.name.is_none())
+            && (query.set == QuerySet::Own
+                || image.is_some() == matches!(query.set, QuerySet::Images | QuerySet::Alike))
+            && (query.set == QuerySet::Own || (query.name.is_none() && query.vector.is_none()))
+            && (query.vector.is_none() || image.is_none())
             && image.is_none_or(|image| image.index < self.items && image.has.iter().all(|attribute| known(*attribute)))
             && query.text == text(&self.vocabulary, &query.terms, image, query.name.as_deref())
     }
@@ -438,7 +502,7 @@ impl Query {
     /// One to judge by, without number and text.
     pub fn of(set: QuerySet, terms: &[(u32, bool)]) -> Self {
         let terms = terms.iter().map(|&(attribute, positive)| Term { attribute, positive }).collect();
-        Self { number: 0, set, terms, text: String::new(), image: None, name: None }
+        Self { number: 0, set, terms, text: String::new(), image: None, name: None, vector: None }
     }
 }
 

@@ -29,6 +29,8 @@ pub use html::{Sheet, Thumbnail, report_html};
 const EXTREMES: usize = 12;
 /// Name and version of the layout.
 pub const FORMAT: &str = "likeness-report-1";
+/// The same of embeddings that were made elsewhere: [`Subject::embedder`] is not told.
+pub const FORMAT_2: &str = "likeness-report-2";
 
 /// What was evaluated.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,8 +39,20 @@ pub struct Subject {
     pub report: JobId,
     /// The generation.
     pub generation: GenerationRef,
-    /// Its model.
+    /// Its model; of embeddings from elsewhere the job that imported them.
     pub model: JobId,
+    /// What embedded it; nothing of ours where that was elsewhere.
+    #[serde(flatten)]
+    pub embedder: Option<Embedder>,
+    /// Rows of the dataset that were searched.
+    pub rows: Split,
+    /// How many.
+    pub items: u64,
+}
+
+/// What embedded a generation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Embedder {
     /// Digest of the model's weights.
     pub weights: Digest,
     /// Shape and input of the model.
@@ -47,16 +61,12 @@ pub struct Subject {
     pub train_settings: TrainSettings,
     /// Images.
     pub dataset: DatasetRef,
-    /// Rows of the dataset that were searched.
-    pub rows: Split,
-    /// How many.
-    pub items: u64,
 }
 
 /// `report.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// [`FORMAT`].
+    /// [`FORMAT`], or [`FORMAT_2`].
     pub format: String,
     /// Version of the program that made it.
     pub software: String,
@@ -241,12 +251,12 @@ impl Report {
         let mut worst = numbers(&sorted[sorted.len() - extremes..]);
         worst.reverse();
         Self {
-            format: FORMAT.into(),
+            format: if subject.embedder.is_some() { FORMAT } else { FORMAT_2 }.into(),
             software: format!("likeness-evaluation {}", env!("CARGO_PKG_VERSION")),
             headline: headline(scores),
             sets: QuerySet::ALL
                 .into_iter()
-                .filter(|set| *set != QuerySet::Own || settings.own.is_some())
+                .filter(|set| is_told(*set, &settings, subject.embedder.is_some()))
                 .map(|set| set_figures(set, drawn, &subject, scores, settings.seed))
                 .collect(),
             pooled: pooled(scores, settings.seed),
@@ -263,6 +273,15 @@ impl Report {
     /// The figures of a set.
     pub fn set(&self, set: QuerySet) -> Option<&SetFigures> {
         self.sets.iter().find(|figures| figures.set == set && figures.queries > 0)
+    }
+}
+
+/// Whether a set is part of a report: what attributes ask needs a model, and images that ask alone stand for them where there is none.
+fn is_told(set: QuerySet, settings: &EvaluateSettings, has_model: bool) -> bool {
+    match set {
+        QuerySet::Own => settings.own.is_some(),
+        QuerySet::Alike => !has_model,
+        _ => has_model,
     }
 }
 

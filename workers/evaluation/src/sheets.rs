@@ -28,9 +28,10 @@ pub fn gain(score: &QueryScore) -> f64 {
     score.average_precision - score.chance
 }
 
-/// The queries of the pooled sets from best to worst gain; ties by number.
+/// The queries of the pooled sets from best to worst gain, or of all sets where none is pooled; ties by number.
 pub fn by_gain(scores: &[QueryScore]) -> Vec<&QueryScore> {
-    let mut sorted: Vec<&QueryScore> = scores.iter().filter(|score| score.set.is_pooled()).collect();
+    let any_pooled = scores.iter().any(|score| score.set.is_pooled());
+    let mut sorted: Vec<&QueryScore> = scores.iter().filter(|score| score.set.is_pooled() || !any_pooled).collect();
     sorted.sort_by(|a, b| gain(b).total_cmp(&gain(a)).then(a.query.cmp(&b.query)));
     sorted
 }

@@ -21,7 +21,7 @@ fn refused(name: &str, text: &str) -> String {
 fn query(line: u64, name: Option<&str>, with: &[&str], without: &[&str], item: Option<&str>) -> BroughtQuery {
     let words = |words: &[&str]| words.iter().map(|word| word.to_string()).collect();
     let (name, item) = (name.map(String::from), item.map(String::from));
-    BroughtQuery { line, name, with: words(with), without: words(without), item }
+    BroughtQuery { line, name, with: words(with), without: words(without), item, vector: None }
 }
 
 #[test]
@@ -92,4 +92,35 @@ fn the_stored_form_reads_back_and_another_is_refused() {
     let other = String::from_utf8(file.encode()).unwrap().replace("queries-1", "queries-9");
     assert!(BroughtFile::decode(other.as_bytes()).is_err());
     assert!(BroughtFile::decode(b"{}").is_err());
+}
+
+#[test]
+fn a_query_may_bring_its_vector() {
+    let file = |name: &str, text: &str| BroughtFile::read(name, Bytes::copy_from_slice(text.as_bytes()), &vocabulary());
+    let json = "{\"with\": \"Male\", \"vector\": [0.6, -8e-1]}\n{\"with\": \"Male\", \"embedding\": [1, 0]}\n{\"with\": \"Male\"}\n";
+    let found = file("q.jsonl", json).unwrap();
+    let vectors: Vec<Option<&[f32]>> = found.queries.iter().map(|query| query.vector.as_deref()).collect();
+    assert_eq!(vectors, [Some(&[0.6, -0.8][..]), Some(&[1.0, 0.0][..]), None]);
+    assert!(found.has_vectors() && BroughtFile::decode(&found.encode()).unwrap() == found);
+    assert!(!file("q.jsonl", "{\"with\": \"Male\"}").unwrap().has_vectors());
+
+    let mut numbers = ListBuilder::new(arrow_array::builder::Float64Builder::new());
+    numbers.append_value([Some(0.25), Some(-0.5)]);
+    numbers.append_null();
+    let columns: Vec<(&str, ArrayRef)> =
+        vec![("with", Arc::new(StringArray::from(vec!["Male", "Smiling"]))), ("vector", Arc::new(numbers.finish()))];
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let mut bytes = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    let found = BroughtFile::read("q.parquet", bytes.into(), &vocabulary()).unwrap().queries;
+    assert_eq!((found[0].vector.as_deref(), found[1].vector.as_deref()), (Some(&[0.25, -0.5][..]), None));
+
+    let refused = |text: &str| file("q.jsonl", text).unwrap_err().to_string();
+    assert!(refused("{\"with\": \"Male\", \"vector\": [0, 0]}").contains("line 1: its vector has no direction"));
+    assert!(refused("{\"with\": \"Male\", \"vector\": \"1 0\"}").contains("`vector` holds text"));
+    assert!(refused("{\"with\": [1, 0]}").contains("`with` holds numbers"));
+    assert!(refused("{\"with\": \"Male\", \"item\": \"a\", \"vector\": [1]}").contains("both ask"));
+    assert!(file("q.csv", "with,vector\nMale,1 0\n").unwrap_err().to_string().contains("`vector` holds text"));
 }

@@ -7,7 +7,7 @@ use crate::bootstrap::{below, stream};
 use crate::gallery::{Block, Judgement, PlainBlock, judge};
 
 fn draw_queries(vocabulary: &Vocabulary, labels: &[i8], settings: &EvaluateSettings) -> Result<DrawnQueries> {
-    super::draw_queries(vocabulary, labels, |item| format!("item {item}"), settings)
+    super::draw_queries(vocabulary, labels, &|item| format!("item {item}"), settings)
 }
 
 fn vocabulary(attributes: usize) -> Vocabulary {
@@ -177,6 +177,7 @@ fn own_queries_come_last_and_what_no_item_answers_is_left_out_and_told() {
         with: with.iter().map(|name| name.to_string()).collect(),
         without: without.iter().map(|name| name.to_string()).collect(),
         item: item.map(String::from),
+        vector: None,
     };
     let brought = [
         some(1, &["A0"], &["A1"], None),
@@ -188,7 +189,7 @@ fn own_queries_come_last_and_what_no_item_answers_is_left_out_and_told() {
     let place = |item: &str| item.strip_prefix("item ")?.parse().ok().filter(|place| *place < 4);
     let mut drawn = draw_queries(&vocabulary(2), &labels, &settings(0, 0)).unwrap();
     let pooled = drawn.pooled();
-    drawn.add_own(&brought, &labels, place, ImageEdit::HeldOut).unwrap();
+    drawn.add_own(&brought, &labels, place, 2, ImageEdit::HeldOut).unwrap();
     let left_out = &drawn.left_out;
     let own: Vec<&Query> = drawn.queries.iter().filter(|query| query.set == QuerySet::Own).collect();
     assert_eq!(own.iter().map(|query| &*query.text).collect::<Vec<_>>(), ["mine: +A0 −A1", "item 3 +A1"]);
@@ -200,10 +201,50 @@ fn own_queries_come_last_and_what_no_item_answers_is_left_out_and_told() {
     assert_eq!((own.set, own.wanted, own.drawn), (QuerySet::Own, 5, 2));
     assert_eq!(DrawnQueries::decode(&drawn.encode()).unwrap(), drawn);
     let mut again = draw_queries(&vocabulary(2), &labels, &settings(0, 0)).unwrap();
-    again.add_own(&brought, &labels, place, ImageEdit::Author).unwrap();
+    again.add_own(&brought, &labels, place, 2, ImageEdit::Author).unwrap();
     assert_eq!(again.left_out.len(), 2);
     let unknown = [some(7, &["Zebra"], &[], None)];
     assert!(
-        again.add_own(&unknown, &labels, place, ImageEdit::HeldOut).unwrap_err().to_string().starts_with("line 7:")
+        again.add_own(&unknown, &labels, place, 2, ImageEdit::HeldOut).unwrap_err().to_string().starts_with("line 7:")
     );
+}
+
+#[test]
+fn images_as_they_are_are_judged_by_what_is_known_of_them() {
+    let labels = random_labels(200, 6, true, 7);
+    let vocabulary = vocabulary(6);
+    let settings = EvaluateSettings { images: 80, ..settings(9, 9) };
+    let drawn = super::draw_alike(&vocabulary, &labels, &|item| format!("item {item}"), &settings).unwrap();
+    assert_eq!((drawn.sets.len(), drawn.queries.len(), drawn.pooled()), (1, 80, 0));
+    let mut seen = HashSet::new();
+    for query in &drawn.queries {
+        let (image, Term { attribute, positive }) = (query.image.as_ref().unwrap(), query.terms[0]);
+        assert_eq!(labels[image.index as usize * 6 + attribute as usize], if positive { 1 } else { -1 });
+        assert_eq!((query.set, query.held_out()), (QuerySet::Alike, Some(&*image.item)));
+        let (relevant, judged) = counts(query, &labels, 6);
+        assert!(relevant >= u64::from(settings.min_relevant) && 2 * relevant <= judged + 1, "{relevant} of {judged}");
+        assert!(seen.insert((image.index, attribute)), "none twice");
+    }
+    assert_eq!(DrawnQueries::decode(&drawn.encode()).unwrap(), drawn);
+    // Whoever has none to his likeness asks nothing: two of the two hundred have the only attribute.
+    let rare: Vec<i8> = (0..200).map(|item| if item < 2 { 1 } else { -1 }).collect();
+    let one = Vocabulary { names: vec!["A0".into()] };
+    let drawn = super::draw_alike(&one, &rare, &|item| format!("item {item}"), &settings).unwrap();
+    assert_eq!((drawn.queries.len(), drawn.sets[0].wanted), (0, 80));
+}
+
+#[test]
+fn a_vector_that_the_user_brings_asks_as_it_is_and_must_fit() {
+    let labels = [1, 1, 1, -1, -1, -1, -1, -1];
+    let brought = |vector: &[f32]| {
+        let (with, vector) = (vec!["A0".into()], Some(vector.to_vec()));
+        [BroughtQuery { line: 3, with, vector, ..BroughtQuery::default() }]
+    };
+    let mut drawn = draw_queries(&vocabulary(2), &labels, &settings(0, 0)).unwrap();
+    let refused = drawn.clone().add_own(&brought(&[1.0; 3]), &labels, |_| None, 2, ImageEdit::HeldOut).unwrap_err();
+    assert_eq!(refused.to_string(), "line 3: its vector has 3 numbers, the gallery's have 2");
+    drawn.add_own(&brought(&[0.1, -3.25e-7]), &labels, |_| None, 2, ImageEdit::HeldOut).unwrap();
+    let read = DrawnQueries::decode(&drawn.encode()).unwrap();
+    assert_eq!(read, drawn);
+    assert_eq!(read.queries.last().unwrap().vector.as_deref(), Some(&[0.1, -3.25e-7][..]), "to the last bit");
 }

@@ -1,7 +1,9 @@
 //! `report.html`: the page for people.
 
 use super::page::{document, escape, paragraph, section, table};
-use super::{AttributeFigures, Figure, Report, SetFigures, SingleFigures, plots};
+use super::{AttributeFigures, Embedder, Figure, Report, SetFigures, SingleFigures, Subject, plots};
+use likeness_contract::settings::TrainSettings;
+
 use crate::estimates::{AttributeEstimates, EstimateFigures, ReliabilityBin};
 use crate::queries::QuerySet;
 use crate::scores::QueryScore;
@@ -41,8 +43,8 @@ pub fn report_html(report: &Report, scores: &[QueryScore], curve: Option<&Traini
     let mut body = head(report);
     body += &section("Headline", &headline(report));
     body += &section("How the queries are answered", &distributions(report, scores));
-    if let Some(curve) = curve {
-        body += &section("Training", &training(report, curve));
+    if let (Some(curve), Some(embedder)) = (curve, &report.subject.embedder) {
+        body += &section("Training", &training(&embedder.train_settings, curve));
     }
     body += &section("Result sheets", &result_sheets(sheets, scores));
     body += &section("Attributes", &attributes(report));
@@ -56,23 +58,13 @@ pub fn report_html(report: &Report, scores: &[QueryScore], curve: Option<&Traini
 
 fn head(report: &Report) -> String {
     let subject = &report.subject;
-    let model = &subject.model_settings;
     let rows = format!("{:?}", subject.rows).to_lowercase();
     let queries: u32 = report.sets.iter().map(|set| set.queries).sum();
     let facts = [
         ("report", subject.report.to_string()),
         ("gallery", format!("{}, generation {}", subject.generation.gallery, subject.generation.generation)),
-        (
-            "model",
-            format!(
-                "{} ({}, {} dimensions, {} px)",
-                subject.model,
-                model.architecture.name(),
-                model.embedding_dim,
-                model.preprocessing.input_px
-            ),
-        ),
-        ("dataset", format!("{}, version {}", subject.dataset.dataset, subject.dataset.version)),
+        ("model", model(subject)),
+        ("dataset", dataset(subject)),
         ("searched", format!("{} items ({rows} rows)", subject.items)),
         ("queries", format!("{queries} from seed {}", report.settings.seed)),
     ];
@@ -80,6 +72,20 @@ fn head(report: &Report) -> String {
         facts.iter().map(|(name, value)| format!("<dt>{name}</dt><dd>{}</dd>\n", escape(value))).collect();
     let title = format!("<h1>{} — retrieval by attributes</h1>\n", escape(subject.generation.gallery.as_str()));
     format!("{title}<dl class=\"facts\">\n{facts}</dl>\n")
+}
+
+fn model(subject: &Subject) -> String {
+    let Some(Embedder { model_settings: settings, .. }) = &subject.embedder else {
+        return format!("embeddings made elsewhere, imported by {}", subject.model);
+    };
+    let (architecture, dim, px) =
+        (settings.architecture.name(), settings.embedding_dim, settings.preprocessing.input_px);
+    format!("{} ({architecture}, {dim} dimensions, {px} px)", subject.model)
+}
+
+fn dataset(subject: &Subject) -> String {
+    let named = |embedder: &Embedder| format!("{}, version {}", embedder.dataset.dataset, embedder.dataset.version);
+    subject.embedder.as_ref().map_or("none".into(), named)
 }
 
 fn headline(report: &Report) -> String {
@@ -132,8 +138,8 @@ fn further(report: &Report) -> String {
     let head = ["set", "R-precision", "nDCG@10", "nDCG@100", "mAP as the article has it", "CS-P@10"];
     let reading = "R-precision is P@R for R relevant items. nDCG counts an item by the share of the query's attributes that it \
                    has as asked. The article's mAP is the mean of P@k for k up to R. CS-P@10 is of queries by an image with one \
-                   attribute changed: each of the first 10 that has it as asked adds the cosine between the attributes of \
-                   the two images. “Full” asks for everything known of one item.";
+                   attribute changed, or as it is: each of the first 10 that has the attribute as asked adds the cosine between the \
+                   attributes of the two images. “Full” asks for everything known of one item.";
     table(&head, &rows) + &paragraph(reading)
 }
 
@@ -155,7 +161,7 @@ fn range(figure: &Figure) -> String {
 
 fn distributions(report: &Report, scores: &[QueryScore]) -> String {
     let key = "<div class=\"key\"><i class=\"set0\"></i>singles<i class=\"set1\"></i>pairs<i class=\"set2\"></i>triples\
-               <i class=\"set3\"></i>full<i class=\"set4\"></i>images<i class=\"set5\"></i>own<i class=\"mean\"></i>mean<i class=\"chance\"></i>a random order</div>\n";
+               <i class=\"set3\"></i>full<i class=\"set4\"></i>images<i class=\"set5\"></i>own<i class=\"set6\"></i>alike<i class=\"mean\"></i>mean<i class=\"chance\"></i>a random order</div>\n";
     let spread: String = QuerySet::ALL
         .iter()
         .filter_map(|set| report.set(*set))
@@ -164,8 +170,7 @@ fn distributions(report: &Report, scores: &[QueryScore]) -> String {
     format!("{key}<div class=\"row\">{spread}{}</div>\n", plots::precision(report))
 }
 
-fn training(report: &Report, curve: &TrainingCurve) -> String {
-    let train = &report.subject.train_settings;
+fn training(train: &TrainSettings, curve: &TrainingCurve) -> String {
     let text = format!(
         "{} epochs of batches of {}, margin {}. Blue: training batches, averaged over neighbouring steps; orange: validation. \
          At the start about half of the triplets are correct by chance.",
@@ -358,6 +363,7 @@ fn method(report: &Report) -> String {
         })
         .collect();
     body += &table(&head, &rows);
-    let made = format!("weights {}, made by {}", report.subject.weights, report.software);
+    let weights = report.subject.embedder.as_ref().map(|embedder| format!("weights {}, ", embedder.weights));
+    let made = format!("{}made by {}", weights.unwrap_or_default(), report.software);
     body + &format!("<p><code>{}</code></p>\n", escape(&made))
 }

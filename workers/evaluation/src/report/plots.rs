@@ -117,5 +117,6 @@ fn set_class(set: QuerySet) -> &'static str {
         QuerySet::Full => "set3",
         QuerySet::Images => "set4",
         QuerySet::Own => "set5",
+        QuerySet::Alike => "set6",
     }
 }

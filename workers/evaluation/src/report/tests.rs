@@ -14,15 +14,17 @@ fn subject(items: u64) -> Subject {
         report: job("report-1"),
         generation: GenerationRef { gallery: Name::new("faces").unwrap(), generation: job("gen-1") },
         model: job("model-1"),
-        weights: Digest::of(b"weights"),
-        model_settings: ModelSettings {
-            architecture: Architecture::CnnS,
-            embedding_dim: 128,
-            encoding: QueryEncoding::ThreeState,
-            preprocessing: Preprocessing::imagenet(64),
-        },
-        train_settings: TrainSettings::default(),
-        dataset: DatasetRef { dataset: Name::new("celeba").unwrap(), version: job("ingest-1") },
+        embedder: Some(Embedder {
+            weights: Digest::of(b"weights"),
+            model_settings: ModelSettings {
+                architecture: Architecture::CnnS,
+                embedding_dim: 128,
+                encoding: QueryEncoding::ThreeState,
+                preprocessing: Preprocessing::imagenet(64),
+            },
+            train_settings: TrainSettings::default(),
+            dataset: DatasetRef { dataset: Name::new("celeba").unwrap(), version: job("ingest-1") },
+        }),
         rows: Split::Test,
         items,
     }
@@ -40,7 +42,7 @@ fn example() -> (Report, Vec<QueryScore>) {
         .collect();
     let settings = EvaluateSettings { pairs: 10, triples: 10, ..EvaluateSettings::default() };
     let items: Vec<String> = (0..200).map(|i| format!("item-{i:03}")).collect();
-    let drawn = draw_queries(&vocabulary, &labels, |item| items[item].clone(), &settings).unwrap();
+    let drawn = draw_queries(&vocabulary, &labels, &|item| items[item].clone(), &settings).unwrap();
     let mut counts = LabelCounts::new(4);
     let block = PlainBlock::new(items, vec![-0.01; 200 * 9], labels, 9, 4).unwrap();
     counts.add(&block);
@@ -168,4 +170,19 @@ fn a_page_without_curve_and_sheets_and_with_one_query_is_still_whole() {
     report.sets.truncate(1);
     let html = report_html(&report, &scores[..1], None, &[]);
     assert!(!html.contains("<h2>Training</h2>") && html.ends_with("</html>\n"));
+}
+
+#[test]
+fn a_report_of_embeddings_from_elsewhere_says_so_and_has_no_model() {
+    let (mut report, scores) = example();
+    report.subject.embedder = None;
+    let own = EvaluateSettings::default();
+    let told: Vec<QuerySet> = QuerySet::ALL.into_iter().filter(|set| is_told(*set, &own, false)).collect();
+    assert_eq!(told, [QuerySet::Alike]);
+    let read: Report = serde_json::from_slice(&report_json(&report)).unwrap();
+    assert_eq!(read, report);
+    let json: serde_json::Value = serde_json::from_slice(&report_json(&report)).unwrap();
+    assert!(json["subject"].get("weights").is_none() && json["subject"]["model"] == "model-1");
+    let html = report_html(&report, &scores, None, &[]);
+    assert!(html.contains("embeddings made elsewhere, imported by model-1") && !html.contains("weights"));
 }

@@ -22,7 +22,7 @@ use likeness_contract::searches::{
 use likeness_index::{Cancel, Filter, Label, Query, RowSet, Shard, top_k_batch};
 use likeness_link::answers::AnswerWriter;
 
-use super::evaluate::model_of;
+use super::evaluate::known_model;
 use crate::cache::LoadedModel;
 use crate::error::TaskError;
 use crate::runtime::context::TaskContext;
@@ -39,12 +39,13 @@ pub async fn part(cx: &TaskContext, number: u32) -> Result<TaskOutput, TaskError
     let missing = || TaskError::invalid(format!("the file of questions has no part {number}"));
     let part = stage.parts.get(number as usize).ok_or_else(missing)?;
     let manifest = cx.cache.generation(&stage.generation).await?;
-    let model = model_of(cx, &manifest).await?;
+    let model = known_model(cx, &manifest).await?;
     let questions = read(cx, part).await?;
-    let mut asked: Vec<Asked> = questions.into_iter().map(|question| Asked::of(question, &model)).collect();
+    let asked = |question| Asked::of(question, &manifest, model.as_deref());
+    let mut asked: Vec<Asked> = questions.into_iter().map(asked).collect();
     within_limits(&asked, part)?;
     let removed = Arc::new(removed(cx, &manifest).await?);
-    embed(cx, &manifest, &model, &removed, &mut asked).await?;
+    embed(cx, &manifest, model.as_ref(), &removed, &mut asked).await?;
     search(cx, &manifest, &removed, &mut asked).await?;
     let answers: Vec<FileAnswer> = asked.into_iter().map(|asked| asked.answer(stage.release)).collect();
     let failed = answers.iter().filter(|answer| answer.error.is_some()).count() as u32;
@@ -114,12 +115,12 @@ struct Asked {
 }
 
 impl Asked {
-    fn of(question: FileQuestion, model: &LoadedModel) -> Self {
+    fn of(question: FileQuestion, manifest: &GenerationManifest, model: Option<&LoadedModel>) -> Self {
         let FileQuestion { query, id, request, error } = question;
         let question = match (request, error) {
             (_, Some(error)) => Err(error),
             (None, None) => Err("nothing is asked".into()),
-            (Some(request), None) => checked(&request, model),
+            (Some(request), None) => checked(&request, manifest, model),
         };
         let left_out = question.as_ref().map(Question::items).unwrap_or_default();
         Self { query, id, question, left_out, vector: Vec::new(), best: Vec::new(), matching: 0 }
@@ -147,11 +148,18 @@ impl Asked {
     }
 }
 
-fn checked(request: &SearchRequest, model: &LoadedModel) -> Result<Question, String> {
+fn checked(
+    request: &SearchRequest,
+    manifest: &GenerationManifest,
+    model: Option<&LoadedModel>,
+) -> Result<Question, String> {
     if request.cursor.is_some() {
         return Err("a file of questions asks no further pages: ask for a larger k".into());
     }
-    query::check(request, &model.manifest.vocabulary, &model.manifest.settings).map_err(|error| error.message)
+    let settings = query::settings(model, manifest.embedding_dim);
+    query::check_kinds(request, model.is_some())
+        .and_then(|()| query::check(request, &manifest.vocabulary, &settings))
+        .map_err(|error| error.message)
 }
 
 /// Whoever made the part kept to this; another program may not.
@@ -198,7 +206,7 @@ async fn removed(cx: &TaskContext, manifest: &GenerationManifest) -> Result<Remo
 async fn embed(
     cx: &TaskContext,
     manifest: &GenerationManifest,
-    model: &Arc<LoadedModel>,
+    model: Option<&Arc<LoadedModel>>,
     removed: &Removed,
     asked: &mut [Asked],
 ) -> Result<(), TaskError> {
@@ -225,7 +233,7 @@ async fn embed(
 
 async fn embedded(
     cx: &TaskContext,
-    model: &Arc<LoadedModel>,
+    model: Option<&Arc<LoadedModel>>,
     known: &mut HashMap<Key, Embedded>,
     input: &Input,
 ) -> Result<Embedded, TaskError> {
@@ -233,11 +241,12 @@ async fn embedded(
     if let Some(found) = key.as_ref().and_then(|key| known.get(key)) {
         return Ok(found.clone());
     }
-    let embedded: Embedded = match input {
-        Input::Attributes(vector) => {
+    let embedded: Embedded = match (input, model) {
+        (Input::Attributes(_) | Input::Image(_), None) => Err(query::no_model().message),
+        (Input::Attributes(vector), Some(model)) => {
             Ok(query::embed_attributes(&cx.device, Arc::clone(model), vector.clone()).await?.into())
         }
-        Input::Image(bytes) => {
+        (Input::Image(bytes), Some(model)) => {
             let (bytes, of) = (bytes.clone(), Arc::clone(model));
             let pixels = tokio::task::spawn_blocking(move || query::pixels(&of, &bytes)).await;
             match pixels.map_err(TaskError::transient)? {
@@ -245,9 +254,9 @@ async fn embedded(
                 Err(error) => Err(error.message),
             }
         }
-        Input::Vector(values) => Ok(values.as_slice().into()),
+        (Input::Vector(values), _) => Ok(values.as_slice().into()),
         // All that there are were looked up before.
-        Input::Item(item) => Err(format!("the gallery has no item `{item}`")),
+        (Input::Item(item), _) => Err(format!("the gallery has no item `{item}`")),
     };
     if let Some(key) = key {
         known.insert(key, embedded.clone());

@@ -8,7 +8,7 @@ use likeness_contract::datasets::Removed;
 use likeness_contract::documents::{DatasetManifest, GenerationManifest};
 use likeness_contract::jobs::GenerationRef;
 use likeness_contract::messages::{HeldShards, Placement};
-use likeness_contract::settings::{Architecture, ModelSettings, Preprocessing, QueryEncoding};
+use likeness_contract::settings::ModelSettings;
 use likeness_index::{Filter, RowSet, Shard};
 
 use super::loader::Loaded;
@@ -27,18 +27,9 @@ pub struct Kit {
 }
 
 impl Kit {
-    /// What questions are checked against. Of embeddings from elsewhere only the dimension says anything, since
-    /// [`super::query::check_kinds`] lets nothing through that a tower would have to embed.
+    /// What questions are checked against.
     pub fn settings(&self) -> ModelSettings {
-        match &self.model {
-            Some(model) => model.manifest.settings.clone(),
-            None => ModelSettings {
-                architecture: Architecture::CnnS,
-                embedding_dim: self.generation.embedding_dim,
-                encoding: QueryEncoding::ThreeState,
-                preprocessing: Preprocessing::imagenet(64),
-            },
-        }
+        super::query::settings(self.model.as_deref(), self.generation.embedding_dim)
     }
 }
 

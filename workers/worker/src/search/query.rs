@@ -10,7 +10,7 @@ use likeness_contract::search::{
     Cursor, LabelFilter, MAX_QUERY_IMAGE_BYTES, MAX_QUERY_IMAGE_PX, SearchError, SearchErrorKind, SearchRequest, Term,
     WeightedTerm,
 };
-use likeness_contract::settings::{ModelSettings, QueryEncoding, Vocabulary};
+use likeness_contract::settings::{Architecture, ModelSettings, Preprocessing, QueryEncoding, Vocabulary};
 use likeness_data::Loader;
 use likeness_model::encode_query;
 
@@ -134,6 +134,20 @@ pub fn cursor(request: &SearchRequest, text: &str) -> Result<Cursor, SearchError
 /// The error for a request that can't be met as it is.
 pub fn invalid(message: impl Into<String>) -> SearchError {
     SearchError { kind: SearchErrorKind::Invalid, message: message.into(), nearest: Vec::new() }
+}
+
+/// What questions are checked against. Of embeddings from elsewhere only the dimension says anything, since [`check_kinds`] lets
+/// nothing through that a tower would have to embed.
+pub fn settings(model: Option<&LoadedModel>, dim: u32) -> ModelSettings {
+    match model {
+        Some(model) => model.manifest.settings.clone(),
+        None => ModelSettings {
+            architecture: Architecture::CnnS,
+            embedding_dim: dim,
+            encoding: QueryEncoding::ThreeState,
+            preprocessing: Preprocessing::imagenet(64),
+        },
+    }
 }
 
 /// Refuses terms that a model would have to embed where there is none.

@@ -1,7 +1,8 @@
-//! Queries as vectors of the generation's own model.
+//! Queries as vectors of the generation's own space.
 //!
 //! Attributes go through the attribute tower. The image of a query is an item of the gallery, so its embedding is there
-//! already: the query is normalised (image ± embedding of each attribute alone).
+//! already: the query is normalised (image ± embedding of each attribute alone). Of embeddings from elsewhere nothing embeds an
+//! attribute: an image asks as it is. A vector that the user brought asks as it is everywhere, normalised.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -15,6 +16,17 @@ use super::gallery::Gallery;
 use crate::cache::LoadedModel;
 use crate::error::TaskError;
 use crate::runtime::context::TaskContext;
+
+/// [`model_of`] a generation that one of ours embedded; none of embeddings from elsewhere.
+pub async fn known_model(
+    cx: &TaskContext,
+    generation: &GenerationManifest,
+) -> Result<Option<Arc<LoadedModel>>, TaskError> {
+    match generation.embedder() {
+        Some(_) => model_of(cx, generation).await.map(Some),
+        None => Ok(None),
+    }
+}
 
 /// The model that embedded a generation, checked against it: vocabulary, dimension, weights.
 pub async fn model_of(cx: &TaskContext, generation: &GenerationManifest) -> Result<Arc<LoadedModel>, TaskError> {
@@ -35,22 +47,28 @@ pub async fn model_of(cx: &TaskContext, generation: &GenerationManifest) -> Resu
 /// Embeds queries, each by itself: the vector is the one that a search for the same attributes uses, and does
 /// not depend on how queries are cut into tasks.
 pub fn embed_queries(
-    loaded: &LoadedModel,
+    model: Option<&LoadedModel>,
     gallery: &Gallery,
     queries: Vec<Query>,
     device: &Device,
 ) -> Result<Vec<(Query, Vec<f32>)>, TaskError> {
     let images = image_embeddings(gallery, &queries)?;
     let embed = |query: Query| {
-        let embedding = match &query.image {
-            None => embed_attributes(loaded, &query.with(), &query.without(), device)?,
-            Some(image) => {
+        let embedding = match (&query.vector, &query.image, model) {
+            (Some(vector), _, _) => changed(vector, &[]),
+            (None, None, Some(loaded)) => embed_attributes(loaded, &query.with(), &query.without(), device)?,
+            (None, Some(image), Some(loaded)) => {
                 let change = |term: &Term| {
                     let attribute = embed_attributes(loaded, &[term.attribute as usize], &[], device)?;
                     Ok((attribute, term.positive))
                 };
                 let changes = query.terms.iter().map(change).collect::<Result<Vec<_>, TaskError>>()?;
                 changed(&images[&image.index], &changes)
+            }
+            (None, Some(image), None) => images[&image.index].clone(),
+            (None, None, None) => {
+                let why = "the embeddings were made elsewhere: no model embeds it; bring an `item` or a `vector`";
+                return Err(TaskError::invalid(format!("query `{}`: {why}", query.text)));
             }
         };
         Ok((query, embedding))

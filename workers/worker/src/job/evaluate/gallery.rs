@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use likeness_contract::documents::GenerationManifest;
-use likeness_contract::jobs::{DatasetRef, GenerationRef};
+use likeness_contract::jobs::GenerationRef;
 use likeness_contract::settings::Split;
 use likeness_evaluation::Block;
 use likeness_index::Shard;
@@ -67,12 +67,6 @@ impl Gallery {
     pub async fn open(cx: &TaskContext, generation: &GenerationRef, split: Split) -> Result<Self, TaskError> {
         let manifest = cx.cache.generation(generation).await?;
         Ok(Self { cx: cx.clone(), split, runtime: Handle::current(), manifest })
-    }
-
-    /// The images.
-    pub fn dataset(&self) -> Result<&DatasetRef, TaskError> {
-        let missing = || TaskError::invalid("embeddings made elsewhere have no images");
-        self.manifest.embedder().map(|embedder| &embedder.dataset).ok_or_else(missing)
     }
 
     /// Number of shards.

@@ -15,7 +15,7 @@ use likeness_contract::jobs::{EvaluateStage, JobSpec, JobWork, TaskOutput, task_
 use likeness_evaluation::gate::with_floor;
 use likeness_evaluation::{DrawnQueries, QueryScore, decode_scores, scores};
 
-pub(super) use embedding::model_of;
+pub(super) use embedding::known_model;
 pub use queries::run as queries;
 pub use range::run as range;
 pub use report::run as finish;

@@ -1,12 +1,13 @@
 //! Draws the query sets from the labels of the rows that will be searched.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
+use likeness_contract::documents::GenerationManifest;
 use likeness_contract::jobs::{EvaluateStage, GenerationRef, JobWork, TaskOutput};
 use likeness_contract::keys;
-use likeness_contract::settings::Vocabulary;
 use likeness_evaluation::brought::BroughtFile;
-use likeness_evaluation::{Block, DrawnQueries, QuerySet, draw_queries};
+use likeness_evaluation::{Block, DrawnQueries, QuerySet, draw_alike, draw_queries};
 
 use super::gallery::Gallery;
 use super::{about, stage};
@@ -22,13 +23,13 @@ pub async fn run(cx: &TaskContext, generation: &GenerationRef) -> Result<TaskOut
     if labels.is_empty() {
         return Err(TaskError::invalid(format!("nothing to evaluate: there are no {place}")));
     }
-    let vocabulary = gallery.manifest.vocabulary.clone();
+    let manifest = Arc::clone(&gallery.manifest);
     let (settings, own) = (stage.clone(), own(cx, &stage).await?);
-    let draw = move || draw(&vocabulary, &labels, &items, &settings, own);
+    let draw = move || draw(&manifest, &labels, &items, &settings, own);
     let drawn = tokio::task::spawn_blocking(draw).await.map_err(TaskError::transient)??;
     let is_gated = matches!(cx.spec().work, JobWork::Pipeline { .. });
-    let has_own = drawn.queries.iter().any(|query| query.set == QuerySet::Own);
-    if drawn.pooled() == 0 && (is_gated || !has_own) {
+    let has_others = drawn.queries.iter().any(|query| matches!(query.set, QuerySet::Own | QuerySet::Alike));
+    if drawn.pooled() == 0 && (is_gated || !has_others) {
         let (min, items) = (stage.settings.min_relevant, drawn.items);
         let text = format!("no query is possible: among the {items} {place} no attribute has {min} relevant items");
         return Err(TaskError::invalid([std::slice::from_ref(&text), &drawn.left_out].concat().join("; ")));
@@ -49,16 +50,23 @@ async fn own(cx: &TaskContext, stage: &EvaluateStage) -> Result<Option<BroughtFi
 }
 
 fn draw(
-    vocabulary: &Vocabulary,
+    manifest: &GenerationManifest,
     labels: &[i8],
     items: &[Box<str>],
     stage: &EvaluateStage,
     own: Option<BroughtFile>,
 ) -> Result<DrawnQueries, TaskError> {
-    let mut drawn = draw_queries(vocabulary, labels, |item| items[item].to_string(), &stage.settings)?;
+    let draw = if manifest.embedder().is_some() { draw_queries } else { draw_alike };
+    let mut drawn = draw(&manifest.vocabulary, labels, &|item| items[item].to_string(), &stage.settings)?;
     if let Some(own) = own {
         let places: HashMap<&str, usize> = items.iter().enumerate().map(|(place, item)| (&**item, place)).collect();
-        drawn.add_own(&own.queries, labels, |item| places.get(item).copied(), stage.settings.image_edit)?;
+        drawn.add_own(
+            &own.queries,
+            labels,
+            |item| places.get(item).copied(),
+            manifest.embedding_dim as usize,
+            stage.settings.image_edit,
+        )?;
     }
     Ok(drawn)
 }

@@ -6,7 +6,7 @@ use likeness_contract::keys;
 use likeness_evaluation::gallery::check_vocabulary;
 use likeness_evaluation::{Query, QueryScore, encode_scores, score};
 
-use super::embedding::{embed_queries, model_of};
+use super::embedding::{embed_queries, known_model};
 use super::gallery::Gallery;
 use super::{drawn, stage};
 use crate::error::TaskError;
@@ -15,7 +15,7 @@ use crate::runtime::context::TaskContext;
 /// Scores the queries `from..from + count` on a generation with that generation's own model.
 pub async fn run(cx: &TaskContext, generation: &GenerationRef, from: u32, count: u32) -> Result<TaskOutput, TaskError> {
     let gallery = Gallery::open(cx, generation, stage(cx.spec())?.rows).await?;
-    let loaded = model_of(cx, &gallery.manifest).await?;
+    let model = known_model(cx, &gallery.manifest).await?;
     let drawn = drawn(cx).await?.queries;
     let who = format!("the query set of job `{}`", cx.job());
     let name = generation.generation.as_str();
@@ -23,7 +23,7 @@ pub async fn run(cx: &TaskContext, generation: &GenerationRef, from: u32, count:
     let asked = select(&drawn.queries, from, count)?;
     let progress = cx.clone();
     let rank = move |device: &Device| -> Result<Vec<QueryScore>, TaskError> {
-        let asked = embed_queries(&loaded, &gallery, asked, device)?;
+        let asked = embed_queries(model.as_deref(), &gallery, asked, device)?;
         let load = |number| gallery.wait_for_block(number);
         score(&asked, gallery.blocks(), load, &mut |done, of| progress.progress(done, of, "blocks ranked"))
     };

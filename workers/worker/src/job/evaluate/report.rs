@@ -1,6 +1,7 @@
 //! Joins the ranges into the report: JSON, Parquet, HTML, files for TREC's tools, manifest.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use candle_core::Device;
 use likeness_contract::documents::{ModelManifest, ReportManifest, TrecFiles};
@@ -9,16 +10,17 @@ use likeness_contract::jobs::{EvaluateStage, GenerationRef, TaskOutput};
 use likeness_contract::keys;
 use likeness_contract::settings::QueryEncoding;
 use likeness_evaluation::estimates::Estimates;
-use likeness_evaluation::report::{LabelCounts, Report, Sheet, Subject, Thumbnail, report_html, report_json};
+use likeness_evaluation::report::{Embedder, LabelCounts, Report, Sheet, Subject, Thumbnail, report_html, report_json};
 use likeness_evaluation::sheets::{Hit, Pick, picks, top_items};
 use likeness_evaluation::training::TrainingCurve;
 use likeness_evaluation::{Query, QueryScore, encode_scores, trec};
 use likeness_link::error::ErrorKind;
 
-use super::embedding::{embed_queries, model_of};
+use super::embedding::{embed_queries, known_model};
 use super::gallery::Gallery;
 use super::thumbnail::thumbnails;
 use super::{drawn, scored, stage};
+use crate::cache::LoadedModel;
 use crate::error::TaskError;
 use crate::runtime::context::TaskContext;
 
@@ -29,16 +31,20 @@ const SHOWN: usize = 12;
 pub async fn run(cx: &TaskContext, generation: &GenerationRef) -> Result<TaskOutput, TaskError> {
     let stage = stage(cx.spec())?.clone();
     let gallery = Gallery::open(cx, generation, stage.rows).await?;
-    let model = model_of(cx, &gallery.manifest).await?.manifest.clone();
+    let model = known_model(cx, &gallery.manifest).await?;
     let drawn = drawn(cx).await?.queries;
     let scores = scored(cx, &stage, drawn.queries.len(), false).await?;
     let picked = picks(&scores);
-    let looked = look(cx, &gallery, &drawn.queries, &picked).await?;
+    let looked = look(cx, &gallery, model.clone(), &drawn.queries, &picked).await?;
     let sheets = sheets(cx, &gallery, &picked, &looked).await?;
-    let trec = trec_files(cx, &gallery, &drawn.queries, looked.labels.items()).await?;
-    let curve = curve(cx, &model).await?;
+    let trec = trec_files(cx, &gallery, model.clone(), &drawn.queries, looked.labels.items()).await?;
+    let manifest = model.as_ref().map(|model| &model.manifest);
+    let curve = match manifest {
+        Some(manifest) => curve(cx, manifest).await?,
+        None => None,
+    };
 
-    let subject = subject(cx, &gallery, &model, &stage, looked.labels.items())?;
+    let subject = subject(cx, &gallery, manifest, &stage, looked.labels.items());
     let write = move || {
         let report = Report::new(subject, stage.settings, &drawn, &looked.labels, looked.estimates.as_ref(), &scores);
         let html = report_html(&report, &scores, curve.as_ref(), &sheets);
@@ -83,36 +89,33 @@ async fn store(
 fn subject(
     cx: &TaskContext,
     gallery: &Gallery,
-    model: &ModelManifest,
+    model: Option<&ModelManifest>,
     stage: &EvaluateStage,
     items: u64,
-) -> Result<Subject, TaskError> {
-    Ok(Subject {
-        report: cx.job().clone(),
-        generation: gallery.manifest.generation.clone(),
-        model: model.model.clone(),
+) -> Subject {
+    let embedder = model.zip(gallery.manifest.dataset()).map(|(model, dataset)| Embedder {
         weights: model.weights.digest,
         model_settings: model.settings.clone(),
         train_settings: model.train.clone(),
-        dataset: gallery.dataset()?.clone(),
-        rows: stage.rows,
-        items,
-    })
+        dataset: dataset.clone(),
+    });
+    let (report, generation) = (cx.job().clone(), gallery.manifest.generation.clone());
+    Subject { report, generation, model: gallery.manifest.model_name().clone(), embedder, rows: stage.rows, items }
 }
 
 /// Rankings and judgements of a sample of the queries.
 async fn trec_files(
     cx: &TaskContext,
     gallery: &Gallery,
+    model: Option<Arc<LoadedModel>>,
     queries: &[Query],
     items: u64,
 ) -> Result<TrecFiles, TaskError> {
-    let loaded = model_of(cx, &gallery.manifest).await?;
     let asked: Vec<Query> = trec::sample(queries.len(), items).into_iter().map(|i| queries[i].clone()).collect();
     let count = asked.len() as u32;
     let gallery = gallery.clone();
     let rank = move |device: &Device| {
-        let asked = embed_queries(&loaded, &gallery, asked, device)?;
+        let asked = embed_queries(model.as_deref(), &gallery, asked, device)?;
         trec::trec(&asked, gallery.blocks(), |number| gallery.wait_for_block(number))
     };
     let files = cx.device.run(rank).await?;
@@ -136,16 +139,22 @@ struct Looked {
     estimates: Option<Estimates>,
 }
 
-async fn look(cx: &TaskContext, gallery: &Gallery, queries: &[Query], picked: &[Pick]) -> Result<Looked, TaskError> {
-    let loaded = model_of(cx, &gallery.manifest).await?;
+async fn look(
+    cx: &TaskContext,
+    gallery: &Gallery,
+    model: Option<Arc<LoadedModel>>,
+    queries: &[Query],
+    picked: &[Pick],
+) -> Result<Looked, TaskError> {
     let asked: Vec<Query> = picked.iter().map(|pick| queries[pick.query as usize].clone()).collect();
     let gallery = gallery.clone();
     let look = move |device: &Device| {
-        let asked = embed_queries(&loaded, &gallery, asked, device)?;
+        let asked = embed_queries(model.as_deref(), &gallery, asked, device)?;
         let hits = top_items(&asked, SHOWN, gallery.blocks(), |number| gallery.wait_for_block(number))?;
         let mut places = HashMap::new();
         let mut labels = LabelCounts::new(gallery.manifest.vocabulary.len());
-        let has_logits = loaded.manifest.settings.encoding == QueryEncoding::LogProbability;
+        let encoding = model.as_ref().map(|model| model.manifest.settings.encoding);
+        let has_logits = encoding == Some(QueryEncoding::LogProbability);
         let mut estimates = has_logits.then(|| Estimates::new(gallery.manifest.vocabulary.len()));
         for number in 0..gallery.blocks() {
             let block = gallery.wait_for_block(number)?;
@@ -168,8 +177,13 @@ async fn sheets(
     picked: &[Pick],
     looked: &Looked,
 ) -> Result<Vec<Sheet>, TaskError> {
-    let dataset = cx.cache.dataset(gallery.dataset()?).await?;
-    let pictures = thumbnails(cx, &dataset, looked.places.values().copied()).await?;
+    let pictures = match gallery.manifest.dataset() {
+        Some(dataset) => {
+            let dataset = cx.cache.dataset(dataset).await?;
+            thumbnails(cx, &dataset, looked.places.values().copied()).await?
+        }
+        None => BTreeMap::new(),
+    };
     let thumbnail = |hit: &Hit| Thumbnail {
         item: hit.item.clone(),
         distance: hit.d2.sqrt(),

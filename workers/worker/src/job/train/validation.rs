@@ -67,7 +67,7 @@ fn map_of_singles(
 ) -> Result<Option<f64>, TaskError> {
     let (dim, attributes) = (model.embedding_dim(), stage.vocabulary.len());
     let item = |row: usize| format!("{row:08}");
-    let mut queries = draw_queries(&stage.vocabulary, &labels, item, &singles())?.queries;
+    let mut queries = draw_queries(&stage.vocabulary, &labels, &item, &singles())?.queries;
     queries.retain(|query| query.set == QuerySet::Singles);
     if queries.is_empty() {
         return Ok(None);
