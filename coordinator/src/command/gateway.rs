@@ -13,10 +13,12 @@ use crate::command::Global;
 use crate::command::exit::{Exit, Failure, Outcome};
 use crate::command::output::{line, note, say};
 use crate::command::up::signals;
-use crate::gateway::{self, DEFAULT_RATE, Gateway, Keys, Role, Settings, check_address, new_key};
+use crate::gateway::{self, DEFAULT_RATE, Gateway, Keys, Limits, Role, Settings, check_address, new_key};
 
 /// Address without a flag.
 pub const DEFAULT_HTTP: &str = "127.0.0.1:8484";
+/// Longest time until a request's header is there, and so between two requests of a connection.
+const HEADER: Duration = Duration::from_secs(30);
 
 /// Flags of `likeness gateway`.
 #[derive(Debug, Args)]
@@ -46,6 +48,9 @@ pub struct GatewayArgs {
     /// Longest time for an answer, seconds; promotions and streams of events may take longer.
     #[arg(long, value_name = "SECONDS", default_value_t = 70, value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
+    /// Most connections at once; others wait until one ends. Each takes a file handle.
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    max_connections: u32,
     /// Let browsers ask from pages of this origin, such as https://example.com; may be given several times.
     #[arg(long, value_name = "ORIGIN")]
     allow_origin: Vec<String>,
@@ -89,20 +94,13 @@ pub async fn run(global: &Global, args: GatewayArgs) -> Outcome {
     note(format!("http://{}", listener.local_addr()?));
     let stopping = CancellationToken::new();
     let gateway = Gateway::new(client, settings, stopping.clone());
-    let mut service = tokio::spawn(gateway::serve(gateway, listener));
-    tokio::select! {
-        ended = &mut service => return finished(ended),
-        () = signals::stop_requested() => stopping.cancel(),
-    }
+    let service = tokio::spawn(gateway::serve(gateway, listener));
+    signals::stop_requested().await;
+    stopping.cancel();
     match tokio::time::timeout(Duration::from_secs(args.grace_period), service).await {
-        Ok(ended) => finished(ended),
+        Ok(ended) => ended.map(|()| Exit::Done).map_err(Failure::failed),
         Err(_) => Ok(Exit::Grace),
     }
-}
-
-fn finished(ended: Result<Outcome<()>, tokio::task::JoinError>) -> Outcome {
-    ended.map_err(Failure::failed)??;
-    Ok(Exit::Done)
 }
 
 fn settings(args: &GatewayArgs) -> Outcome<Settings> {
@@ -113,7 +111,8 @@ fn settings(args: &GatewayArgs) -> Outcome<Settings> {
     let keys = Keys::open(args.keys.clone().or(named).as_deref(), args.rate)?;
     let allow_origins = args.allow_origin.iter().map(|text| origin(text)).collect::<Outcome<_>>()?;
     let (max_body_bytes, timeout) = ((args.max_body as usize) << 20, Duration::from_secs(args.timeout));
-    Ok(Settings { keys, allow_origins, max_body_bytes, timeout })
+    let limits = Limits { connections: args.max_connections as usize, header: HEADER };
+    Ok(Settings { keys, allow_origins, max_body_bytes, timeout, limits })
 }
 
 /// Browsers compare it letter by letter: without a path, without a last `/`.

@@ -151,6 +151,7 @@ mod tests {
             allow_origins: origins.iter().map(|origin| HeaderValue::from_static(origin)).collect(),
             max_body_bytes: 1,
             timeout: std::time::Duration::from_secs(1),
+            limits: crate::gateway::Limits { connections: 1, header: std::time::Duration::from_secs(1) },
         }
     }
 

@@ -6,6 +6,7 @@
 
 mod access;
 mod cache;
+mod connections;
 mod extract;
 mod guard;
 mod images;
@@ -40,6 +41,7 @@ use tower_http::compression::CompressionLayer;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 pub use access::{DEFAULT_RATE, Keys, Role, new_key};
+pub use connections::Limits;
 
 use crate::command::exit::{Failure, Outcome};
 use crate::gateway::access::Rates;
@@ -63,6 +65,8 @@ pub struct Settings {
     pub max_body_bytes: usize,
     /// Longest time for an answer; promotions and streams of events take longer.
     pub timeout: Duration,
+    /// Of connections.
+    pub limits: Limits,
 }
 
 /// What every handler has.
@@ -127,10 +131,9 @@ pub fn check_address(address: SocketAddr, keys: &Keys) -> Outcome<()> {
 }
 
 /// Answers until `stopping`; what is under way then is finished.
-pub async fn serve(gateway: Gateway, listener: TcpListener) -> Outcome<()> {
-    let stopping = gateway.stopping.clone();
-    let served = axum::serve(listener, router(gateway)).with_graceful_shutdown(stopping.cancelled_owned());
-    Ok(served.await?)
+pub async fn serve(gateway: Gateway, listener: TcpListener) {
+    let (limits, stopping) = (gateway.settings.limits, gateway.stopping.clone());
+    connections::serve(router(gateway), listener, limits, stopping).await;
 }
 
 fn router(gateway: Gateway) -> Router {

@@ -17,6 +17,7 @@ use arrow_array::{
 use bytes::Bytes;
 use likeness_contract::ids::{Digest, Digester};
 use likeness_contract::tables::dataset_part_schema;
+use likeness_parquet::Sound;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::Compression;
@@ -239,7 +240,7 @@ impl Part {
     }
 
     fn decode_checked(bytes: Bytes, attributes: usize) -> Checked<Part> {
-        let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(|e| e.to_string())?;
+        let builder = ParquetRecordBatchReaderBuilder::try_new(Sound(bytes)).map_err(|e| e.to_string())?;
         columns::check_schema(builder.schema(), &dataset_part_schema(attributes))?;
         let reader = builder.with_batch_size(GROUP_ROWS).build().map_err(|e| e.to_string())?;
         let mut part = Part { attributes, groups: Vec::new(), starts: vec![0] };

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use likeness_contract::datasets::LabelCounts;
 use likeness_contract::jobs::ZeroLabel;
 use likeness_contract::settings::Vocabulary;
+use likeness_parquet::Sound;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReaderBuilder, RowSelection, RowSelector};
 use parquet::basic::Compression;
@@ -153,7 +154,7 @@ fn batch(rows: &[ScanRow], attributes: usize, schema: Arc<Schema>) -> RecordBatc
 /// What [`encode_rows`] got besides the rows; none in a list from before there was such a thing.
 pub fn decode_notes(bytes: Bytes) -> Result<Option<String>> {
     let corrupt = |detail: String| Error::corrupt(format!("list of rows: {detail}"));
-    let read = || ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(|e| e.to_string());
+    let read = || ParquetRecordBatchReaderBuilder::try_new(Sound(bytes)).map_err(|e| e.to_string());
     let builder = guarded(read).and_then(|builder| builder).map_err(corrupt)?;
     let all = builder.metadata().file_metadata().key_value_metadata();
     let notes = all.into_iter().flatten().find(|pair| pair.key == NOTES);
@@ -167,7 +168,7 @@ pub fn decode_rows(bytes: Bytes, vocabulary_len: usize, from: u64, rows: u32) ->
 }
 
 fn read_range(bytes: Bytes, vocabulary_len: usize, from: u64, rows: u32) -> Checked<Vec<ScanRow>> {
-    let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(|e| e.to_string())?;
+    let builder = ParquetRecordBatchReaderBuilder::try_new(Sound(bytes)).map_err(|e| e.to_string())?;
     columns::check_schema(builder.schema(), &schema(vocabulary_len))?;
     let selection = RowSelection::from(vec![
         RowSelector::skip(usize::try_from(from).map_err(|e| e.to_string())?),

@@ -14,6 +14,7 @@ use arrow_schema::{DataType, Field, Schema};
 use bytes::Bytes;
 use crc32c::crc32c_append;
 use likeness_contract::tables::shard_schema;
+use likeness_parquet::Sound;
 use parquet::arrow::{ArrowWriter, parquet_to_arrow_schema};
 use parquet::basic::{Compression, Encoding, Type};
 use parquet::file::metadata::KeyValue;
@@ -143,7 +144,7 @@ pub(crate) struct Columns {
 
 /// An opened file: footer and schema are checked, values are not yet read.
 pub(crate) struct ShardFile<R: ChunkReader + Clone + 'static> {
-    file: SerializedFileReader<R>,
+    file: SerializedFileReader<Sound<R>>,
     sums: Option<Vec<[u32; COLUMNS]>>,
     rows: usize,
     dim: usize,
@@ -155,7 +156,7 @@ impl<R: ChunkReader + Clone + 'static> ShardFile<R> {
     pub fn open(bytes: R, dim: usize, attributes: usize) -> Result<Self> {
         check_shape(dim, attributes, 0)?;
         let no_parquet = |source| Error::corrupt("no readable Parquet file (cut off or damaged)").caused_by(source);
-        let file = SerializedFileReader::new(bytes.clone()).map_err(no_parquet)?;
+        let file = SerializedFileReader::new(Sound(bytes.clone())).map_err(no_parquet)?;
         let about = file.metadata().file_metadata();
         let schema = parquet_to_arrow_schema(about.schema_descr(), about.key_value_metadata()).map_err(no_parquet)?;
         check_schema(&schema, &shard_schema(dim, attributes))?;

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| likeness_hostile::documents(bytes));
+libfuzzer_sys::fuzz_target!(init: likeness_hostile::heed_uncaught_panics(), |bytes: &[u8]| likeness_hostile::documents(bytes));

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use likeness_parquet::Sound;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::errors::ParquetError;
@@ -14,14 +15,14 @@ use crate::error::{Error, Result};
 use crate::source::Files;
 
 /// A reader of one file, not yet built.
-pub(crate) type Builder = ParquetRecordBatchReaderBuilder<Chunks>;
+pub(crate) type Builder = ParquetRecordBatchReaderBuilder<Sound<Chunks>>;
 
 /// Reads the footer.
 pub(crate) fn open(path: &str, files: Arc<dyn Files>) -> Result<(Builder, Blame)> {
     let length = files.size(path).map_err(|e| Error::io(path, e))?;
     let blame = Blame { path: path.into(), failure: Arc::default() };
     let chunks = Chunks { files, path: path.into(), length, failure: blame.failure.clone() };
-    let builder = ParquetRecordBatchReaderBuilder::try_new(chunks).map_err(|e| blame.error(e))?;
+    let builder = ParquetRecordBatchReaderBuilder::try_new(Sound(chunks)).map_err(|e| blame.error(e))?;
     Ok((builder, blame))
 }
 
