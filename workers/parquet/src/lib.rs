@@ -1,12 +1,11 @@
 //! Parquet files of others, read without being held up by what their headers claim.
 //!
 //! Footer and page headers are Thrift structures (compact protocol). The `parquet` crate skips fields that it does not know element by
-//! element, and an element of type `bool` takes no bytes there: a list of 2³¹ of them is six bytes that keep a reader busy for seconds,
-//! and a file may have thousands. Here every structure is gone over before the reader sees it, and one with more such elements than anybody
-//! writes is an error.
+//! element, whether or not elements take bytes: a `bool` takes none there, and a `double` behind the end of the file none either. So a list of
+//! 2³¹ of them is six bytes that keep a reader busy for seconds, and a file may have thousands. Here every structure is gone over
+//! before the reader sees it; one with more elements of nothing than anybody writes is an error, and so is one that does not end.
 //!
-//! [`Sound`] does that for any [`ChunkReader`]. Page headers are looked at where a read begins, the footer where it ends; what is
-//! no such structure is passed on, since the reader itself knows best what is wrong with it.
+//! [`Sound`] does that for any [`ChunkReader`]. Page headers are looked at where a read begins, the footer where it ends.
 
 use std::io::{Cursor, Read};
 
@@ -41,17 +40,17 @@ impl<R: ChunkReader> ChunkReader for Sound<R> {
     fn get_read(&self, start: u64) -> Result<Self::T> {
         let mut rest = self.0.get_read(start)?;
         let (mut seen, mut wanted) = (Vec::new(), LOOK);
+        if self.len().saturating_sub(start) <= TAIL {
+            return Ok(Cursor::new(seen).chain(rest));
+        }
         loop {
             let before = seen.len();
             rest.by_ref().take((wanted - before) as u64).read_to_end(&mut seen)?;
             let all = seen.len() < wanted;
             match thrift::walk(&seen) {
-                Found::TooLong => return Err(too_long()),
+                Found::Whole => return Ok(Cursor::new(seen).chain(rest)),
                 Found::CutOff if !all && wanted < LONGEST => wanted *= 4,
-                Found::CutOff if !all => {
-                    return Err(ParquetError::General(format!("a header of more than {LONGEST} bytes")));
-                }
-                Found::CutOff | Found::Whole | Found::Other => return Ok(Cursor::new(seen).chain(rest)),
+                other => return Err(unsound(other)),
             }
         }
     }
@@ -59,15 +58,19 @@ impl<R: ChunkReader> ChunkReader for Sound<R> {
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
         let bytes = self.0.get_bytes(start, length)?;
         let is_footer = start.checked_add(length as u64 + TAIL) == Some(self.len());
-        if is_footer && thrift::walk(&bytes) == Found::TooLong {
-            return Err(too_long());
+        match is_footer.then(|| thrift::walk(&bytes)) {
+            None | Some(Found::Whole) => Ok(bytes),
+            Some(found) => Err(unsound(found)),
         }
-        Ok(bytes)
     }
 }
 
-fn too_long() -> ParquetError {
-    ParquetError::General("a header has lists of more elements than anybody writes".into())
+fn unsound(found: Found) -> ParquetError {
+    ParquetError::General(match found {
+        Found::TooLong => "a header has lists of more elements than anybody writes".into(),
+        Found::CutOff => format!("a header does not end, within {LONGEST} bytes or the file"),
+        Found::Whole | Found::Other => "a header is no structure of Thrift's".into(),
+    })
 }
 
 #[cfg(test)]

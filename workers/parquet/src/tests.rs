@@ -66,11 +66,15 @@ fn lists_of_nothing_do_not_hold_up_whoever_reads() {
     let mut page = file.to_vec();
     page[4..12].copy_from_slice(&[0x19, 0xf1, 0xff, 0xff, 0xff, 0xff, 0x07, 0]);
     assert!(read(page.into()).unwrap_err().contains("more elements than anybody writes"));
+    // Doubles behind the end of the file.
+    let mut page = file.to_vec();
+    page[4..12].copy_from_slice(&[0x19, 0xf7, 0xff, 0xff, 0xff, 0xff, 0x07, 0]);
+    assert!(read(page.into()).unwrap_err().contains("does not end"));
     assert!(begun.elapsed().as_secs() < 20, "each of them would take seconds");
 }
 
 #[test]
-fn what_is_no_structure_is_left_to_the_reader() {
+fn what_is_no_structure_is_refused() {
     use thrift::walk;
     assert_eq!(walk(&[0]), Found::Whole);
     assert_eq!(walk(&[0x15, 4, 0x18, 2, b'a', b'b', 0x11, 0x2b, 1, 0x53, 8, 9, 0, 99]), Found::Whole);

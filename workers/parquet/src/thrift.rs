@@ -9,7 +9,7 @@ pub enum Found {
     CutOff,
     /// One with more elements that take no bytes than anybody writes.
     TooLong,
-    /// No such structure, or one that is nested too deep.
+    /// No such structure, one that is nested too deep, or one with a number of more than 64 bits.
     Other,
 }
 
