@@ -7,7 +7,7 @@
 //!
 //! [`Sound`] does that for any [`ChunkReader`]. Page headers are looked at where a read begins, the footer where it ends.
 
-use std::io::{Cursor, Read};
+use std::io::{self, Cursor, Read};
 
 use bytes::Bytes;
 use parquet::errors::{ParquetError, Result};
@@ -35,24 +35,11 @@ impl<R: Length> Length for Sound<R> {
 }
 
 impl<R: ChunkReader> ChunkReader for Sound<R> {
-    type T = std::io::Chain<Cursor<Vec<u8>>, R::T>;
+    type T = Headed<R::T>;
 
     fn get_read(&self, start: u64) -> Result<Self::T> {
-        let mut rest = self.0.get_read(start)?;
-        let (mut seen, mut wanted) = (Vec::new(), LOOK);
-        if self.len().saturating_sub(start) <= TAIL {
-            return Ok(Cursor::new(seen).chain(rest));
-        }
-        loop {
-            let before = seen.len();
-            rest.by_ref().take((wanted - before) as u64).read_to_end(&mut seen)?;
-            let all = seen.len() < wanted;
-            match thrift::walk(&seen) {
-                Found::Whole => return Ok(Cursor::new(seen).chain(rest)),
-                Found::CutOff if !all && wanted < LONGEST => wanted *= 4,
-                other => return Err(unsound(other)),
-            }
-        }
+        let is_header = self.len().saturating_sub(start) > TAIL;
+        Ok(Headed { seen: Cursor::default(), is_sound: !is_header, rest: self.0.get_read(start)? })
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
@@ -60,17 +47,54 @@ impl<R: ChunkReader> ChunkReader for Sound<R> {
         let is_footer = start.checked_add(length as u64 + TAIL) == Some(self.len());
         match is_footer.then(|| thrift::walk(&bytes)) {
             None | Some(Found::Whole) => Ok(bytes),
-            Some(found) => Err(unsound(found)),
+            Some(found) => Err(ParquetError::General(unsound(found))),
         }
     }
 }
 
-fn unsound(found: Found) -> ParquetError {
-    ParquetError::General(match found {
+/// A page header and what comes behind it. It is looked at when it is read first: a reader also asks for what it does not read.
+#[derive(Debug)]
+pub struct Headed<T> {
+    seen: Cursor<Vec<u8>>,
+    is_sound: bool,
+    rest: T,
+}
+
+impl<T: Read> Headed<T> {
+    fn look(&mut self) -> io::Result<()> {
+        let (mut seen, mut wanted) = (Vec::new(), LOOK);
+        loop {
+            self.rest.by_ref().take((wanted - seen.len()) as u64).read_to_end(&mut seen)?;
+            let is_all = seen.len() < wanted;
+            match thrift::walk(&seen) {
+                Found::Whole => break,
+                Found::CutOff if !is_all && wanted < LONGEST => wanted *= 4,
+                other => return Err(io::Error::new(io::ErrorKind::InvalidData, unsound(other))),
+            }
+        }
+        (self.seen, self.is_sound) = (Cursor::new(seen), true);
+        Ok(())
+    }
+}
+
+impl<T: Read> Read for Headed<T> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if !self.is_sound {
+            self.look()?;
+        }
+        match self.seen.read(into)? {
+            0 => self.rest.read(into),
+            some => Ok(some),
+        }
+    }
+}
+
+fn unsound(found: Found) -> String {
+    match found {
         Found::TooLong => "a header has lists of more elements than anybody writes".into(),
         Found::CutOff => format!("a header does not end, within {LONGEST} bytes or the file"),
         Found::Whole | Found::Other => "a header is no structure of Thrift's".into(),
-    })
+    }
 }
 
 #[cfg(test)]
