@@ -37,8 +37,8 @@
 //!   the 7-bit level on, so that the cost is about proportional to the set; larger sets are taken away from the scores
 //!   of the other ways. Sets are exact, like everything here.
 //! * The plain scan: for shards without codes, for a K so large that most rows are needed, and for queries that more
-//!   than 15 % of the rows pass (the guard). Until the guard gives up, a query has cost two readings of the 4-bit
-//!   codes at most, 2/7 of the plain scan.
+//!   than 15 % of the rows pass (the guard). Where a few of the blocks that are left say so, a query has cost hardly more than
+//!   one reading of the 4-bit codes, 1/7 of the plain scan; where these are misleading, two at most.
 //!
 //! # Survivors
 //!

@@ -325,6 +325,53 @@ fn few_rows_pass_the_levels() {
     assert!((10..=four.unwrap()).contains(&seven) && four.unwrap() <= n / 50, "{four:?} {seven}");
 }
 
+/// Shards so large that a sample of the rows says what the sweep notes: rows in no order, where the guess is good; rows sorted by
+/// distance, near rows that only the sample has, and near rows that it has none of, where it is not; and all rows alike.
+#[test]
+fn whatever_a_sample_says_answers_are_exact() {
+    let (dim, n) = (6, 70_000);
+    let mut noise = Noise(31);
+    let query = noise.vector(dim);
+    let far: Vec<Vec<f32>> = (0..n).map(|_| noise.vector(dim)).collect();
+    let mut sorted_rows = far.clone();
+    sorted_rows.sort_by(|a, b| canonical_d2(&query, a).total_cmp(&canonical_d2(&query, b)));
+    let sampled = |at: usize| (at / 1024).is_multiple_of(16);
+    let mut with_near = |near: &dyn Fn(usize) -> bool| -> Vec<Vec<f32>> {
+        let rows = far.iter().enumerate();
+        rows.map(|(at, row)| if near(at) { self::near(&mut noise, &query, 0.05) } else { row.clone() }).collect()
+    };
+    let near_in_sample = with_near(&|at| sampled(at) && at.is_multiple_of(97));
+    let near_elsewhere = with_near(&|at| !sampled(at) && at.is_multiple_of(97));
+    let alike = vec![far[0].clone(); n];
+    let queries = [query.clone(), far[9].clone(), far[0].clone(), query.iter().map(|v| -v).collect()];
+    let mut ways = [0; 2];
+    for rows in [&far, &sorted_rows, &near_in_sample, &near_elsewhere, &alike] {
+        let rows: Vec<Row> =
+            rows.iter().enumerate().map(|(i, row)| (format!("{:05}", (i * 11) % n), row.clone())).collect();
+        let expected: Vec<_> = queries.iter().map(|query| sorted(&rows, query, 100)).collect();
+        for cuts in [vec![n], vec![40_000, 30_000]] {
+            let mut left = rows.iter().collect::<Vec<_>>();
+            let parts: Vec<Vec<&Row>> = cuts.iter().map(|size| left.drain(..*size).collect()).collect();
+            let shards: Vec<Shard> =
+                parts.iter().enumerate().map(|(i, part)| shard(i as u32, dim, part).with_codes().unwrap()).collect();
+            let shards: Vec<&Shard> = shards.iter().collect();
+            for k in [1, 10, 100] {
+                let (search, asked) = (Search::new(&shards, Isa::best(), GUARD), all_of(&queries, k));
+                let asked: Vec<Asked> = asked.iter().map(|query| search.asked(query)).collect();
+                let asked: Vec<&Asked> = asked.iter().collect();
+                let outcomes = pool(2).install(|| search.by(Way::Levels, &asked, &Cancel::new())).unwrap();
+                outcomes.iter().for_each(|outcome| ways[usize::from(matches!(outcome, Outcome::Plain(_)))] += 1);
+                for (expected, outcome) in expected.iter().zip(&outcomes) {
+                    if let Outcome::Found(found) = outcome {
+                        assert_eq!(answers(found), expected[..k]);
+                    }
+                }
+            }
+        }
+    }
+    assert!(ways[0] > 60 && ways[1] >= 24, "{ways:?}");
+}
+
 #[test]
 fn more_queries_than_go_together_are_all_answered() {
     let mut noise = Noise(9);
