@@ -133,6 +133,7 @@ impl Made {
             round: None,
             validation_map: None,
             stopped_early: false,
+            rounds: Vec::new(),
         };
         store.create_document(&keys::model_manifest(&job), &manifest).await.expect("the store takes a manifest");
         digest

@@ -13,7 +13,7 @@ use crate::command::Global;
 use crate::command::exit::{Exit, Outcome};
 use crate::command::output::{self, Table, device_time, line, moment, span, thousands};
 use crate::command::progress::{Phase, phases};
-use crate::command::{follow, progress, status, summary};
+use crate::command::{follow, progress, rounds, status, summary};
 
 /// Subcommands of `likeness jobs`.
 #[derive(Debug, Subcommand)]
@@ -153,6 +153,7 @@ fn print(detail: &JobDetail, used: Option<&JobUsage>) {
         stages.row([phase.kind.name().into(), phase.done.to_string(), format!("{}{more}", phase.tasks)]);
     }
     line(indent(&stages.render()));
+    rounds::in_words(detail).into_iter().for_each(|words| line(format!("  {words}")));
     if let Some(table) = used.and_then(usage_table) {
         line(indent(&table.render()));
     }

@@ -30,6 +30,7 @@ mod reconcile;
 mod releases;
 pub mod report;
 mod retention;
+mod rounds;
 mod schedule;
 mod search;
 mod selectors;

@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use futures::{StreamExt, TryStreamExt, stream};
-use likeness_contract::documents::{ModelManifest, Release};
+use likeness_contract::documents::{ModelManifest, Release, RoundFigures};
 use likeness_contract::ids::JobId;
 use likeness_contract::keys;
 use likeness_contract::names;
-use likeness_contract::settings::{Architecture, Crop, Keep, Loss, Optimizer, QueryEncoding, TrainSettings};
+use likeness_contract::settings::{
+    Architecture, Crop, InnerOptimizer, Keep, Loss, QueryEncoding, RoundSettings, TrainSettings,
+};
 use likeness_contract::weights::export;
 use likeness_link::Store;
 use serde_json::{Value, json};
@@ -180,6 +182,7 @@ fn facts(manifest: &ModelManifest) -> Vec<(&'static str, String)> {
     if let Some(init) = &train.init {
         facts.push(("start", format!("`{}` (sha256 {})", init.source, init.weights.digest.short())));
     }
+    facts.extend(manifest.train.optimizer.rounds().map(|rounds| ("rounds", rounds_in_words(manifest, rounds))));
     facts.extend(manifest.round.map(|round| ("round", round_in_words(manifest, round))));
     let figure = |value: Option<f64>| value.map_or("–".into(), |value| format!("{value:.4}"));
     let (loss, map) = (figure(manifest.validation_loss), figure(manifest.validation_map));
@@ -189,9 +192,9 @@ fn facts(manifest: &ModelManifest) -> Vec<(&'static str, String)> {
 }
 
 fn trained(train: &TrainSettings, steps: u64) -> String {
-    let optimizer = match train.optimizer {
-        Optimizer::AdamW(settings) => format!("adamw, lr {}, weight decay {}", settings.lr, settings.weight_decay),
-        Optimizer::Sgd(settings) => {
+    let optimizer = match train.optimizer.inner() {
+        InnerOptimizer::AdamW(settings) => format!("adamw, lr {}, weight decay {}", settings.lr, settings.weight_decay),
+        InnerOptimizer::Sgd(settings) => {
             format!("sgd, lr {}, momentum {}, weight decay {}", settings.lr, settings.momentum, settings.weight_decay)
         }
     };
@@ -210,6 +213,24 @@ fn trained(train: &TrainSettings, steps: u64) -> String {
         text.push_str("; images embedded with their mirror images");
     }
     text
+}
+
+/// Slots, and what bringing them together took.
+fn rounds_in_words(manifest: &ModelManifest, settings: &RoundSettings) -> String {
+    let RoundSettings { slots, inner: _, outer_lr, outer_momentum, quorum: _, deadline_s: _ } = settings;
+    let rounds = &manifest.rounds;
+    let sum = |f: fn(&RoundFigures) -> u64| rounds.iter().map(f).sum::<u64>();
+    let seconds = |ms: u64| format!("{:.1} s", ms as f64 / 1_000.0);
+    let late = sum(|round| round.late.len() as u64);
+    let late = if late == 0 { "no slot was late".into() } else { format!("{} slots were late", thousands(late)) };
+    format!(
+        "{} of {slots} slots, outer lr {outer_lr}, outer momentum {outer_momentum}; {late}; {} lost waiting for the last slots, \
+         {} in outer steps, {} moved",
+        thousands(rounds.len() as u64),
+        seconds(sum(|round| round.barrier_ms)),
+        seconds(sum(|round| round.outer_ms)),
+        output::bytes(sum(|round| round.bytes)),
+    )
 }
 
 fn round_in_words(manifest: &ModelManifest, round: u32) -> String {

@@ -5,15 +5,15 @@ mod filled;
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use likeness::core::validate::{INPUT_PX, MAX_EMBEDDING_DIM};
+use likeness::core::validate::{INPUT_PX, MAX_DEADLINE_S, MAX_EMBEDDING_DIM, MAX_SLOTS};
 use likeness_contract::ids::{JobId, Name};
 use likeness_contract::jobs::{
     self, DatasetSelector, DeviceClass, EmbedRequest, EvaluateStage, JobRequest, Priority, RequestedWork, TrainRequest,
 };
 use likeness_contract::settings::{
-    AdamWSettings, Architecture, BackboneSettings, ColourJitter, Crop, EvaluateSettings, ImageEdit, InitWeights, Keep,
-    Loss, ModelSettings, NegativeMix, Optimizer, Preprocessing, QueryEncoding, ResizedCrop, SgdSettings, Split,
-    TrainSettings,
+    AdamWSettings, Architecture, BackboneSettings, ColourJitter, Crop, EvaluateSettings, ImageEdit, InitWeights,
+    InnerOptimizer, Keep, Loss, ModelSettings, NegativeMix, Optimizer, Preprocessing, QueryEncoding, ResizedCrop,
+    RoundSettings, SgdSettings, Split, TrainSettings,
 };
 use likeness_link::client::Client;
 use serde::de::DeserializeOwned;
@@ -191,6 +191,21 @@ options! {
         /// Steps per round; a killed training goes on from the last round [default: 50].
         #[arg(long, value_name = "H", help_heading = "Training")]
         inner_steps: u32,
+        /// Workers that train at a time: slots of a round, each learning from batches of its own, brought together after --inner-steps [default: 1].
+        #[arg(long, value_name = "K", help_heading = "Rounds")]
+        slots: u32,
+        /// Learning rate of the outer step, which brings the slots of a round together; 1 without momentum takes their mean [default: 1].
+        #[arg(long, value_name = "LR", help_heading = "Rounds")]
+        outer_lr: f64,
+        /// Nesterov momentum of the outer step, 0 = none [default: 0].
+        #[arg(long, value_name = "MOMENTUM", help_heading = "Rounds")]
+        outer_momentum: f64,
+        /// Fewest slots that a round goes on with; slots that are late are left out of it [default: all].
+        #[arg(long, value_name = "Q", help_heading = "Rounds")]
+        quorum: u32,
+        /// Wait so long for more slots than --quorum, counted from the start of the round [default: 0].
+        #[arg(long, value_name = "SECONDS", help_heading = "Rounds")]
+        round_deadline: u32,
         /// What the training makes small: `triplet` is the article's; `semi-hard-triplet`, `all-triplets` and `info-nce` compare within the batch; `binary-cross-entropy` is of log-probabilities [default: binary-cross-entropy; of the recipe article triplet].
         #[arg(long, value_parser = words::<LossName>(&["triplet", "semi-hard-triplet", "all-triplets", "info-nce", "binary-cross-entropy"]), help_heading = "Training")]
         loss: LossName,
@@ -390,7 +405,7 @@ impl TrainOptions {
             margin: self.margin.unwrap_or(default.margin),
             negatives: self.negatives()?,
             masked_share: self.masked_share.unwrap_or(default.masked_share),
-            optimizer: self.optimizer()?,
+            optimizer: self.in_rounds()?,
             clip_norm: self.clip_norm.unwrap_or(default.clip_norm),
             warmup_share: self.warmup_share.unwrap_or(default.warmup_share),
             backbone: self.backbone(self.epochs.unwrap_or(default.epochs))?,
@@ -427,10 +442,35 @@ impl TrainOptions {
         })
     }
 
-    fn optimizer(&self) -> Outcome<Optimizer> {
+    /// One slot without an outer step is the plain optimizer: the same training has the same id.
+    fn in_rounds(&self) -> Outcome<Optimizer> {
+        let inner = self.optimizer()?;
+        let slots = self.slots.unwrap_or(1);
+        within("slots", slots, 1, MAX_SLOTS)?;
+        let averaging = RoundSettings::averaging(slots, inner);
+        let rounds = RoundSettings {
+            outer_lr: self.outer_lr.unwrap_or(averaging.outer_lr),
+            outer_momentum: self.outer_momentum.unwrap_or(averaging.outer_momentum),
+            quorum: self.quorum.unwrap_or(averaging.quorum),
+            deadline_s: self.round_deadline.unwrap_or(averaging.deadline_s),
+            ..averaging
+        };
+        above_0("outer-lr", rounds.outer_lr, 10.0)?;
+        within("outer-momentum", rounds.outer_momentum, 0.0, 0.9999)?;
+        within("quorum", rounds.quorum, 1, slots)?;
+        within("round-deadline", rounds.deadline_s, 0, MAX_DEADLINE_S)?;
+        if rounds.deadline_s > 0 && !rounds.may_leave_out() {
+            return Err(Failure::usage(
+                "`round-deadline` is for rounds that may go on without a slot: give `--quorum` below `--slots` too",
+            ));
+        }
+        Ok(if rounds.is_plain() { inner.into() } else { Optimizer::Rounds(rounds) })
+    }
+
+    fn optimizer(&self) -> Outcome<InnerOptimizer> {
         if self.optimizer == Some(OptimizerName::Sgd) {
             let default = SgdSettings::default();
-            return Ok(Optimizer::Sgd(SgdSettings {
+            return Ok(InnerOptimizer::Sgd(SgdSettings {
                 lr: self.lr.unwrap_or(default.lr),
                 momentum: self.momentum.unwrap_or(default.momentum),
                 weight_decay: self.weight_decay.unwrap_or(default.weight_decay),
@@ -440,7 +480,7 @@ impl TrainOptions {
             return Err(Failure::usage("`momentum` is a setting of sgd: give `--optimizer sgd` too"));
         }
         let default = AdamWSettings::default();
-        Ok(Optimizer::AdamW(AdamWSettings {
+        Ok(InnerOptimizer::AdamW(AdamWSettings {
             lr: self.lr.unwrap_or(default.lr),
             weight_decay: self.weight_decay.unwrap_or(default.weight_decay),
             ..default
@@ -526,9 +566,9 @@ fn check_train(settings: &TrainSettings) -> Outcome<()> {
     within("random-crop", settings.random_crop, 0.0, 0.5)?;
     above_0("margin", settings.margin, 2.0)?;
     above_0("lr", settings.optimizer.lr(), 10.0)?;
-    let weight_decay = match settings.optimizer {
-        Optimizer::AdamW(optimizer) => optimizer.weight_decay,
-        Optimizer::Sgd(optimizer) => {
+    let weight_decay = match settings.optimizer.inner() {
+        InnerOptimizer::AdamW(optimizer) => optimizer.weight_decay,
+        InnerOptimizer::Sgd(optimizer) => {
             within("momentum", optimizer.momentum, 0.0, 0.9999)?;
             optimizer.weight_decay
         }
@@ -725,6 +765,34 @@ mod tests {
         let error =
             TrainOptions { momentum: Some(0.5), ..Default::default() }.resolve(Recipe::Joint).unwrap_err().to_string();
         assert!(error.contains("--optimizer sgd"), "{error}");
+    }
+
+    #[test]
+    fn one_slot_is_the_plain_optimizer_and_several_are_averaged_unless_told_otherwise() {
+        let resolve = |options: &TrainOptions| options.resolve(Recipe::Joint).map(|settings| settings.optimizer);
+        let plain = resolve(&TrainOptions::default()).unwrap();
+        assert_eq!(resolve(&TrainOptions { slots: Some(1), ..Default::default() }).unwrap(), plain);
+        let four = TrainOptions { slots: Some(4), ..Default::default() };
+        assert_eq!(resolve(&four).unwrap(), Optimizer::Rounds(RoundSettings::averaging(4, plain.inner())));
+        let all = TrainOptions {
+            outer_lr: Some(0.7),
+            outer_momentum: Some(0.9),
+            quorum: Some(3),
+            round_deadline: Some(60),
+            ..four.clone()
+        };
+        let Optimizer::Rounds(rounds) = resolve(&all).unwrap() else { panic!("four slots are no plain optimizer") };
+        let said = (rounds.outer_lr, rounds.outer_momentum, rounds.quorum, rounds.deadline_s);
+        assert_eq!(said, (0.7, 0.9, 3, 60));
+        let refused = |options: TrainOptions, word: &str| {
+            let error = resolve(&options).unwrap_err().to_string();
+            assert!(error.contains(word), "{word}: {error}");
+        };
+        refused(TrainOptions { quorum: Some(5), ..four.clone() }, "`quorum` is 5");
+        refused(TrainOptions { round_deadline: Some(5), ..four.clone() }, "--quorum");
+        refused(TrainOptions { outer_lr: Some(f64::NAN), ..four.clone() }, "`outer-lr`");
+        refused(TrainOptions { outer_momentum: Some(1.0), ..four }, "`outer-momentum`");
+        refused(TrainOptions { slots: Some(0), ..Default::default() }, "`slots` is 0");
     }
 
     #[test]

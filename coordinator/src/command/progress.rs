@@ -11,6 +11,7 @@ use likeness_contract::jobs::{DeviceClass, TaskKind};
 use likeness_contract::messages::JobDetail;
 
 use crate::command::output::{say, span};
+use crate::command::rounds;
 
 /// Resolution of a bar.
 const BAR_UNITS: u64 = 1000;
@@ -88,10 +89,12 @@ fn phase(detail: &JobDetail, kind: TaskKind) -> Option<Phase> {
     // A stage whose tasks are not known yet counts as one task to come.
     let expected = tasks + stages.iter().filter(|stage| stage.tasks == 0).count() as u64;
     let share = ((done as f64 + begun) / expected.max(1) as f64).min(1.0);
-    let note = active.iter().map(|task| task.note.as_str()).find(|note| !note.is_empty()).unwrap_or_default();
+    let said = active.iter().map(|task| task.note.as_str()).find(|note| !note.is_empty()).unwrap_or_default();
+    let of_rounds = rounds::in_words(detail).filter(|_| kind == TaskKind::Train);
+    let note = of_rounds.as_deref().into_iter().chain(Some(said).filter(|said| !said.is_empty())).collect::<Vec<_>>();
     let next = stages.iter().find(|stage| stage.tasks == 0 || stage.done < stage.tasks);
     let device = next.map_or(DeviceClass::Any, |stage| device_of(&stage.name, detail.spec.device));
-    Some(Phase { kind, done, tasks, open_ended, share, at_hand: active.len(), note: note.to_string(), device })
+    Some(Phase { kind, done, tasks, open_ended, share, at_hand: active.len(), note: note.join(" · "), device })
 }
 
 /// The job's class for what computes on images or tensors, any for the rest: as the coordinator plans it.

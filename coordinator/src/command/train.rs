@@ -22,6 +22,7 @@ Examples:
   likeness train --dataset celeba
   likeness train --dataset celeba --architecture resnet50 --device cuda --epochs 30
   likeness train --config job.toml --seed 7
+  likeness train --slots 4 --inner-steps 50
   likeness train --architecture resnet18 --init resnet18.safetensors --warm-up-epochs 2 --backbone-lr 0.1 --patience 5
 
 Pretrained weights are safetensors with torchvision's or timm's names; the classifier (`fc`) is left out. From a model of \

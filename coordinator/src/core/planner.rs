@@ -14,9 +14,6 @@ use likeness_contract::subjects;
 
 use super::validate::MAX_NUMBERED;
 
-/// Slots of one training round, K.
-const SLOTS_PER_ROUND: u32 = 1;
-
 /// Name of the stage that a scan's record expands.
 const PARTS: &str = "parts";
 /// Name of the stage that a scan of embeddings from elsewhere expands.
@@ -25,6 +22,15 @@ const SHARDS: &str = "embed shards";
 const SCORES: &str = "scores";
 /// Name of the stage that the queries' record expands into ranges over the generation compared with.
 const BASELINE_SCORES: &str = "baseline scores";
+
+/// When a stage may be left behind without some of its tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quorum {
+    /// Fewest tasks with a record.
+    pub least: usize,
+    /// For so long after its first task was published it waits for the others, milliseconds.
+    pub deadline_ms: u64,
+}
 
 /// Why a record tells no tasks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -203,7 +209,16 @@ fn slots(train: &TrainStage, round: u32) -> Vec<PlannedTask> {
         id: task_ids::slot(round, slot),
         work: TaskWork::TrainSlot { round, slot, first_step, steps },
     };
-    (0..SLOTS_PER_ROUND).map(slot_task).collect()
+    (0..train.train.optimizer.slots()).map(slot_task).collect()
+}
+
+/// Of a stage that may be left behind before all of its tasks are done: the slots of a round.
+pub fn quorum(spec: &JobSpec, stage: &Stage) -> Option<Quorum> {
+    let (JobWork::Train(train) | JobWork::Pipeline { train, .. }) = &spec.work else { return None };
+    let rounds = train.train.optimizer.rounds().filter(|rounds| rounds.may_leave_out())?;
+    let of_slots = matches!(stage.tasks.first()?.work, TaskWork::TrainSlot { .. });
+    let deadline_ms = u64::from(rounds.deadline_s) * 1_000;
+    of_slots.then_some(Quorum { least: rounds.quorum as usize, deadline_ms })
 }
 
 fn own_generation(job: &JobId, embed: &EmbedStage) -> GenerationRef {

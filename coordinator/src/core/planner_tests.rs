@@ -98,6 +98,30 @@ fn a_training_goes_round_by_round_and_its_last_round_is_short() {
 }
 
 #[test]
+fn slots_of_a_round_are_tasks_side_by_side_that_share_the_batches() {
+    let spec = train_in_rounds(2, 30);
+    let plan = plan(&job_id("j"), &spec);
+    assert_eq!(
+        drawn(&plan),
+        [
+            "init []: init",
+            "round 0 [0]: round-00000-slot-000 round-00000-slot-001 round-00000-slot-002",
+            "round 0 outer [1]: round-00000-outer",
+            "round 1 [2]: round-00001-slot-000 round-00001-slot-001 round-00001-slot-002",
+            "round 1 outer [3]: round-00001-outer",
+            "model [4]: model",
+        ]
+    );
+    let slot = |stage: usize| plan.stages[stage].tasks[2].work.clone();
+    assert_eq!(slot(1), TaskWork::TrainSlot { round: 0, slot: 2, first_step: 0, steps: 2 });
+    assert_eq!(slot(3), TaskWork::TrainSlot { round: 1, slot: 2, first_step: 2, steps: 1 });
+    let quorums: Vec<_> = plan.stages.iter().map(|stage| quorum(&spec, stage)).collect();
+    let of_slots = Some(Quorum { least: 2, deadline_ms: 30_000 });
+    assert_eq!(quorums, [None, of_slots, None, of_slots, None, None]);
+    assert!(plan.stages.iter().all(|stage| quorum(&train_in_rounds(3, 0), stage).is_none()));
+}
+
+#[test]
 fn an_embedding_is_cut_into_shards_of_which_the_last_is_smaller() {
     let plan = plan(&job_id("j"), &embed(250, 100));
     assert_eq!(drawn(&plan), ["embed []: shard-00000 shard-00001 shard-00002", "generation [0]: generation"]);

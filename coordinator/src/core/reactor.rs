@@ -225,6 +225,15 @@ impl Reactor {
         }
     }
 
+    /// Some more time passed: rounds whose deadline is over go on without their late slots.
+    pub fn on_deadlines(&mut self, now_ms: u64, out: &mut dyn Outbox) {
+        let waits = |job: &Job| matches!(&job.progress, Progress::Open(run) if run.waits_for_slots());
+        let waiting: Vec<JobId> = self.open_jobs().filter(|job| waits(job)).map(|job| job.id.clone()).collect();
+        for id in waiting {
+            self.advance(&id, now_ms, out);
+        }
+    }
+
     /// The broker may have lost everything: all tasks of the windows are looked after.
     pub fn on_broker_doubted(&mut self, now_ms: u64, out: &mut dyn Outbox) {
         if !self.replaying {
@@ -251,10 +260,12 @@ impl Reactor {
 
     /// Whatever a job can do next.
     fn advance(&mut self, id: &JobId, now_ms: u64, out: &mut dyn Outbox) {
-        let Some(Job { progress: Progress::Open(run), .. }) = self.jobs.get_mut(id) else { return };
+        let Some(Job { spec, progress: Progress::Open(run), .. }) = self.jobs.get_mut(id) else { return };
         if self.replaying || run.phase != Phase::Working {
             return;
         }
+        run.leave_behind_due(spec, now_ms);
+        run.purge_late(spec, id, out);
         for task in run.take_untold() {
             out.send(Effect::FindRecord { job: id.clone(), run: run.number, task });
         }

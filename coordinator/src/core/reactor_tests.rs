@@ -679,3 +679,123 @@ fn a_job_that_closed_before_this_leader_is_known_and_told_in_full_when_asked() {
     assert_eq!((detail.summary.done, detail.summary.tasks, detail.device_ms), (2, 2, 77));
     assert!(job.untold(true).is_none());
 }
+
+const SLOTS: [&str; 3] = ["round-00000-slot-000", "round-00000-slot-001", "round-00000-slot-002"];
+const NEXT_SLOTS: [&str; 3] = ["round-00001-slot-000", "round-00001-slot-001", "round-00001-slot-002"];
+
+/// A training whose first round has begun.
+fn in_rounds(quorum: u32, deadline_s: u32) -> Bench {
+    let mut b = Bench::open(train_in_rounds(quorum, deadline_s));
+    b.out.expect_published(&["init"]);
+    b.done("init");
+    b.out.expect_published(&SLOTS);
+    b
+}
+
+#[test]
+fn an_outer_step_waits_for_every_slot_unless_a_quorum_is_enough() {
+    let mut b = in_rounds(3, 0);
+    b.done(SLOTS[2]);
+    b.done(SLOTS[0]);
+    b.core.on_deadlines(1_000_000, &mut b.out);
+    b.out.expect_nothing();
+    b.done(SLOTS[1]);
+    b.out.expect_published(&["round-00000-outer"]);
+
+    let mut b = in_rounds(2, 0);
+    b.done(SLOTS[2]);
+    b.out.expect_nothing();
+    b.done(SLOTS[0]);
+    b.out.expect_published(&["round-00000-outer"]);
+}
+
+#[test]
+fn after_its_deadline_a_round_goes_on_with_its_quorum_and_what_comes_later_is_late() {
+    let mut b = in_rounds(2, 10);
+    b.done(SLOTS[0]);
+    b.core.on_deadlines(1_000_000, &mut b.out);
+    b.out.expect_nothing();
+    b.now_ms = 5_000;
+    b.done(SLOTS[2]);
+    b.core.on_deadlines(10_999, &mut b.out);
+    b.out.expect_nothing();
+    b.core.on_deadlines(11_000, &mut b.out);
+    b.out.expect_published(&["round-00000-outer"]);
+    b.core.on_deadlines(12_000, &mut b.out);
+    b.out.expect_nothing();
+    b.done("round-00000-outer");
+    match b.out.next() {
+        Effect::PurgeTask { subject, .. } => assert!(subject.ends_with(SLOTS[1]), "{subject}"),
+        other => panic!("expected the purge of the late slot, found {other:?}"),
+    }
+    b.out.expect_published(&NEXT_SLOTS);
+    b.event_of(1, SLOTS[1], "late", TaskNews::Started);
+    b.failed(SLOTS[1], false);
+    let (job, late) = (b.job.clone(), task_id(SLOTS[1]));
+    b.core.on_no_record(&job, RunNumber(1), &late, b.now_ms, &mut b.out);
+    b.out.expect_nothing();
+    let stages = b.core.job(&job).unwrap().detail().stages;
+    assert_eq!((stages[1].name.as_str(), stages[1].done, stages[1].tasks), ("round 0 (1 late)", 2, 2));
+
+    for task in NEXT_SLOTS {
+        b.done(task);
+    }
+    b.out.expect_published(&["round-00001-outer"]);
+    b.done("round-00001-outer");
+    b.out.expect_published(&["model"]);
+    b.done("model");
+    b.expect_listing();
+    let records: Vec<&str> = ["init", SLOTS[0], SLOTS[2], "round-00000-outer", "round-00001-outer", "model"]
+        .into_iter()
+        .chain(NEXT_SLOTS)
+        .collect();
+    b.records(&records);
+    assert_eq!(b.expect_close(), DONE);
+}
+
+#[test]
+fn a_slot_that_comes_before_the_outer_step_is_done_is_waited_for_no_more_and_is_not_late() {
+    let mut b = in_rounds(2, 0);
+    b.done(SLOTS[0]);
+    b.done(SLOTS[2]);
+    b.out.expect_published(&["round-00000-outer"]);
+    b.done(SLOTS[1]);
+    b.out.expect_nothing();
+    b.done("round-00000-outer");
+    b.out.expect_published(&NEXT_SLOTS);
+}
+
+#[test]
+fn a_slot_that_fails_for_good_holds_its_round() {
+    let mut b = in_rounds(2, 10);
+    b.failed(SLOTS[1], false);
+    b.expect_given_up(SLOTS[1]);
+    b.done(SLOTS[0]);
+    b.done(SLOTS[2]);
+    b.expect_listing();
+    b.records(&["init", SLOTS[0], SLOTS[2]]);
+    let RunResult::Failed { failures } = b.expect_close() else { panic!("a quorum forgives being late alone") };
+    assert_eq!(failures[0].task.as_str(), SLOTS[1]);
+}
+
+#[test]
+fn a_new_leader_asks_for_no_slot_that_was_late_before() {
+    let records = ["init", SLOTS[0], SLOTS[2], "round-00000-outer"];
+    let mut b = Bench::open_with(train_in_rounds(2, 10), &records);
+    b.out.expect_published(&NEXT_SLOTS);
+    // It comes all the same.
+    b.done(SLOTS[1]);
+    b.out.expect_nothing();
+    let stages = b.core.job(&b.job).unwrap().detail().stages;
+    assert_eq!((stages[1].name.as_str(), stages[1].done, stages[1].tasks), ("round 0", 3, 3));
+}
+
+#[test]
+fn an_outer_step_that_is_heard_of_before_its_slots_leaves_them_behind_when_their_time_comes() {
+    let mut b = Bench::open(train_in_rounds(2, 10));
+    b.out.expect_published(&["init"]);
+    b.done("round-00000-outer");
+    b.out.expect_nothing();
+    b.done("init");
+    b.out.expect_published(&NEXT_SLOTS);
+}

@@ -188,6 +188,10 @@ fn resolve_train(request: &TrainRequest, facts: &Facts) -> Result<TrainStage, Ap
     check(validate::train(&request.train, train_rows, validation_rows))?;
     start_is_there(&request.train, facts)?;
     let mut train = request.train.clone();
+    if let Some(plain) = train.optimizer.rounds().filter(|rounds| rounds.is_plain()) {
+        // The same training must have the same id, however it was asked for.
+        train.optimizer = plain.inner.into();
+    }
     if request.model.encoding == QueryEncoding::MultiHot {
         // Multi-hot cannot tell "has not" from "not said", so it is never masked.
         train.masked_share = 0.0;
@@ -200,9 +204,11 @@ fn resolve_train(request: &TrainRequest, facts: &Facts) -> Result<TrainStage, Ap
         train_rows,
         validation_rows,
     };
-    let rounds = u64::from(stage.rounds());
-    let few = rounds < MAX_NUMBERED;
-    check(few.then_some(()).ok_or(format!("{rounds} rounds, expected below {MAX_NUMBERED}: raise `inner_steps`")))?;
+    let (rounds, slots) = (u64::from(stage.rounds()), u64::from(stage.train.optimizer.slots()));
+    let few = rounds.saturating_mul(slots) < MAX_NUMBERED;
+    let of_slots = if slots > 1 { format!(" of {slots} slots") } else { String::new() };
+    let refused = || format!("{rounds} rounds{of_slots}, expected below {MAX_NUMBERED} in all: raise `inner_steps`");
+    check(few.then_some(()).ok_or_else(refused))?;
     Ok(stage)
 }
 

@@ -5,7 +5,8 @@ use likeness_contract::jobs::{EmbeddingSource, Import, IngestSource, JobOptions,
 use likeness_contract::keys;
 use likeness_contract::searches::QuestionPart;
 use likeness_contract::settings::{
-    AdamWSettings, Architecture, Loss, ModelSettings, NegativeMix, Optimizer, ResizedCrop, SgdSettings, TrainSettings,
+    AdamWSettings, Architecture, InnerOptimizer, Loss, ModelSettings, NegativeMix, Optimizer, ResizedCrop,
+    RoundSettings, SgdSettings, TrainSettings,
 };
 
 fn manifest(version: &str, split_rows: [u64; 3]) -> DatasetManifest {
@@ -37,6 +38,7 @@ fn model_manifest(id: &str) -> ModelManifest {
         round: None,
         validation_map: None,
         stopped_early: false,
+        rounds: Vec::new(),
     }
 }
 
@@ -259,6 +261,41 @@ fn optimizers_out_of_range() -> Vec<(Optimizer, &'static str)> {
         (Optimizer::Sgd(SgdSettings { momentum: 1.0, ..sgd }), "`momentum`"),
         (Optimizer::Sgd(SgdSettings { weight_decay: -1.0, ..sgd }), "`weight_decay`"),
     ]
+}
+
+#[test]
+fn slots_out_of_range_are_refused_by_name_and_one_without_an_outer_step_is_a_plain_training() {
+    let rounds = |change: fn(&mut RoundSettings)| {
+        let mut rounds = RoundSettings::averaging(2, InnerOptimizer::AdamW(AdamWSettings::default()));
+        change(&mut rounds);
+        Optimizer::Rounds(rounds)
+    };
+    let cases: Vec<(Optimizer, &str)> = vec![
+        (rounds(|r| r.slots = 0), "`slots`"),
+        (rounds(|r| (r.slots, r.quorum) = (60, 60)), "only"),
+        (rounds(|r| r.outer_lr = 0.0), "`outer_lr`"),
+        (rounds(|r| r.outer_momentum = 1.0), "`outer_momentum`"),
+        (rounds(|r| r.quorum = 3), "`quorum`"),
+        (rounds(|r| r.quorum = 0), "`quorum`"),
+        (rounds(|r| r.deadline_s = 9), "lower `quorum`"),
+        (rounds(|r| (r.quorum, r.deadline_s) = (1, u32::MAX)), "`deadline_s`"),
+        (rounds(|r| r.inner = InnerOptimizer::Sgd(SgdSettings { lr: 0.0, ..SgdSettings::default() })), "`lr`"),
+    ];
+    let small = |t: &mut TrainRequest, optimizer| (t.train.batch_size, t.train.optimizer) = (2, optimizer);
+    for (optimizer, word) in cases {
+        invalid_training(|t| small(t, optimizer), word);
+    }
+    let many = |t: &mut TrainRequest| {
+        small(t, rounds(|_| ()));
+        (t.train.epochs, t.train.inner_steps) = (9_000, 1);
+    };
+    invalid_training(many, "of 2 slots");
+    let accepted = |optimizer| resolve(&training(|t| small(t, optimizer)), &facts()).unwrap();
+    assert_eq!(
+        accepted(rounds(|r| *r = RoundSettings::averaging(1, r.inner))),
+        accepted(Optimizer::AdamW(AdamWSettings::default()))
+    );
+    assert_ne!(accepted(rounds(|_| ())), accepted(Optimizer::AdamW(AdamWSettings::default())));
 }
 
 fn start(source: &str, model: Option<&str>) -> InitWeights {

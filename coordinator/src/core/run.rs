@@ -3,10 +3,13 @@
 //! Invariants. A task is in the stream only while its stage is open and its window has room. A stage opens when
 //! all stages before it are complete, and is complete when every one of its tasks has a record. What an event
 //! costs does not depend on the number of tasks: states are found by index and everything else is a counter.
+//!
+//! A stage with a quorum (`quorum.rs`) may be left behind without some of its tasks.
 
+mod quorum;
 mod view;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use likeness_contract::ids::{JobId, RunNumber, TaskId};
 use likeness_contract::jobs::{
@@ -61,6 +64,8 @@ enum State {
     Done,
     /// It was given up.
     Failed,
+    /// What came after its stage was done without it. It is not wanted any more.
+    Late,
 }
 
 #[derive(Debug)]
@@ -72,8 +77,16 @@ struct StageState {
     tasks: Vec<TaskIndex>,
     /// Tasks with a record.
     done: usize,
+    /// Tasks that came too late.
+    late: usize,
     /// Whether its tasks are known.
     known: bool,
+    /// When it may be left behind without some of its tasks.
+    quorum: Option<planner::Quorum>,
+    /// When the first of its tasks was published, of a stage with a quorum.
+    since_ms: Option<u64>,
+    /// Whether it is left behind, all of its tasks done or not.
+    left_behind: bool,
     complete: bool,
 }
 
@@ -111,7 +124,12 @@ pub struct OpenRun {
     untold: BTreeMap<TaskId, bool>,
     /// Tasks whose record exists and is of no use.
     unusable: HashSet<TaskIndex>,
+    /// Open stages with a quorum that are not complete.
+    waiting: BTreeSet<StageIndex>,
+    /// Tasks in the stream that came too late: their messages are to be purged.
+    dropped: Vec<TaskIndex>,
     done: usize,
+    late: usize,
     /// Most tasks in the stream, so that no more workers are at them.
     most_in_stream: usize,
     /// Whether its windows want another share than when that was last asked.
@@ -135,13 +153,17 @@ impl OpenRun {
             tells: HashMap::new(),
             untold: BTreeMap::new(),
             unusable: HashSet::new(),
+            waiting: BTreeSet::new(),
+            dropped: Vec::new(),
             done: 0,
+            late: 0,
             most_in_stream: most_in_stream(spec),
             stirred: true,
         };
         for stage in plan.stages {
             run.add_stage(spec, stage);
         }
+        run.leave_behind_what_is_past(spec);
         let open: Vec<StageIndex> = (0..run.stages.len()).filter(|s| run.stages[*s].waits_for == 0).collect();
         run.open_stages(spec, open);
         run
@@ -153,6 +175,7 @@ impl OpenRun {
         for earlier in &before {
             self.stages[*earlier].dependents.push(stage);
         }
+        let quorum = planner::quorum(spec, &plan);
         let tasks = std::mem::take(&mut plan.tasks);
         let teller = plan.expands.clone();
         self.stages.push(StageState {
@@ -161,7 +184,11 @@ impl OpenRun {
             dependents: Vec::new(),
             tasks: Vec::new(),
             done: 0,
+            late: 0,
             known: teller.is_none(),
+            quorum,
+            since_ms: None,
+            left_behind: false,
             complete: false,
         });
         self.add_tasks(spec, stage, tasks);
@@ -216,6 +243,9 @@ impl OpenRun {
                 }
             }
             open.extend(self.complete_stage(stage));
+            if self.stages[stage].quorum.is_some() && !self.stages[stage].complete {
+                self.waiting.insert(stage);
+            }
         }
     }
 
@@ -223,10 +253,12 @@ impl OpenRun {
     fn complete_stage(&mut self, stage: StageIndex) -> Vec<StageIndex> {
         let state = &mut self.stages[stage];
         let all_done = state.known && state.done == state.tasks.len();
-        if state.complete || state.waits_for > 0 || !all_done {
+        if state.complete || state.waits_for > 0 || !(all_done || state.left_behind) {
             return Vec::new();
         }
         state.complete = true;
+        self.waiting.remove(&stage);
+        let state = &self.stages[stage];
         let dependents = state.dependents.clone();
         let opens = |dependent: &StageIndex| {
             self.stages[*dependent].waits_for -= 1;
@@ -261,6 +293,10 @@ impl OpenRun {
             State::Failed => {
                 self.failures.remove(&task);
             }
+            State::Late => {
+                self.stages[self.tasks[task].stage].late -= 1;
+                self.late -= 1;
+            }
         }
     }
 
@@ -287,6 +323,7 @@ impl OpenRun {
         }
         let open = self.complete_stage(stage);
         self.open_stages(spec, open);
+        self.leave_behind_before(spec, stage);
         true
     }
 
@@ -382,7 +419,7 @@ impl OpenRun {
         hear: impl FnOnce(&mut Attempts) -> Verdict,
     ) {
         let Some(&task) = self.index.get(id) else { return };
-        if matches!(self.tasks[task].state, State::Done | State::Failed) {
+        if matches!(self.tasks[task].state, State::Done | State::Failed | State::Late) {
             return;
         }
         if let Some(last_news_ms) = self.in_stream.get_mut(&task) {
@@ -430,6 +467,10 @@ impl OpenRun {
                 }
                 self.tasks[task].state = State::InStream;
                 self.in_stream.insert(task, now_ms);
+                let stage = &mut self.stages[self.tasks[task].stage];
+                if stage.quorum.is_some() {
+                    stage.since_ms.get_or_insert(now_ms);
+                }
                 window.ready -= 1;
                 window.in_stream += 1;
                 let Task { id, work, .. } = &self.tasks[task];
@@ -458,7 +499,7 @@ impl OpenRun {
         match self.tasks[task].state {
             State::InStream => out.send(publish(self.number, spec, job, id, &self.tasks[task].work)),
             State::Done => self.undo(spec, task),
-            State::Blocked | State::Ready | State::Failed => {}
+            State::Blocked | State::Ready | State::Failed | State::Late => {}
         }
     }
 

@@ -10,7 +10,8 @@ use likeness_contract::jobs::{
     JobOptions, JobSpec, JobWork, Outcome, Priority, TaskOutput, TaskRecord, TrainStage, ZeroLabel,
 };
 use likeness_contract::settings::{
-    Architecture, EvaluateSettings, ModelSettings, Preprocessing, QueryEncoding, Split, TrainSettings, Vocabulary,
+    AdamWSettings, Architecture, EvaluateSettings, InnerOptimizer, ModelSettings, Optimizer, Preprocessing,
+    QueryEncoding, RoundSettings, Split, TrainSettings, Vocabulary,
 };
 
 use super::outbox::{Effect, Outbox};
@@ -68,6 +69,15 @@ pub(crate) fn train_stage() -> TrainStage {
         train_rows: 57,
         validation_rows: 10,
     }
+}
+
+/// Ten batches shared by three slots: three steps each, in rounds of two and one.
+pub(crate) fn train_in_rounds(quorum: u32, deadline_s: u32) -> JobSpec {
+    let averaging = RoundSettings::averaging(3, InnerOptimizer::AdamW(AdamWSettings::default()));
+    let optimizer = Optimizer::Rounds(RoundSettings { quorum, deadline_s, ..averaging });
+    let stage = train_stage();
+    let train = TrainSettings { optimizer, inner_steps: 2, ..stage.train };
+    spec(JobWork::Train(TrainStage { train, ..stage }))
 }
 
 pub(crate) fn embed_stage(gallery_rows: u64, shard_rows: u32) -> EmbedStage {

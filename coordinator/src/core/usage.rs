@@ -7,7 +7,7 @@ use likeness_contract::jobs::{
     DatasetRef, DeviceClass, EmbedStage, EvaluateStage, JobSpec, JobWork, Plan, PlannedTask, TaskKind, TaskOutput,
     TaskRecord, TaskWork, TrainStage,
 };
-use likeness_contract::settings::{Architecture, ModelSettings, Optimizer, QueryEncoding, Split};
+use likeness_contract::settings::{Architecture, InnerOptimizer, ModelSettings, QueryEncoding, Split};
 use likeness_contract::usage::{Basis, Estimate, PhaseEstimate, PhaseUsage, ServingEstimate, Usage};
 
 use super::planner;
@@ -253,8 +253,8 @@ fn bytes(kind: TaskKind, tasks: u64, spec: &JobSpec, grounds: Grounds<'_>) -> (O
         TaskKind::Train => {
             let Some(train) = training(spec) else { return (None, None) };
             let read = image_bytes(grounds.datasets, &train.dataset, train.train_rows + train.validation_rows);
-            // What a slot leaves behind and what the outer step makes of it, and the finished weights.
-            let checkpoints = 2 * u64::from(train.rounds()) + 1;
+            // What slots leave behind and what the outer step makes of it, and the finished weights.
+            let checkpoints = (u64::from(train.train.optimizer.slots()) + 1) * u64::from(train.rounds()) + 1;
             (read, Some(checkpoints.saturating_mul(checkpoint_bytes(train))))
         }
         TaskKind::Embed => {
@@ -280,9 +280,9 @@ fn image_bytes(datasets: &[DatasetManifest], dataset: &DatasetRef, rows: u64) ->
 
 /// Weights and what the optimizer keeps of each.
 fn checkpoint_bytes(train: &TrainStage) -> u64 {
-    let moments = match train.train.optimizer {
-        Optimizer::AdamW(_) => 2,
-        Optimizer::Sgd(_) => 1,
+    let moments = match train.train.optimizer.inner() {
+        InnerOptimizer::AdamW(_) => 2,
+        InnerOptimizer::Sgd(_) => 1,
     };
     weight_bytes(&train.model, train.vocabulary.len() as u64) * (1 + moments)
 }

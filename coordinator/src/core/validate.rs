@@ -4,9 +4,9 @@ use likeness_contract::jobs::{CsvColumns, EmbeddingSource, Import, IngestSource,
 use likeness_contract::keys;
 use likeness_contract::searches::{MAX_PART_BYTES, MAX_PART_QUESTIONS, QuestionPart};
 use likeness_contract::settings::{
-    AdamWSettings, BackboneSettings, ColourJitter, EvaluateSettings, InitWeights, Keep, Loss, ModelSettings,
-    NegativeMix, Optimizer, Preprocessing, QueryEncoding, ResizedCrop, SgdSettings, TrainSettings, Vocabulary,
-    log_probability_dim,
+    AdamWSettings, BackboneSettings, ColourJitter, EvaluateSettings, InitWeights, InnerOptimizer, Keep, Loss,
+    ModelSettings, NegativeMix, Preprocessing, QueryEncoding, ResizedCrop, RoundSettings, SgdSettings, TrainSettings,
+    Vocabulary, log_probability_dim,
 };
 
 /// Largest embedding dimension.
@@ -19,6 +19,10 @@ pub const MAX_ROWS: u32 = 65_536;
 pub const MAX_FLIPPED: f32 = 1.0 / 3.0;
 /// Most rounds, shards or parts of a job: their ids have five digits.
 pub const MAX_NUMBERED: u64 = 100_000;
+/// Most slots of a round: their numbers have three digits.
+pub const MAX_SLOTS: u32 = 999;
+/// Longest time that a round waits for more than its quorum, seconds: a day.
+pub const MAX_DEADLINE_S: u32 = 86_400;
 /// Most URLs that are told of a job's end, and bytes of each.
 const MAX_URLS: usize = 8;
 const MAX_URL_BYTES: usize = 2048;
@@ -200,10 +204,11 @@ pub fn train(settings: &TrainSettings, train_rows: u64, validation_rows: u64) ->
     let half = (0.0..=0.5).contains(random_crop);
     ensure(half, || format!("`random_crop` is {random_crop}, expected 0 to 0.5"))?;
     mix(negatives)?;
-    match optimizer {
-        Optimizer::AdamW(settings) => adamw(settings)?,
-        Optimizer::Sgd(settings) => sgd(settings)?,
+    match &optimizer.inner() {
+        InnerOptimizer::AdamW(settings) => adamw(settings)?,
+        InnerOptimizer::Sgd(settings) => sgd(settings)?,
     }
+    optimizer.rounds().map_or(Ok(()), |of| rounds(of, train_rows / u64::from(*batch_size)))?;
     not_negative("clip_norm", *clip_norm)?;
     made_small(*loss)?;
     let below_1 = (0.0..1.0).contains(average_decay);
@@ -215,6 +220,24 @@ pub fn train(settings: &TrainSettings, train_rows: u64, validation_rows: u64) ->
     ensure((*keep == Keep::Last && *patience == 0) || validation_rows > 0, || {
         "the dataset has no rows in its validation split: leave `keep` and `patience` out, or ingest it with one".into()
     })
+}
+
+/// Slots that are brought together, over so many batches an epoch.
+fn rounds(rounds: &RoundSettings, batches: u64) -> Checked {
+    let RoundSettings { slots, inner: _, outer_lr, outer_momentum, quorum, deadline_s } = *rounds;
+    ensure((1..=MAX_SLOTS).contains(&slots), || format!("`slots` is {slots}, expected 1 to {MAX_SLOTS}"))?;
+    ensure(u64::from(slots) <= batches, || {
+        format!("`slots` is {slots}, but an epoch has only {batches} batches: lower it or `batch_size`")
+    })?;
+    let in_range = outer_lr.is_finite() && outer_lr > 0.0;
+    ensure(in_range, || format!("`outer_lr` is {outer_lr}, expected a number above 0"))?;
+    let below_1 = (0.0..1.0).contains(&outer_momentum);
+    ensure(below_1, || format!("`outer_momentum` is {outer_momentum}, expected 0 or more and below 1"))?;
+    ensure((1..=slots).contains(&quorum), || format!("`quorum` is {quorum}, expected 1 to the {slots} `slots`"))?;
+    ensure(quorum < slots || deadline_s == 0, || {
+        format!("`deadline_s` is {deadline_s}, but a quorum of all slots waits for all: lower `quorum`")
+    })?;
+    ensure(deadline_s <= MAX_DEADLINE_S, || format!("`deadline_s` is {deadline_s}, expected at most {MAX_DEADLINE_S}"))
 }
 
 fn made_small(loss: Loss) -> Checked {

@@ -37,6 +37,8 @@ pub(super) enum Input {
     Workers(Workers),
     /// Time passed.
     Tick,
+    /// Less time passed: the deadline of a round may be over.
+    Deadlines,
     /// The broker may have lost everything.
     BrokerDoubted,
     /// A job has an open run.
@@ -146,6 +148,7 @@ fn take(core: &mut Reactor, executor: &mut Executor, input: Input) {
         Input::Replayed => core.on_replayed(now_ms, executor),
         Input::Workers(workers) => core.on_workers(workers, now_ms, executor),
         Input::Tick => core.on_tick(now_ms, executor),
+        Input::Deadlines => core.on_deadlines(now_ms, executor),
         Input::BrokerDoubted => core.on_broker_doubted(now_ms, executor),
         Input::Opened(job, opened) => {
             let run = opened.run.run;

@@ -20,7 +20,7 @@ use super::measure;
 use super::releases;
 use crate::core::workers::Workers;
 
-/// How soon a reconnect is noticed.
+/// How soon a reconnect is noticed, and that the deadline of a round is over.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Streams without which nothing works; a bucket is a stream too.
@@ -47,6 +47,7 @@ pub(super) async fn watch(cx: Arc<Context>, inbox: Inbox, follow: Arc<Follow>) {
     let mut next_sweep = Instant::now();
     loop {
         look.tick().await;
+        let _not_leading = inbox.send(Input::Deadlines).await;
         let reconnected = connects != self::connects(&cx.bus);
         let due = Instant::now() >= next_sweep;
         if !reconnected && !due {

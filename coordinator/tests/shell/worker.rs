@@ -240,6 +240,7 @@ impl Hands {
             round: None,
             validation_map: None,
             stopped_early: false,
+            rounds: Vec::new(),
         };
         self.store.create_document(&key, &manifest).await.unwrap();
         TaskOutput::Manifest { key }

@@ -77,13 +77,13 @@ impl PartEntry {
 
 /// `models/<model>/model.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct ModelManifest<T = TrainSettings> {
+pub struct ModelManifest {
     /// The training job.
     pub model: JobId,
     /// Shape and input.
     pub settings: ModelSettings,
     /// How it was trained.
-    pub train: T,
+    pub train: TrainSettings,
     /// Attributes that queries can ask for.
     pub vocabulary: Vocabulary,
     /// What it was trained on.
@@ -109,14 +109,38 @@ pub struct ModelManifest<T = TrainSettings> {
     pub validation_map: Option<f64>,
     /// Whether the training ended before its last round because its mAP no longer rose.
     pub stopped_early: bool,
+    /// Of a training whose slots are brought together: every round in order.
+    pub rounds: Vec<RoundFigures>,
+}
+
+/// A round of several slots, as it went.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RoundFigures {
+    /// From 0.
+    pub round: u32,
+    /// Optimizer steps of each slot behind it.
+    pub step: u64,
+    /// Mean training loss of the slots that were taken.
+    pub loss: f64,
+    /// Slots that were late, so that it went without them.
+    pub late: Vec<u32>,
+    /// For how long workers that were done with their slots waited for the last one, all together, milliseconds by the workers' clocks.
+    pub barrier_ms: u64,
+    /// From the last slot's end to the next checkpoint, milliseconds.
+    pub outer_ms: u64,
+    /// Bytes read and written by its slots and its outer step: weights, statistics and what optimizers remember.
+    pub bytes: u64,
 }
 
 impl Message for ModelManifest {
     const NAME: &'static str = "model";
-    const VERSION: u16 = 3;
+    const VERSION: u16 = 4;
 
     fn write<W: Writer>(&self, writer: W) -> W::Output {
-        match past::ModelManifestV2::of(self) {
+        if let Some(old) = past::ModelManifestV2::of(self) {
+            return writer.newest(&old);
+        }
+        match past::ModelManifestV3::of(self) {
             Some(old) => writer.newest(&old),
             None => writer.newest(self),
         }
@@ -125,7 +149,8 @@ impl Message for ModelManifest {
     fn upgrade(version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
         match version {
             0 | 1 => body.read::<past::ModelManifestV1>(Self::NAME).map(Self::from),
-            _ => body.read::<past::ModelManifestV2>(Self::NAME).map(Self::from),
+            2 => body.read::<past::ModelManifestV2>(Self::NAME).map(Self::from),
+            _ => body.read::<past::ModelManifestV3>(Self::NAME).map(Self::from),
         }
     }
 }

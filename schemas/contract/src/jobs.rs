@@ -12,8 +12,8 @@ mod source;
 pub use import::{EmbeddingSource, Import, ImportColumns};
 pub use past::{Form, Newest};
 pub(crate) use past::{
-    RequestOf, RequestV3, SpecOf, SpecV3, V1, V2, request_as_v1, request_as_v2, request_as_v3, spec_as_v1, spec_as_v2,
-    spec_as_v3,
+    RequestOf, RequestV3, SpecOf, SpecV3, V1, V2, asks_for_rounds, request_as_v1, request_as_v2, request_as_v3,
+    spec_as_v1, spec_as_v2, spec_as_v3, trains_in_rounds,
 };
 pub use source::{AppendSource, CelebaSplit, LabelWords, ReadFrom, ReadSource};
 
@@ -334,7 +334,7 @@ pub struct JobSpec {
 
 impl Message for JobSpec {
     const NAME: &'static str = "job-spec";
-    const VERSION: u16 = 4;
+    const VERSION: u16 = 5;
 
     fn write<W: Writer>(&self, writer: W) -> W::Output {
         if let Some(old) = past::spec_as_v1(self) {
@@ -343,7 +343,10 @@ impl Message for JobSpec {
         if let Some(old) = past::spec_as_v2(self) {
             return writer.newest(&old);
         }
-        match past::spec_as_v3(self) {
+        if let Some(old) = past::spec_as_v3(self) {
+            return writer.newest(&old);
+        }
+        match past::spec_as_v4(self) {
             Some(old) => writer.newest(&old),
             None => writer.newest(self),
         }
@@ -353,7 +356,9 @@ impl Message for JobSpec {
         match version {
             0 | 1 => body.read::<SpecOf<V1>>(Self::NAME).map(Self::from),
             2 => body.read::<SpecOf<V2>>(Self::NAME).map(Self::from),
-            _ => body.read::<SpecV3>(Self::NAME).map(Self::from),
+            3 => body.read::<SpecV3>(Self::NAME).map(Self::from),
+            // Version 5 only added trainings in rounds.
+            _ => body.read(Self::NAME),
         }
     }
 }
@@ -462,14 +467,19 @@ pub struct TrainStage<T = TrainSettings> {
 }
 
 impl TrainStage {
-    /// Optimizer steps of one epoch; an incomplete last batch is left out.
-    pub fn steps_per_epoch(&self) -> u64 {
+    /// Batches of one epoch; an incomplete last batch is left out.
+    pub fn batches_per_epoch(&self) -> u64 {
         self.train_rows / u64::from(self.train.batch_size.max(1))
     }
 
-    /// Optimizer steps of the whole training.
+    /// Optimizer steps of the whole training, as each of its slots counts them; batches that are not enough for every slot are left out.
     pub fn total_steps(&self) -> u64 {
-        self.steps_per_epoch() * u64::from(self.train.epochs)
+        self.batches_per_epoch() * u64::from(self.train.epochs) / u64::from(self.train.optimizer.slots())
+    }
+
+    /// The batch that a slot takes at a step, counted through all epochs: all slots together take every batch once.
+    pub fn batch_of(&self, step: u64, slot: u32) -> u64 {
+        step * u64::from(self.train.optimizer.slots()) + u64::from(slot)
     }
 
     /// Rounds of the whole training.
@@ -819,13 +829,16 @@ pub struct TaskRecord<C = CheckpointOutput> {
 
 impl Message for TaskRecord {
     const NAME: &'static str = "task-record";
-    const VERSION: u16 = 3;
+    const VERSION: u16 = 4;
 
     fn write<W: Writer>(&self, writer: W) -> W::Output {
         if let Some(old) = past::record_v1(self) {
             return writer.newest(&old);
         }
-        match past::record_v2(self) {
+        if let Some(old) = past::record_v2(self) {
+            return writer.newest(&old);
+        }
+        match past::record_v3(self) {
             Some(old) => writer.newest(&old),
             None => writer.newest(self),
         }
@@ -834,7 +847,7 @@ impl Message for TaskRecord {
     fn upgrade(version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
         match version {
             0 | 1 => body.read::<TaskRecord<past::CheckpointOutputV1>>(Self::NAME).map(Self::from),
-            // Version 3 has more kinds of output and is else the same.
+            // Versions 3 and 4 have more kinds of output and are else the same.
             _ => body.read(Self::NAME),
         }
     }
@@ -866,7 +879,7 @@ pub enum TaskOutput<C = CheckpointOutput> {
         /// Rows left out.
         skipped: Vec<Skipped>,
     },
-    /// Of a round's slot, of an outer step or of the start.
+    /// Of a round's only slot, of its outer step or of the start.
     Checkpoint(C),
     /// Of the last task of a dataset, model or generation: its manifest.
     Manifest {
@@ -978,6 +991,22 @@ pub enum TaskOutput<C = CheckpointOutput> {
         /// Things the user should know.
         warnings: Vec<String>,
     },
+    /// Of a slot, where slots are brought together.
+    Slot {
+        /// Its weights and statistics, θ′, without what its optimizer remembers.
+        checkpoint: C,
+        /// What its optimizer remembers.
+        state: ObjectRef,
+    },
+    /// Of an outer step that brought slots together.
+    Round {
+        /// The next checkpoint.
+        checkpoint: C,
+        /// The momentum of the outer step, where it has one.
+        momentum: Option<ObjectRef>,
+        /// Every slot, in order.
+        slots: Vec<SlotState>,
+    },
 }
 
 impl<C> TaskOutput<C> {
@@ -988,6 +1017,15 @@ impl<C> TaskOutput<C> {
             _ => None,
         }
     }
+}
+
+/// What an outer step made of a slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotState {
+    /// Whether it was taken; else it was late.
+    pub taken: bool,
+    /// What its optimizer remembers of the last round that took it, and goes on from; none before the first.
+    pub state: Option<ObjectRef>,
 }
 
 /// A checkpoint and what was measured on the way to it.

@@ -107,6 +107,16 @@ pub fn checkpoint(model: &JobId, round: u32, digest: &Digest) -> String {
     format!("models/{model}/rounds/{round:05}-{}.safetensors", digest.short())
 }
 
+/// What a slot of several leaves of round `round - 1`: `what` is `weights` or `optimizer`. It goes with the model's checkpoints.
+pub fn slot(model: &JobId, round: u32, slot: u32, what: &str, digest: &Digest) -> String {
+    format!("models/{model}/rounds/{round:05}-slot-{slot:03}-{what}-{}.safetensors", digest.short())
+}
+
+/// The momentum of the outer step that made checkpoint `round`.
+pub fn outer_momentum(model: &JobId, round: u32, digest: &Digest) -> String {
+    format!("models/{model}/rounds/{round:05}-momentum-{}.safetensors", digest.short())
+}
+
 /// The weights of a finished model, without optimizer state.
 pub fn weights(model: &JobId, digest: &Digest) -> String {
     format!("models/{model}/weights-{}.safetensors", digest.short())

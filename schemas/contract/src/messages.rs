@@ -211,7 +211,7 @@ pub enum ApiRequest<R = JobRequest> {
 
 impl Message for ApiRequest {
     const NAME: &'static str = "api-request";
-    const VERSION: u16 = 5;
+    const VERSION: u16 = 6;
 
     fn write<W: Writer>(&self, writer: W) -> W::Output {
         if let Some(old) = past::request_v1(self) {
@@ -223,7 +223,10 @@ impl Message for ApiRequest {
         if let Some(old) = past::request_v3(self) {
             return writer.newest(&old);
         }
-        match past::request_v4(self) {
+        if let Some(old) = past::request_v4(self) {
+            return writer.newest(&old);
+        }
+        match past::request_v5(self) {
             Some(old) => writer.newest(&old),
             None => writer.newest(self),
         }
@@ -234,7 +237,7 @@ impl Message for ApiRequest {
             0 | 1 => body.read::<ApiRequest<RequestOf<V1>>>(Self::NAME).map(ApiRequest::upgraded),
             2 => body.read::<ApiRequest<RequestOf<V2>>>(Self::NAME).map(ApiRequest::upgraded),
             3 => body.read::<ApiRequest<RequestV3>>(Self::NAME).map(ApiRequest::upgraded),
-            // Version 5 only added schedules.
+            // Version 5 only added schedules, version 6 trainings in rounds.
             _ => body.read(Self::NAME),
         }
     }
@@ -302,7 +305,7 @@ pub enum ApiReply<S = JobSpec> {
 
 impl Message for ApiReply {
     const NAME: &'static str = "api-reply";
-    const VERSION: u16 = 5;
+    const VERSION: u16 = 6;
 
     fn write<W: Writer>(&self, writer: W) -> W::Output {
         if let Some(old) = past::reply_v1(self) {
@@ -314,7 +317,10 @@ impl Message for ApiReply {
         if let Some(old) = past::reply_v3(self) {
             return writer.newest(&old);
         }
-        match past::reply_v4(self) {
+        if let Some(old) = past::reply_v4(self) {
+            return writer.newest(&old);
+        }
+        match past::reply_v5(self) {
             Some(old) => writer.newest(&old),
             None => writer.newest(self),
         }
@@ -325,7 +331,7 @@ impl Message for ApiReply {
             0 | 1 => body.read::<ApiReply<SpecOf<V1>>>(Self::NAME).map(ApiReply::upgraded),
             2 => body.read::<ApiReply<SpecOf<V2>>>(Self::NAME).map(ApiReply::upgraded),
             3 => body.read::<ApiReply<SpecV3>>(Self::NAME).map(ApiReply::upgraded),
-            // Version 5 only added schedules.
+            // Version 5 only added schedules, version 6 trainings in rounds.
             _ => body.read(Self::NAME),
         }
     }

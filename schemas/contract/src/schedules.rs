@@ -8,9 +8,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::codec::Message;
+use crate::codec::{CodecError, Message, OldBody, Writer};
 use crate::ids::{JobId, Name};
-use crate::jobs::{DatasetRef, JobRequest};
+use crate::jobs::{DatasetRef, JobRequest, asks_for_rounds};
 use crate::messages::JobSummary;
 
 /// Most letters of a schedule's name, so that the ids of its jobs are ids.
@@ -132,7 +132,36 @@ pub struct Schedule {
 
 impl Message for Schedule {
     const NAME: &'static str = "schedule";
+    const VERSION: u16 = 2;
+
+    fn write<W: Writer>(&self, writer: W) -> W::Output {
+        match ScheduleV1::of(self) {
+            Some(old) => writer.newest(&old),
+            None => writer.newest(self),
+        }
+    }
+
+    fn upgrade(_version: u16, body: OldBody<'_>) -> Result<Self, CodecError> {
+        // Version 2 only added trainings in rounds.
+        body.read(Self::NAME)
+    }
+}
+
+/// Version 1: a training has one slot a round.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+struct ScheduleV1(Schedule);
+
+impl Message for ScheduleV1 {
+    const NAME: &'static str = Schedule::NAME;
     const VERSION: u16 = 1;
+}
+
+impl ScheduleV1 {
+    /// The same schedule, if version 1 says all of it.
+    fn of(schedule: &Schedule) -> Option<Self> {
+        (!asks_for_rounds(&schedule.settings.job)).then(|| Self(schedule.clone()))
+    }
 }
 
 /// `firings/<name>/<day>/<time>.json`: what became of a scheduled time.

@@ -222,7 +222,7 @@ impl Default for SgdSettings {
     }
 }
 
-/// What turns gradients into steps.
+/// What turns gradients into steps. New ones come last: messages count them.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub enum Optimizer {
     /// AdamW.
@@ -231,15 +231,95 @@ pub enum Optimizer {
     /// SGD with Nesterov momentum.
     #[serde(rename = "sgd")]
     Sgd(SgdSettings),
+    /// Several of them apart, brought together after every round.
+    #[serde(rename = "rounds")]
+    Rounds(RoundSettings),
 }
 
 impl Optimizer {
+    /// What turns a batch's gradients into a step.
+    pub fn inner(&self) -> InnerOptimizer {
+        match *self {
+            Self::AdamW(settings) => InnerOptimizer::AdamW(settings),
+            Self::Sgd(settings) => InnerOptimizer::Sgd(settings),
+            Self::Rounds(RoundSettings { inner, .. }) => inner,
+        }
+    }
+
     /// Peak learning rate.
     pub fn lr(&self) -> f64 {
-        match self {
-            Self::AdamW(settings) => settings.lr,
-            Self::Sgd(settings) => settings.lr,
+        match self.inner() {
+            InnerOptimizer::AdamW(settings) => settings.lr,
+            InnerOptimizer::Sgd(settings) => settings.lr,
         }
+    }
+
+    /// How slots are brought together; none of a training whose rounds have one slot, which hands its checkpoint on as it is.
+    pub fn rounds(&self) -> Option<&RoundSettings> {
+        match self {
+            Self::AdamW(_) | Self::Sgd(_) => None,
+            Self::Rounds(rounds) => Some(rounds),
+        }
+    }
+
+    /// K, slots of a round.
+    pub fn slots(&self) -> u32 {
+        self.rounds().map_or(1, |rounds| rounds.slots.max(1))
+    }
+}
+
+/// What turns the gradients of one slot into steps.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub enum InnerOptimizer {
+    /// AdamW.
+    #[serde(rename = "adamw")]
+    AdamW(AdamWSettings),
+    /// SGD with Nesterov momentum.
+    #[serde(rename = "sgd")]
+    Sgd(SgdSettings),
+}
+
+impl From<InnerOptimizer> for Optimizer {
+    fn from(inner: InnerOptimizer) -> Self {
+        match inner {
+            InnerOptimizer::AdamW(settings) => Self::AdamW(settings),
+            InnerOptimizer::Sgd(settings) => Self::Sgd(settings),
+        }
+    }
+}
+
+/// Training by several workers: K slots a round start from one checkpoint, learn apart from samples of their own, and an outer step
+/// makes the next checkpoint of what they learned: Δ = mean(θ′) − θ, v ← μ v + Δ, θ ← θ + lr (Δ + μ v).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct RoundSettings {
+    /// K, slots of a round.
+    pub slots: u32,
+    /// The optimizer of each slot, whose state the slot keeps from round to round.
+    pub inner: InnerOptimizer,
+    /// Learning rate of the outer step; 1 without momentum takes the mean as it is.
+    pub outer_lr: f64,
+    /// Nesterov momentum μ of the outer step; 0 = none.
+    pub outer_momentum: f64,
+    /// Fewest slots that an outer step takes. Below K a late slot is left out.
+    pub quorum: u32,
+    /// For so long after its start a round waits for more slots than the quorum, seconds.
+    pub deadline_s: u32,
+}
+
+impl RoundSettings {
+    /// Slots whose mean is the next checkpoint, all of them waited for.
+    pub fn averaging(slots: u32, inner: InnerOptimizer) -> Self {
+        Self { slots, inner, outer_lr: 1.0, outer_momentum: 0.0, quorum: slots, deadline_s: 0 }
+    }
+
+    /// Whether a round may do without some of its slots.
+    pub fn may_leave_out(&self) -> bool {
+        self.quorum < self.slots
+    }
+
+    /// Whether nothing is brought together: one slot, taken as it is.
+    pub fn is_plain(&self) -> bool {
+        *self == Self::averaging(1, self.inner)
     }
 }
 

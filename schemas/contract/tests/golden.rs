@@ -156,6 +156,14 @@ fn joint_stage() -> TrainStage {
     TrainStage { train, model: joint_model(), ..train_stage() }
 }
 
+/// A training whose rounds have several slots, which version 4 did not have.
+fn stage_in_rounds() -> TrainStage {
+    let TrainStage { train, .. } = joint_stage();
+    let inner = InnerOptimizer::AdamW(AdamWSettings { lr: 0.001, ..AdamWSettings::default() });
+    let rounds = RoundSettings { slots: 4, inner, outer_lr: 0.75, outer_momentum: 0.5, quorum: 3, deadline_s: 90 };
+    TrainStage { train: TrainSettings { optimizer: Optimizer::Rounds(rounds), ..train }, ..joint_stage() }
+}
+
 fn joint_model() -> ModelSettings {
     ModelSettings { encoding: QueryEncoding::LogProbability, embedding_dim: log_probability_dim(2), ..model() }
 }
@@ -275,6 +283,7 @@ fn specs_and_plans() {
     );
     let cpu = |work| JobSpec { work, device: DeviceClass::Cpu, priority: Priority::Lo, options: JobOptions::default() };
     check("train-joint", &cpu(JobWork::Train(joint_stage())));
+    check("train-rounds", &cpu(JobWork::Train(stage_in_rounds())));
     let train = TrainSettings { loss: Loss::InfoNce { temperature: 0.0625 }, ..TrainSettings::default() };
     check("train-info-nce", &cpu(JobWork::Train(TrainStage { train, ..train_stage() })));
     let work = JobWork::Embed { model: job("train-1"), embed: embed_stage() };
@@ -394,6 +403,27 @@ fn records_runs_and_outcomes() {
                 best: Some(BestRound { round: 2, map: 0.59, since: 1 }),
                 ..CheckpointOutput::of(200, object("models/m/rounds/00004-0.safetensors"))
             }),
+        ),
+        (
+            "slot",
+            TaskOutput::Slot {
+                checkpoint: CheckpointOutput {
+                    loss: Some(0.25),
+                    ..CheckpointOutput::of(200, object("jobs/m/data/slot-0.safetensors"))
+                },
+                state: object("jobs/m/data/state-0.safetensors"),
+            },
+        ),
+        (
+            "round",
+            TaskOutput::Round {
+                checkpoint: CheckpointOutput::of(200, object("models/m/rounds/00004-0.safetensors")),
+                momentum: Some(object("jobs/m/data/momentum-0.safetensors")),
+                slots: vec![
+                    SlotState { taken: true, state: Some(object("jobs/m/data/state-0.safetensors")) },
+                    SlotState { taken: false, state: None },
+                ],
+            },
         ),
         ("manifest", TaskOutput::Manifest { key: "datasets/d/v/manifest.json".into() }),
         (
@@ -521,6 +551,9 @@ fn coordinator_api() {
     let TrainStage { model, train: joint, .. } = joint_stage();
     let work = RequestedWork::Train(TrainRequest { train: joint, model, ..train.clone() });
     check("submit-joint", &ApiRequest::Submit(JobRequest { work, ..submit.clone() }));
+    let TrainStage { model, train: in_rounds, .. } = stage_in_rounds();
+    let work = RequestedWork::Train(TrainRequest { train: in_rounds, model, ..train.clone() });
+    check("submit-rounds", &ApiRequest::Submit(JobRequest { work, ..submit.clone() }));
     check("submit-capped", &ApiRequest::Submit(JobRequest { options: options(), ..submit }));
     check("cancel", &ApiRequest::Cancel { job: job("j") });
     check("rollback", &ApiRequest::Rollback { alias: name("main"), to: Some(2) });
@@ -554,6 +587,8 @@ fn coordinator_api() {
     check("detail-tuned", &ApiReply::JobDetail(Box::new(JobDetail { spec, ..detail.clone() })));
     let spec = JobSpec { work: JobWork::Train(joint_stage()), ..pipeline(None) };
     check("detail-joint", &ApiReply::JobDetail(Box::new(JobDetail { spec, ..detail.clone() })));
+    let spec = JobSpec { work: JobWork::Train(stage_in_rounds()), ..pipeline(None) };
+    check("detail-rounds", &ApiReply::JobDetail(Box::new(JobDetail { spec, ..detail.clone() })));
     let spec = JobSpec { options: options(), ..pipeline(None) };
     check("detail-capped", &ApiReply::JobDetail(Box::new(JobDetail { spec, ..detail })));
     let status = Status {
@@ -599,6 +634,11 @@ fn schedules_and_firings() {
     check("active", &schedule(Overlap::Skip, CatchUp::Last, ScheduleState::Active));
     check("paused", &schedule(Overlap::Queue, CatchUp::None, ScheduleState::Paused));
     check("removed", &schedule(Overlap::CancelOld, CatchUp::All { limit: 7 }, ScheduleState::Removed));
+    let mut in_rounds = schedule(Overlap::Skip, CatchUp::Last, ScheduleState::Active);
+    let TrainStage { model, train, .. } = stage_in_rounds();
+    let selector = DatasetSelector { dataset: name("celeba"), version: None };
+    in_rounds.settings.job.work = RequestedWork::Train(TrainRequest { dataset: selector, model, train });
+    check("rounds", &in_rounds);
     let scheduled_ms = 1_795_834_800_000;
     let submitted =
         Became::Submitted { job: job_of(&name("nightly"), scheduled_ms), cancels: vec![job("nightly-old")] };
@@ -781,10 +821,15 @@ fn manifests_and_releases() {
         round: Some(16),
         validation_map: Some(0.5625),
         stopped_early: true,
+        rounds: Vec::new(),
     };
     check("trained", &manifest);
     let TrainStage { model, train, .. } = joint_stage();
-    check("trained-joint", &ModelManifest { settings: model, train, ..manifest });
+    check("trained-joint", &ModelManifest { settings: model.clone(), train, ..manifest.clone() });
+    let train = stage_in_rounds().train;
+    let (barrier_ms, outer_ms, bytes) = (2_310, 840, 61_417_088);
+    let rounds = vec![RoundFigures { round: 0, step: 50, loss: 0.25, late: vec![3], barrier_ms, outer_ms, bytes }];
+    check("trained-rounds", &ModelManifest { settings: model, train, rounds, ..manifest });
     let manifest = GenerationManifest {
         generation: generation(),
         origin: Origin::Model(Embedder { model: job("train-1"), weights: Digest::of(b"weights"), dataset: dataset() }),

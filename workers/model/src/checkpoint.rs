@@ -4,11 +4,12 @@
 //! parameter the optimizer's state (`adamw.first.<name>` and `adamw.second.<name>`, or `sgd.momentum.<name>`),
 //! where an average of the weights is kept that (`average.<name>`), and `step` (one U64): how many optimizer steps are behind it. The bytes are a function of the values alone: tensors are sorted, the only metadata is
 //! `format: pt`, and reading and writing again gives the same bytes.
+//!
+//! Where slots are brought together, a checkpoint is cut in two: weights, average and `step`, which all slots of a round
+//! start from, and the optimizer's state with the `step` that it has come to, which each slot keeps.
 
 use std::collections::HashMap;
 
-#[cfg(test)]
-use candle_core::Device;
 use candle_core::Tensor;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -46,12 +47,24 @@ pub(crate) fn write_checkpoint(
     let mut file = File::default();
     tensors.iter().try_for_each(|(name, tensor)| file.add(name.to_owned(), tensor))?;
     optimizer.state(tensors)?.iter().chain(average).try_for_each(|(name, tensor)| file.add(name.clone(), tensor))?;
-    file.entries.push(Entry {
-        name: STEP.into(),
-        dtype: Dtype::U64,
-        shape: Vec::new(),
-        bytes: step.to_le_bytes().to_vec(),
-    });
+    file.add_step(step);
+    file.write()
+}
+
+/// Bytes of what all slots of a round start from.
+pub(crate) fn write_theta(tensors: &Tensors, average: &[(String, Tensor)], step: u64) -> Result<Vec<u8>> {
+    let mut file = File::default();
+    tensors.iter().try_for_each(|(name, tensor)| file.add(name.to_owned(), tensor))?;
+    average.iter().try_for_each(|(name, tensor)| file.add(name.clone(), tensor))?;
+    file.add_step(step);
+    file.write()
+}
+
+/// Bytes of what a slot's optimizer remembers after so many steps of its own.
+pub(crate) fn write_state(tensors: &Tensors, optimizer: &Optimizer, learned: u64) -> Result<Vec<u8>> {
+    let mut file = File::default();
+    optimizer.state(tensors)?.iter().try_for_each(|(name, tensor)| file.add(name.clone(), tensor))?;
+    file.add_step(learned);
     file.write()
 }
 
@@ -105,12 +118,12 @@ pub(crate) fn split_state(stored: Stored) -> (Stored, Stored) {
     stored.into_iter().partition(|(name, _)| !optimizer::is_state(name) && !average::is_state(name))
 }
 
-/// Bytes of a file of the given tensors.
-#[cfg(test)]
-pub(crate) fn write_stored(stored: &Stored) -> Result<Vec<u8>> {
+/// Bytes of a file of the given tensors, and of a count of steps.
+pub(crate) fn write_stored(stored: &Stored, step: Option<u64>) -> Result<Vec<u8>> {
     let mut file = File::default();
-    for (name, StoredTensor { shape, values }) in stored {
-        file.add(name.clone(), &Tensor::from_slice(values, shape.as_slice(), &Device::Cpu)?)?;
+    stored.iter().try_for_each(|(name, tensor)| file.add_values(name.clone(), &tensor.shape, &tensor.values))?;
+    if let Some(step) = step {
+        file.add_step(step);
     }
     file.write()
 }
@@ -129,11 +142,19 @@ struct Entry {
 
 impl File {
     fn add(&mut self, name: String, tensor: &Tensor) -> Result<()> {
-        let values = tensor.flatten_all()?.to_vec1::<f32>()?;
-        check_finite(&name, &values)?;
+        self.add_values(name, tensor.dims(), &tensor.flatten_all()?.to_vec1::<f32>()?)
+    }
+
+    fn add_values(&mut self, name: String, shape: &[usize], values: &[f32]) -> Result<()> {
+        check_finite(&name, values)?;
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        self.entries.push(Entry { name, dtype: Dtype::F32, shape: tensor.dims().to_vec(), bytes });
+        self.entries.push(Entry { name, dtype: Dtype::F32, shape: shape.to_vec(), bytes });
         Ok(())
+    }
+
+    fn add_step(&mut self, step: u64) {
+        let bytes = step.to_le_bytes().to_vec();
+        self.entries.push(Entry { name: STEP.into(), dtype: Dtype::U64, shape: Vec::new(), bytes });
     }
 
     fn write(&self) -> Result<Vec<u8>> {

@@ -12,7 +12,8 @@
 //! ```
 //!
 //! [`Model`] is what serves: images and queries in inference mode. [`Trainer`] is what learns: a model with the
-//! optimizer's state and the number of steps behind it, written to and read from a checkpoint.
+//! optimizer's state and the number of steps behind it, written to and read from a checkpoint. [`OuterStep`] makes one
+//! checkpoint of what several trainers learned apart.
 //!
 //! What always holds:
 //! * everything is `f32`; tensors have the names that PyTorch gives them (`image.` + torchvision's ResNet with D
@@ -39,6 +40,7 @@ mod network;
 #[cfg(test)]
 mod network_tests;
 mod optimizer;
+mod outer;
 #[cfg(test)]
 mod pytorch_tests;
 mod query;
@@ -55,6 +57,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use layers::BatchStatistics;
 pub use loss::{StepFigures, Triplets};
 pub use model::{Batch, Model};
+pub use outer::{NextRound, OuterStep};
 pub use query::encode_query;
 pub use schedule::learning_rate;
 pub use trainer::Trainer;

@@ -10,7 +10,7 @@ use std::ops::Range;
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
 
-use likeness_contract::settings::{AdamWSettings, BackboneSettings, Optimizer as Settings, SgdSettings, TrainSettings};
+use likeness_contract::settings::{AdamWSettings, BackboneSettings, InnerOptimizer, SgdSettings, TrainSettings};
 use likeness_contract::weights::IMAGE_PREFIX;
 use likeness_kernels::{
     AdamWStep, Moments, SgdStep, Velocity, adamw_step_all, clip_factor, gradient_norm, sgd_step_all,
@@ -49,6 +49,8 @@ pub(crate) struct At {
     pub lr: f64,
     /// Steps behind it.
     pub step: u64,
+    /// Steps behind the optimizer's state: fewer where a round went without it.
+    pub learned: u64,
     /// Steps at the start in which the backbone is frozen.
     pub frozen_steps: u64,
 }
@@ -71,12 +73,12 @@ impl Optimizer {
     /// Before the first step.
     pub fn new(train: &TrainSettings, tensors: &Tensors) -> Result<Self> {
         let parameters = tensors.parameters.iter().map(|(_, p)| p.as_tensor());
-        let state = match train.optimizer {
-            Settings::AdamW(settings) => {
+        let state = match train.optimizer.inner() {
+            InnerOptimizer::AdamW(settings) => {
                 let moments = parameters.map(Moments::zeros_like).collect::<candle_core::Result<_>>()?;
                 State::AdamW { settings, moments }
             }
-            Settings::Sgd(settings) => {
+            InnerOptimizer::Sgd(settings) => {
                 let velocities = parameters.map(Velocity::zeros_like).collect::<candle_core::Result<_>>()?;
                 State::Sgd { settings, velocities }
             }
@@ -166,9 +168,9 @@ impl Optimizer {
     }
 
     /// The groups that learn, one where both do the same.
-    fn groups(&self, parameters: usize, At { lr, step, frozen_steps }: At) -> Vec<Group> {
-        let rest = Group { range: self.backbone_parameters..parameters, lr, step: step + 1 };
-        let Some(own) = step.checked_sub(frozen_steps) else { return vec![rest] };
+    fn groups(&self, parameters: usize, At { lr, step, learned, frozen_steps }: At) -> Vec<Group> {
+        let rest = Group { range: self.backbone_parameters..parameters, lr, step: learned + 1 };
+        let Some(own) = step.checked_sub(frozen_steps).map(|own| own.min(learned)) else { return vec![rest] };
         let backbone = Group { range: 0..self.backbone_parameters, lr: lr * self.backbone.lr_factor, step: own + 1 };
         if (backbone.lr, backbone.step) == (rest.lr, rest.step) {
             return vec![Group { range: 0..parameters, ..rest }];

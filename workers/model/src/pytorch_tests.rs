@@ -221,5 +221,5 @@ fn torchvision_weights(shapes: &Value) -> Vec<u8> {
         let values = formula(&name, &shape);
         (name, StoredTensor { shape, values })
     };
-    checkpoint::write_stored(&shapes.into_iter().map(stored).collect::<Stored>()).unwrap()
+    checkpoint::write_stored(&shapes.into_iter().map(stored).collect::<Stored>(), None).unwrap()
 }

@@ -15,6 +15,7 @@ use crate::losses::{self, Embedded};
 use crate::model::{Batch, Model, Placed};
 use crate::optimizer::{At, Optimizer};
 use crate::schedule::{frozen_steps, learning_rate};
+use crate::tensors::Stored;
 
 /// A model, its optimizer's state and the number of steps behind it.
 ///
@@ -27,6 +28,8 @@ pub struct Trainer {
     average: Option<Average>,
     settings: TrainSettings,
     step: u64,
+    /// Steps behind the optimizer's state: fewer than `step` where rounds went without this slot.
+    learned: u64,
     total_steps: u64,
 }
 
@@ -66,7 +69,7 @@ impl Trainer {
         let optimizer = Optimizer::new(train, model.tensors())?;
         let average = Average::new(train.average_decay, model.tensors())?;
         let model = model.with_mirrored(train.embed_mirrored);
-        Ok(Self { model, optimizer, average, settings: train.clone(), step: 0, total_steps })
+        Ok(Self { model, optimizer, average, settings: train.clone(), step: 0, learned: 0, total_steps })
     }
 
     /// Goes on where [`Trainer::checkpoint`] was called.
@@ -81,6 +84,43 @@ impl Trainer {
         total_steps: u64,
         device: &Device,
     ) -> Result<Self> {
+        let (trainer, state) = Self::stored(bytes, model, train, attributes, total_steps, device)?;
+        let learned = trainer.step;
+        trainer.remembering(state, learned, device)
+    }
+
+    /// A slot of a round: `theta` is what all slots of the round start from ([`Trainer::theta`], or an outer step's), `state`
+    /// what this one's optimizer remembers ([`Trainer::optimizer_state`]); without it has done no step yet.
+    ///
+    /// # Errors
+    /// As [`Model::load`]; also `Mismatch` when the state is not of this model's optimizer.
+    pub fn in_round(
+        (theta, state): (&[u8], Option<&[u8]>),
+        model: &ModelSettings,
+        train: &TrainSettings,
+        attributes: usize,
+        total_steps: u64,
+        device: &Device,
+    ) -> Result<Self> {
+        let (trainer, rest) = Self::stored(theta, model, train, attributes, total_steps, device)?;
+        if let Some(name) = rest.keys().next() {
+            return Err(Error::mismatch(format!("`{name}` is no part of what a round starts from")));
+        }
+        let Some(state) = state else { return Ok(trainer) };
+        let contents = checkpoint::read(state)?;
+        let learned = contents.step.ok_or_else(|| Error::mismatch("the optimizer's state lacks its `step`"))?;
+        trainer.remembering(contents.tensors, learned, device)
+    }
+
+    /// Weights, average and step out of a file, and what else is in it.
+    fn stored(
+        bytes: &[u8],
+        model: &ModelSettings,
+        train: &TrainSettings,
+        attributes: usize,
+        total_steps: u64,
+        device: &Device,
+    ) -> Result<(Self, Stored)> {
         let contents = checkpoint::read(bytes)?;
         let Some(step) = contents.step else {
             return Err(Error::mismatch("these are weights, not a checkpoint: `step` is missing"));
@@ -90,9 +130,14 @@ impl Trainer {
         let mut trainer =
             Self::before_step_0(Model::from_stored(model, attributes, weights, device)?, train, total_steps)?;
         let tensors = trainer.model.tensors();
-        trainer.optimizer = trainer.optimizer.with_state(state, tensors, device)?;
         trainer.average = trainer.average.map(|average| average.with_state(followed, tensors, device)).transpose()?;
-        Ok(Self { step, ..trainer })
+        Ok((Self { step, ..trainer }, state))
+    }
+
+    /// With the optimizer's state after so many of its steps.
+    fn remembering(self, state: Stored, learned: u64, device: &Device) -> Result<Self> {
+        let optimizer = self.optimizer.with_state(state, self.model.tensors(), device)?;
+        Ok(Self { optimizer, learned, ..self })
     }
 
     /// The same trainer, computing on the CPU as `compute` says.
@@ -110,6 +155,23 @@ impl Trainer {
         checkpoint::write_checkpoint(self.model.tensors(), &self.optimizer, &average, self.step)
     }
 
+    /// What others may start from after it: weights, statistics, average and step.
+    ///
+    /// # Errors
+    /// As [`Trainer::checkpoint`].
+    pub fn theta(&self) -> Result<Vec<u8>> {
+        let average = self.average.as_ref().map_or(Vec::new(), |average| average.state(self.model.tensors()));
+        checkpoint::write_theta(self.model.tensors(), &average, self.step)
+    }
+
+    /// What the optimizer remembers.
+    ///
+    /// # Errors
+    /// As [`Trainer::checkpoint`].
+    pub fn optimizer_state(&self) -> Result<Vec<u8>> {
+        checkpoint::write_state(self.model.tensors(), &self.optimizer, self.learned)
+    }
+
     /// One optimizer step on a batch.
     ///
     /// # Errors
@@ -123,7 +185,7 @@ impl Trainer {
         let placed = self.model.place_in_training(batch, frozen, &mut statistics)?;
         let (loss, figures) = self.measured(&placed, batch, lr).map_err(|e| self.at_this_step(e))?;
         let gradients = self.model.gradients(&loss, frozen)?;
-        let at = At { lr, step: self.step, frozen_steps };
+        let at = At { lr, step: self.step, learned: self.learned, frozen_steps };
         let stepped = self.optimizer.step(self.model.tensors(), &gradients, at);
         stepped.map_err(|e| self.at_this_step(e))?;
         statistics.apply()?;
@@ -134,6 +196,7 @@ impl Trainer {
             average.follow(self.model.tensors(), self.step)?;
         }
         self.step += 1;
+        self.learned += 1;
         Ok(figures)
     }
 

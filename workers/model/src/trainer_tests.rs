@@ -3,12 +3,12 @@
 use candle_core::{Device, Tensor};
 
 use likeness_contract::settings::{
-    Architecture, BackboneSettings, Loss, ModelSettings, Optimizer, Preprocessing, QueryEncoding, SgdSettings,
-    TrainSettings, log_probability_dim,
+    Architecture, BackboneSettings, Loss, ModelSettings, Optimizer, Preprocessing, QueryEncoding, RoundSettings,
+    SgdSettings, TrainSettings, log_probability_dim,
 };
 use likeness_contract::weights::{self, WholeParts};
 
-use crate::{Batch, ErrorKind, Model, Trainer};
+use crate::{Batch, BatchStatistics, ErrorKind, Model, OuterStep, Trainer, Triplets, learning_rate};
 
 const A: usize = 6;
 const PX: usize = 32;
@@ -79,11 +79,15 @@ fn batch(images: Tensor, positives: Tensor, negatives: Tensor) -> Batch {
     Batch { images, labels, positives, negatives }
 }
 
+fn numbered(number: u64) -> Batch {
+    let at = 3 * number;
+    let vectors = |phase| tensor(phase, &[8, A]);
+    batch(tensor(at, &[8, 3, PX, PX]), vectors(at + 1), vectors(at + 2))
+}
+
 fn train(trainer: &mut Trainer, steps: u64) {
     for _ in 0..steps {
-        let at = 3 * trainer.steps();
-        let vectors = |phase| tensor(phase, &[8, A]);
-        trainer.step(&batch(tensor(at, &[8, 3, PX, PX]), vectors(at + 1), vectors(at + 2))).unwrap();
+        trainer.step(&numbered(trainer.steps())).unwrap();
     }
 }
 
@@ -423,4 +427,133 @@ fn losses_within_the_batch_train_both_towers() {
             assert!(changed.iter().any(|changed| changed == name), "{loss:?}: {changed:?}");
         }
     }
+}
+
+fn slot(theta: &[u8], state: Option<&[u8]>, settings: &TrainSettings) -> Trainer {
+    Trainer::in_round((theta, state), &model_settings(), settings, A, TOTAL, &Device::Cpu).unwrap()
+}
+
+#[test]
+fn a_slot_goes_on_from_a_checkpoint_cut_in_two_as_from_a_whole_one() {
+    let averaged = TrainSettings { average_decay: 0.5, ..train_settings() };
+    for settings in [train_settings(), sgd(), averaged, warming_up(train_settings())] {
+        let mut whole = fresh_with(&settings);
+        train(&mut whole, 4);
+        let mut cut = slot(&fresh_with(&settings).theta().unwrap(), None, &settings);
+        train(&mut cut, 2);
+        let (theta, state) = (cut.theta().unwrap(), cut.optimizer_state().unwrap());
+        let mut cut = slot(&theta, Some(&state), &settings);
+        train(&mut cut, 2);
+        assert!(cut.checkpoint().unwrap() == whole.checkpoint().unwrap(), "{:?}", settings.optimizer);
+    }
+}
+
+#[test]
+fn what_is_no_part_of_a_round_is_refused() {
+    let refused = |theta: &[u8], state: Option<&[u8]>, word: &str| {
+        let settings = train_settings();
+        let trainer = Trainer::in_round((theta, state), &model_settings(), &settings, A, TOTAL, &Device::Cpu);
+        let error = trainer.unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+    };
+    let theta = fresh().theta().unwrap();
+    refused(&fresh().checkpoint().unwrap(), None, "no part of what a round starts from");
+    refused(&fresh().model().weights().unwrap(), None, "`step` is missing");
+    refused(&theta, Some(&theta), "state of");
+    refused(&theta, Some(&fresh_with(&sgd()).optimizer_state().unwrap()), "state of");
+}
+
+/// With the count of the training's steps in place of its own, AdamW would correct the first moments of a slot too little.
+#[test]
+fn a_slot_that_remembers_nothing_takes_a_first_step_whenever_that_is() {
+    let settings = train_settings();
+    let mut before = fresh_with(&settings);
+    train(&mut before, 3);
+    let mut late = slot(&before.theta().unwrap(), None, &settings);
+    train(&mut late, 1);
+    let lr = learning_rate(&settings, 3, TOTAL) as f32;
+    let (before, late) = (values(&before), values(&late));
+    let weights = before.iter().zip(&late).filter(|((name, _), _)| name.ends_with("fc.weight"));
+    let moved = weights.flat_map(|(before, late)| before.1.iter().zip(&late.1)).map(|(a, b)| (a - b).abs());
+    let farthest = moved.fold(0.0, f32::max) / lr;
+    assert!((0.9..1.1).contains(&farthest), "{farthest} of the learning rate");
+}
+
+const SLOTS: u64 = 2;
+
+/// Rounds of one step: every slot a batch of its own, their results averaged.
+fn by_rounds(settings: &TrainSettings, steps: u64) -> Trainer {
+    let rounds = RoundSettings::averaging(SLOTS as u32, settings.optimizer.inner());
+    let mut theta = fresh_with(settings).theta().unwrap();
+    let mut states: Vec<Option<Vec<u8>>> = vec![None; SLOTS as usize];
+    for step in 0..steps {
+        let mut outer = OuterStep::new(&theta).unwrap();
+        for (number, state) in (0..).zip(&mut states) {
+            let mut trainer = slot(&theta, state.as_deref(), settings);
+            trainer.step(&numbered(step * SLOTS + number)).unwrap();
+            outer.add(&trainer.theta().unwrap()).unwrap();
+            *state = Some(trainer.optimizer_state().unwrap());
+        }
+        theta = outer.finish(&rounds, None).unwrap().theta;
+    }
+    slot(&theta, None, settings)
+}
+
+fn zeros_like(tensors: &[(String, candle_core::Var)]) -> Vec<Tensor> {
+    tensors.iter().map(|(_, var)| var.zeros_like().unwrap()).collect()
+}
+
+/// What data parallelism computes, by hand: every step the mean of the batches' gradients at the same weights, one step of SGD
+/// with Nesterov momentum by that, and the mean of the statistics that each batch leaves.
+fn data_parallel(settings: &TrainSettings, steps: u64) -> Model {
+    let Optimizer::Sgd(sgd) = settings.optimizer else { panic!("SGD alone is linear in its gradients") };
+    let model = Model::fresh(&model_settings(), A, settings.seed, &Device::Cpu).unwrap();
+    let tensors = model.tensors();
+    let (parameters, statistics) = (&tensors.parameters, &tensors.statistics);
+    let mut velocities = zeros_like(parameters);
+    for step in 0..steps {
+        let before: Vec<Tensor> = statistics.iter().map(|(_, var)| var.copy().unwrap()).collect();
+        let (mut gradients, mut means) = (zeros_like(parameters), zeros_like(statistics));
+        let add = |sum: &mut Tensor, value: &Tensor| *sum = (&*sum + (value / SLOTS as f64).unwrap()).unwrap();
+        for number in 0..SLOTS {
+            statistics.iter().zip(&before).for_each(|((_, var), before)| var.set(before).unwrap());
+            let mut of_batch = BatchStatistics::default();
+            let placed = model.place_in_training(&numbered(step * SLOTS + number), false, &mut of_batch).unwrap();
+            let triplets = Triplets::new(&placed.anchors, &placed.positives, &placed.negatives).unwrap();
+            let loss = triplets.loss(f64::from(settings.margin)).unwrap();
+            let of_loss = model.gradients(&loss, false).unwrap();
+            parameters.iter().zip(&mut gradients).for_each(|((_, p), sum)| add(sum, of_loss.get(p).unwrap()));
+            of_batch.apply().unwrap();
+            statistics.iter().zip(&mut means).for_each(|((_, var), sum)| add(sum, var.as_tensor()));
+        }
+        statistics.iter().zip(&means).for_each(|((_, var), mean)| var.set(mean).unwrap());
+        let lr = learning_rate(settings, step, TOTAL);
+        for (((_, theta), gradient), v) in parameters.iter().zip(gradients).zip(&mut velocities) {
+            let gradient = (gradient + (theta.detach() * sgd.weight_decay).unwrap()).unwrap();
+            *v = ((&*v * sgd.momentum).unwrap() + &gradient).unwrap();
+            let ahead = (gradient + (&*v * sgd.momentum).unwrap()).unwrap();
+            theta.set(&(theta.detach() - (ahead * lr).unwrap()).unwrap()).unwrap();
+        }
+        model.on_weights_changed();
+    }
+    model
+}
+
+#[test]
+fn one_step_a_round_by_sgd_is_synchronous_data_parallelism() {
+    let optimizer = Optimizer::Sgd(SgdSettings { lr: 0.02, ..SgdSettings::default() });
+    let settings = TrainSettings { optimizer, ..train_settings() };
+    let (rounds, by_hand) = (by_rounds(&settings, 3), data_parallel(&settings, 3));
+    let flat = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let start = values(&fresh_with(&settings));
+    let (mut apart, mut moved) = (0.0f32, 0.0f32);
+    for (((name, value), (_, by_hand)), (_, start)) in values(&rounds).iter().zip(by_hand.tensors().iter()).zip(&start)
+    {
+        for ((a, b), start) in value.iter().zip(flat(by_hand)).zip(start) {
+            assert!((a - b).abs() <= 1e-5 * (1.0 + b.abs()), "`{name}`: {a} and {b}");
+            apart = apart.max((a - b).abs());
+            moved = moved.max((a - start).abs());
+        }
+    }
+    assert!(moved > 1e3 * apart, "moved by {moved}, apart by {apart}");
 }

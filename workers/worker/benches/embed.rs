@@ -175,6 +175,7 @@ impl World {
             round: None,
             validation_map: None,
             stopped_early: false,
+            rounds: Vec::new(),
         };
         self.put_document(&keys::model_manifest(&self.model), &manifest).await
     }

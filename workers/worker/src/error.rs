@@ -16,6 +16,8 @@ pub enum TaskErrorKind {
     Cancelled,
     /// This worker is leaving: the message goes back at once.
     Drain,
+    /// A newer program wrote what the task needs: the message goes back for an upgraded worker.
+    Newer,
     /// The lease was not renewed in time: say nothing, the message may be another's.
     LeaseLost,
 }
@@ -81,8 +83,8 @@ impl From<likeness_link::error::Error> for TaskError {
             LinkErrorKind::Unreachable
             | LinkErrorKind::Transient
             | LinkErrorKind::Refused
-            | LinkErrorKind::Newer
             | LinkErrorKind::Full => Self::transient(error),
+            LinkErrorKind::Newer => Self { kind: TaskErrorKind::Newer, source: error.into() },
         }
     }
 }

@@ -247,6 +247,7 @@ impl Bench {
             round: None,
             validation_map: None,
             stopped_early: false,
+            rounds: Vec::new(),
         };
         self.store.create_document(&keys::model_manifest(job), &manifest).await.unwrap();
         (model, manifest)

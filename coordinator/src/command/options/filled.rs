@@ -3,7 +3,9 @@
 
 use likeness_contract::ids::Name;
 use likeness_contract::jobs::{DeviceClass, EvaluateStage, Priority};
-use likeness_contract::settings::{ColourJitter, EvaluateSettings, ModelSettings, Optimizer, TrainSettings};
+use likeness_contract::settings::{
+    ColourJitter, EvaluateSettings, InnerOptimizer, ModelSettings, RoundSettings, TrainSettings,
+};
 
 use super::{EmbedOptions, EvaluateOptions, JobOptions, LossName, ModelOptions, OptimizerName, Recipe, TrainOptions};
 use crate::command::exit::Outcome;
@@ -60,16 +62,23 @@ impl TrainOptions {
             embed_mirrored,
         } = self.resolve(recipe)?;
         let (loss, temperature) = LossName::of(loss);
-        let (name, weight_decay, momentum) = match optimizer {
-            Optimizer::AdamW(adamw) => (OptimizerName::Adamw, adamw.weight_decay, None),
-            Optimizer::Sgd(sgd) => (OptimizerName::Sgd, sgd.weight_decay, Some(sgd.momentum)),
+        let (name, weight_decay, momentum) = match optimizer.inner() {
+            InnerOptimizer::AdamW(adamw) => (OptimizerName::Adamw, adamw.weight_decay, None),
+            InnerOptimizer::Sgd(sgd) => (OptimizerName::Sgd, sgd.weight_decay, Some(sgd.momentum)),
         };
+        let RoundSettings { slots, inner: _, outer_lr, outer_momentum, quorum, deadline_s } =
+            optimizer.rounds().copied().unwrap_or(RoundSettings::averaging(1, optimizer.inner()));
         let ColourJitter { brightness, contrast, saturation, hue } = colour;
         let learns = self.freeze.is_none();
         Ok(Self {
             epochs: Some(epochs),
             batch_size: Some(batch_size),
             inner_steps: Some(inner_steps),
+            slots: Some(slots),
+            outer_lr: Some(outer_lr),
+            outer_momentum: Some(outer_momentum),
+            quorum: Some(quorum),
+            round_deadline: Some(deadline_s),
             margin: Some(margin),
             negatives_random: Some(negatives.random),
             negatives_other: Some(negatives.other),

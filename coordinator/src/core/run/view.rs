@@ -16,7 +16,8 @@ impl OpenRun {
         if !self.failures.is_empty() || self.stages.iter().all(|stage| stage.complete) {
             return self.failures.values().cloned().collect();
         }
-        let stuck = self.tasks.iter().filter(|task| task.state != State::Done).map(|task| &task.id);
+        let is_stuck = |task: &&Task| !matches!(task.state, State::Done | State::Late);
+        let stuck = self.tasks.iter().filter(is_stuck).map(|task| &task.id);
         let failure = |task: &TaskId| TaskFailure {
             task: task.clone(),
             error: "the plan never lets it start".into(),
@@ -36,9 +37,9 @@ impl OpenRun {
         self.in_stream.keys().map(message).collect()
     }
 
-    /// Tasks with a record, and tasks known so far.
+    /// Tasks with a record, and tasks known so far; those that came too late are none.
     pub fn counts(&self) -> (u64, u64) {
-        (self.done as u64, self.tasks.len() as u64)
+        (self.done as u64, (self.tasks.len() - self.late) as u64)
     }
 
     /// Time on devices as far as it was heard of, milliseconds.
@@ -54,10 +55,14 @@ impl OpenRun {
 
     /// Progress by stage.
     pub fn stages(&self) -> Vec<StageProgress> {
+        let name = |stage: &StageState| match stage.late {
+            0 => stage.plan.name.clone(),
+            late => format!("{} ({late} late)", stage.plan.name),
+        };
         let progress = |stage: &StageState| StageProgress {
-            name: stage.plan.name.clone(),
+            name: name(stage),
             done: stage.done as u64,
-            tasks: stage.tasks.len() as u64,
+            tasks: (stage.tasks.len() - stage.late) as u64,
         };
         self.stages.iter().map(progress).collect()
     }

@@ -19,9 +19,11 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use likeness_contract::ids::{JobId, RunNumber, TaskId};
 use likeness_contract::jobs::{
-    JobSpec, JobWork, Outcome, Priority, Run, RunResult, TaskFailure, TaskMessage, TaskOutput, TaskRecord, TaskWork,
+    CheckpointOutput, JobSpec, JobWork, Outcome, Priority, Run, RunResult, SlotState, TaskFailure, TaskMessage,
+    TaskOutput, TaskRecord, TaskWork, task_ids,
 };
 use likeness_contract::messages::{TaskEvent, TaskNews};
+use likeness_contract::settings::RoundSettings;
 
 use super::attempts::{REPORTED_LIMIT, SILENT_LIMIT};
 use super::job::OpenedJob;
@@ -97,6 +99,8 @@ struct World {
     poisoned: HashSet<(JobId, TaskId)>,
     /// One leader stays, so that no new one makes up for what it forgets.
     steady: bool,
+    /// No event lies: what follows a task is then never asked for before its record is there.
+    honest: bool,
     tallies: Tallies,
 }
 
@@ -119,6 +123,7 @@ impl World {
             attempts: 0,
             poisoned: HashSet::new(),
             steady: false,
+            honest: false,
             tallies: Tallies::default(),
         };
         world.stand_by();
@@ -260,7 +265,8 @@ impl World {
         attempt.step = match attempt.step {
             Step::Look if self.misfortune(20) => Step::Tell(End::Transient),
             Step::Look if self.records.contains_key(&key) => Step::Tell(End::Done { adopted: true }),
-            Step::Look if self.outcomes.contains_key(&(job, run.0)) => Step::Tell(End::Cancelled),
+            Step::Look if self.outcomes.contains_key(&(job.clone(), run.0)) => Step::Tell(End::Cancelled),
+            Step::Look if self.is_late(&attempt.delivery.message) => Step::Tell(End::Cancelled),
             Step::Look => Step::Started,
             Step::Started => {
                 if self.now_ms < self.workers[at].cut_off_until_ms {
@@ -311,8 +317,12 @@ impl World {
             return Step::Tell(End::Transient);
         }
         let TaskMessage { run, work, .. } = &attempt.delivery.message;
+        if !self.may_follow(&key.0, work) {
+            assert!(!self.honest, "`{}` was asked for too early", key.1);
+            return Step::Tell(End::Transient);
+        }
         let worker = self.workers[at].id.clone();
-        let made = record(&key.0, key.1.as_str(), output(work));
+        let made = record(&key.0, key.1.as_str(), self.output(&key.0, work));
         let made = TaskRecord { run: *run, worker, attempt: attempt.delivery.deliveries, ..made };
         self.tallies.computed += 1;
         let there = self.records.contains_key(&key);
@@ -324,6 +334,35 @@ impl World {
         }
         self.tallies.adopted += u64::from(there);
         Step::Tell(End::Done { adopted: there })
+    }
+
+    /// Whether the round of a slot went on without it.
+    fn is_late(&self, message: &TaskMessage) -> bool {
+        let TaskWork::TrainSlot { round, .. } = message.work else { return false };
+        self.records.contains_key(&(message.job.clone(), task_ids::outer(round)))
+    }
+
+    /// Whether the records are there that a task of a training starts from.
+    fn may_follow(&self, job: &JobId, work: &TaskWork) -> bool {
+        let there = |task: TaskId| self.records.contains_key(&(job.clone(), task));
+        match *work {
+            TaskWork::TrainSlot { round: 0, .. } => there(task_ids::train_init()),
+            TaskWork::TrainSlot { round, .. } => there(task_ids::outer(round - 1)),
+            TaskWork::TrainOuter { round } => {
+                let rounds = rounds_of(&self.specs[job]);
+                let found = (0..rounds.slots).filter(|slot| there(task_ids::slot(round, *slot))).count();
+                found >= rounds.quorum as usize
+            }
+            _ => true,
+        }
+    }
+
+    /// What a task makes; an outer step takes the slots that have records now.
+    fn output(&self, job: &JobId, work: &TaskWork) -> TaskOutput {
+        let TaskWork::TrainOuter { round } = *work else { return output(work) };
+        let there = |slot| self.records.contains_key(&(job.clone(), task_ids::slot(round, slot)));
+        let slots = (0..rounds_of(&self.specs[job]).slots).map(|slot| SlotState { taken: there(slot), state: None });
+        TaskOutput::Round { checkpoint: CheckpointOutput::of(1, object()), momentum: None, slots: slots.collect() }
     }
 
     fn tell_end(&mut self, at: usize, attempt: &Attempt, end: End) {
@@ -437,6 +476,7 @@ impl World {
         for Leader { core, effects, asleep_until_ms, .. } in &mut self.leaders {
             if self.now_ms >= *asleep_until_ms {
                 core.on_tick(self.now_ms, effects);
+                core.on_deadlines(self.now_ms, effects);
             }
         }
     }
@@ -550,6 +590,9 @@ impl World {
 
     /// An event says that a task is done, which is not true.
     fn lie(&mut self) {
+        if self.honest {
+            return;
+        }
         let Some(message) = self.broker.messages().next().cloned() else { return };
         let TaskMessage { job, run, task, .. } = message;
         let what = TaskNews::Done { adopted: false, device_ms: 0 };
@@ -620,6 +663,12 @@ impl World {
     }
 }
 
+fn rounds_of(spec: &JobSpec) -> RoundSettings {
+    let (JobWork::Train(train) | JobWork::Pipeline { train, .. }) = &spec.work else { panic!("no training") };
+    let optimizer = train.train.optimizer;
+    optimizer.rounds().copied().unwrap_or(RoundSettings::averaging(1, optimizer.inner()))
+}
+
 fn output(work: &TaskWork) -> TaskOutput {
     match work {
         TaskWork::IngestScan => scan_output(300),
@@ -667,6 +716,8 @@ fn simulate(test: &str, share: u64, check: impl Fn(&mut World, u64) + std::panic
 }
 
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use super::*;
 
     #[test]
@@ -687,6 +738,35 @@ mod tests {
                 _ => assert_eq!(released, 0),
             }
         });
+    }
+
+    /// Slots that each outer step of a job took, and slots of all of its rounds.
+    fn taken(world: &World, job: &str) -> Vec<(usize, usize)> {
+        let outputs = world.records.iter().filter(|((of, _), _)| of.as_str() == job).map(|(_, record)| &record.output);
+        let of = |output: &TaskOutput| match output {
+            TaskOutput::Round { slots, .. } => Some((slots.iter().filter(|slot| slot.taken).count(), slots.len())),
+            _ => None,
+        };
+        outputs.filter_map(of).collect()
+    }
+
+    #[test]
+    fn rounds_go_on_with_their_quorum_and_without_one_take_every_slot() {
+        let late = AtomicU64::new(0);
+        simulate("rounds_go_on_with_their_quorum_and_without_one_take_every_slot", 2, |world, seed| {
+            world.honest = true;
+            world.accept("all", train_in_rounds(3, 0));
+            world.accept("quorum", train_in_rounds(2, 5 * (seed % 3) as u32));
+            world.run_until_over();
+            for (job, least) in [("all", 3), ("quorum", 2)] {
+                let RunResult::Done { .. } = world.checked_outcome(job) else { continue };
+                let taken = taken(world, job);
+                assert_eq!(taken.len(), 2, "`{job}` has two rounds");
+                assert!(taken.iter().all(|(taken, slots)| *taken >= least && *slots == 3), "{job}: {taken:?}");
+                late.fetch_add(taken.iter().map(|(taken, slots)| (slots - taken) as u64).sum(), Ordering::Relaxed);
+            }
+        });
+        assert!(late.into_inner() > 0 || std::env::var("LIKENESS_SEED").is_ok(), "no slot was ever late");
     }
 
     #[test]

@@ -149,18 +149,44 @@ impl From<ModelManifestV1> for ModelManifest {
             round: None,
             validation_map: None,
             stopped_early: false,
+            rounds: Vec::new(),
         }
     }
 }
 
-/// Version 2 of a model: two towers, trained with triplets.
+/// Versions 2 and 3 of a model: rounds of one slot.
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct ModelManifestV2(ModelManifest<TrainSettingsV2>);
+pub struct ModelOf<T> {
+    model: JobId,
+    settings: ModelSettings,
+    train: T,
+    vocabulary: Vocabulary,
+    dataset: DatasetRef,
+    weights: ObjectRef,
+    checkpoint: ObjectRef,
+    distance: String,
+    steps: u64,
+    validation_loss: Option<f64>,
+    training: ObjectRef,
+    tensorboard: ObjectRef,
+    round: Option<u32>,
+    validation_map: Option<f64>,
+    stopped_early: bool,
+}
+
+/// Version 2: two towers, trained with triplets.
+pub type ModelManifestV2 = ModelOf<TrainSettingsV2>;
+/// Version 3.
+pub type ModelManifestV3 = ModelOf<TrainSettings>;
 
 impl Message for ModelManifestV2 {
-    const NAME: &'static str = <ModelManifest as Message>::NAME;
+    const NAME: &'static str = ModelManifest::NAME;
     const VERSION: u16 = 2;
+}
+
+impl Message for ModelManifestV3 {
+    const NAME: &'static str = ModelManifest::NAME;
+    const VERSION: u16 = 3;
 }
 
 impl ModelManifestV2 {
@@ -171,19 +197,59 @@ impl ModelManifestV2 {
             QueryEncoding::LogProbability => false,
         };
         known.then_some(())?;
-        manifest.clone().map(TrainSettingsV2::of).map(Self)
+        old_model(manifest, TrainSettingsV2::of)
     }
 }
 
-impl From<ModelManifestV2> for ModelManifest {
-    fn from(old: ModelManifestV2) -> Self {
-        old.0.map(|train| Some(TrainSettings::from(train))).expect("every old setting can be said")
+impl ModelManifestV3 {
+    /// The same manifest, if version 3 says all of it.
+    pub fn of(manifest: &ModelManifest) -> Option<Self> {
+        old_model(manifest, |train| train.optimizer.rounds().is_none().then_some(train))
     }
 }
 
-impl<T> ModelManifest<T> {
-    fn map<U>(self, f: impl FnOnce(T) -> Option<U>) -> Option<ModelManifest<U>> {
-        let Self {
+fn old_model<T>(manifest: &ModelManifest, train_of: impl FnOnce(TrainSettings) -> Option<T>) -> Option<ModelOf<T>> {
+    let ModelManifest {
+        model,
+        settings,
+        train,
+        vocabulary,
+        dataset,
+        weights,
+        checkpoint,
+        distance,
+        steps,
+        validation_loss,
+        training,
+        tensorboard,
+        round,
+        validation_map,
+        stopped_early,
+        rounds,
+    } = manifest.clone();
+    rounds.is_empty().then_some(())?;
+    Some(ModelOf {
+        model,
+        settings,
+        train: train_of(train)?,
+        vocabulary,
+        dataset,
+        weights,
+        checkpoint,
+        distance,
+        steps,
+        validation_loss,
+        training,
+        tensorboard,
+        round,
+        validation_map,
+        stopped_early,
+    })
+}
+
+impl<T: Into<TrainSettings>> From<ModelOf<T>> for ModelManifest {
+    fn from(old: ModelOf<T>) -> Self {
+        let ModelOf {
             model,
             settings,
             train,
@@ -199,12 +265,11 @@ impl<T> ModelManifest<T> {
             round,
             validation_map,
             stopped_early,
-        } = self;
-        let train = f(train)?;
-        Some(ModelManifest {
+        } = old;
+        Self {
             model,
             settings,
-            train,
+            train: train.into(),
             vocabulary,
             dataset,
             weights,
@@ -217,7 +282,8 @@ impl<T> ModelManifest<T> {
             round,
             validation_map,
             stopped_early,
-        })
+            rounds: Vec::new(),
+        }
     }
 }
 

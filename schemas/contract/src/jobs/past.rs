@@ -104,6 +104,16 @@ impl Message for SpecV3 {
     const VERSION: u16 = 3;
 }
 
+/// A spec as version 4 wrote it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SpecV4(JobSpec);
+
+impl Message for SpecV4 {
+    const NAME: &'static str = JobSpec::NAME;
+    const VERSION: u16 = 4;
+}
+
 /// A request with options, as version 3 wrote it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RequestV3 {
@@ -130,6 +140,22 @@ fn trains_new_model(work: &JobWork) -> bool {
 /// The same of a request.
 fn asks_for_new_model(work: &RequestedWork) -> bool {
     matches!(work, RequestedWork::Train(train) | RequestedWork::Pipeline { train, .. } if is_new_model(&train.model))
+}
+
+/// Whether a job trains in rounds of several slots, which only version 5 knows.
+pub fn trains_in_rounds(spec: &JobSpec) -> bool {
+    match &spec.work {
+        JobWork::Train(train) | JobWork::Pipeline { train, .. } => train.train.optimizer.rounds().is_some(),
+        _ => false,
+    }
+}
+
+/// The same of a request.
+pub fn asks_for_rounds(request: &JobRequest) -> bool {
+    match &request.work {
+        RequestedWork::Train(train) | RequestedWork::Pipeline { train, .. } => train.train.optimizer.rounds().is_some(),
+        _ => false,
+    }
 }
 
 /// Whether only version 3 knows this kind of work.
@@ -213,6 +239,11 @@ pub fn spec_as_v3(spec: &JobSpec) -> Option<SpecV3> {
     let JobSpec { work, device, priority, options } = spec.clone();
     (!trains_new_model(&work)).then_some(())?;
     Some(SpecV3 { work: work.map(TrainSettingsV2::of, Some)?, device, priority, options })
+}
+
+/// The same of version 4.
+pub fn spec_as_v4(spec: &JobSpec) -> Option<SpecV4> {
+    (!trains_in_rounds(spec)).then(|| SpecV4(spec.clone()))
 }
 
 /// The request as version 1 wrote it, if that says all of it.
@@ -432,7 +463,23 @@ pub fn record_v2(record: &TaskRecord) -> Option<RecordV2> {
     (!is_new_output(&record.output)).then(|| RecordV2(record.clone()))
 }
 
-/// Whether only version 3 knows this kind of output.
+/// See [`record_v3`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RecordV3(TaskRecord);
+
+impl Message for RecordV3 {
+    const NAME: &'static str = <TaskRecord as Message>::NAME;
+    const VERSION: u16 = 3;
+}
+
+/// The record as version 3 wrote it, if that knows its kind of output.
+pub fn record_v3(record: &TaskRecord) -> Option<RecordV3> {
+    let is_new = matches!(record.output, TaskOutput::Slot { .. } | TaskOutput::Round { .. });
+    (!is_new).then(|| RecordV3(record.clone()))
+}
+
+/// Whether version 2 does not know this kind of output.
 fn is_new_output(output: &TaskOutput) -> bool {
     match output {
         TaskOutput::Scan { .. }
@@ -447,6 +494,7 @@ fn is_new_output(output: &TaskOutput) -> bool {
         | TaskOutput::IndexedShard { .. } => false,
         TaskOutput::Answers { .. } | TaskOutput::PooledQueries { .. } | TaskOutput::FlooredGate { .. } => true,
         TaskOutput::CopiedShard { .. } | TaskOutput::Generation { .. } | TaskOutput::ImportScan { .. } => true,
+        TaskOutput::Slot { .. } | TaskOutput::Round { .. } => true,
     }
 }
 
@@ -490,6 +538,10 @@ impl<C> TaskOutput<C> {
             Self::Generation { key, rows, copied } => TaskOutput::Generation { key, rows, copied },
             Self::ImportScan { rows_object, rows, embedding_dim, vocabulary, warnings } => {
                 TaskOutput::ImportScan { rows_object, rows, embedding_dim, vocabulary, warnings }
+            }
+            Self::Slot { checkpoint, state } => TaskOutput::Slot { checkpoint: f(checkpoint)?, state },
+            Self::Round { checkpoint, momentum, slots } => {
+                TaskOutput::Round { checkpoint: f(checkpoint)?, momentum, slots }
             }
         })
     }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{ApiReply, ApiRequest, JobDetail};
 use crate::codec::Message;
 use crate::jobs::{self, JobRequest, JobSpec, RequestOf, RequestV3, SpecOf, SpecV3, V1, V2};
+use crate::schedules::ScheduleRequest;
 
 /// A request as version 1 wrote it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -44,6 +45,16 @@ pub struct RequestV4(ApiRequest);
 impl Message for RequestV4 {
     const NAME: &'static str = <ApiRequest as Message>::NAME;
     const VERSION: u16 = 4;
+}
+
+/// The same of version 5.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RequestV5(ApiRequest);
+
+impl Message for RequestV5 {
+    const NAME: &'static str = <ApiRequest as Message>::NAME;
+    const VERSION: u16 = 5;
 }
 
 /// A reply as version 1 wrote it.
@@ -86,6 +97,16 @@ impl Message for ReplyV4 {
     const VERSION: u16 = 4;
 }
 
+/// The same of version 5.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ReplyV5(ApiReply);
+
+impl Message for ReplyV5 {
+    const NAME: &'static str = <ApiReply as Message>::NAME;
+    const VERSION: u16 = 5;
+}
+
 /// The request as version 1 wrote it, if that says all of it.
 pub fn request_v1(request: &ApiRequest) -> Option<RequestV1> {
     known(request).then_some(())?;
@@ -106,7 +127,12 @@ pub fn request_v3(request: &ApiRequest) -> Option<RequestV3Form> {
 
 /// The same of version 4.
 pub fn request_v4(request: &ApiRequest) -> Option<RequestV4> {
-    known_to_v4(request).then(|| RequestV4(request.clone()))
+    (known_to_v4(request) && !asks_for_rounds(request)).then(|| RequestV4(request.clone()))
+}
+
+/// The same of version 5.
+pub fn request_v5(request: &ApiRequest) -> Option<RequestV5> {
+    (!asks_for_rounds(request)).then(|| RequestV5(request.clone()))
 }
 
 /// The reply as version 1 wrote it, if that says all of it.
@@ -129,7 +155,31 @@ pub fn reply_v3(reply: &ApiReply) -> Option<ReplyV3> {
 
 /// The same of version 4.
 pub fn reply_v4(reply: &ApiReply) -> Option<ReplyV4> {
-    known_reply_to_v4(reply).then(|| ReplyV4(reply.clone()))
+    (known_reply_to_v4(reply) && !tells_of_rounds(reply)).then(|| ReplyV4(reply.clone()))
+}
+
+/// The same of version 5.
+pub fn reply_v5(reply: &ApiReply) -> Option<ReplyV5> {
+    (!tells_of_rounds(reply)).then(|| ReplyV5(reply.clone()))
+}
+
+/// Whether it asks for a training in rounds of several slots, which only version 6 knows.
+fn asks_for_rounds(request: &ApiRequest) -> bool {
+    match request {
+        ApiRequest::Submit(job) | ApiRequest::Plan(job) => jobs::asks_for_rounds(job),
+        ApiRequest::Schedule(ScheduleRequest::Add { settings, .. }) => jobs::asks_for_rounds(&settings.job),
+        _ => false,
+    }
+}
+
+/// Whether it tells of such a training.
+fn tells_of_rounds(reply: &ApiReply) -> bool {
+    match reply {
+        ApiReply::JobDetail(detail) => jobs::trains_in_rounds(&detail.spec),
+        ApiReply::Schedules(all) => all.iter().any(|status| jobs::asks_for_rounds(&status.schedule.settings.job)),
+        ApiReply::Schedule(detail) => jobs::asks_for_rounds(&detail.status.schedule.settings.job),
+        _ => false,
+    }
 }
 
 /// Whether versions 3 and 4 know this kind of request.

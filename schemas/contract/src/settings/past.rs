@@ -107,6 +107,7 @@ pub struct TrainSettingsV2 {
 impl TrainSettingsV2 {
     /// The same settings as version 2 wrote them; none where it could not say them.
     pub fn of(settings: TrainSettings) -> Option<Self> {
+        settings.optimizer.rounds().is_none().then_some(())?;
         let old = Self {
             epochs: settings.epochs,
             batch_size: settings.batch_size,

@@ -97,9 +97,14 @@ impl Attempts {
         tracing::warn!(%subject, error = %text, "given back for an upgraded worker");
         let ack_wait = self.bus.timings().ack_wait;
         send(delivery, Answer::Nak(ack_wait / 2)).await;
-        // While it comes again this worker does not wait for it: else it might be the first in the queue every time.
+        self.stand_aside().await;
+    }
+
+    /// While a message comes again that is for an upgraded worker this one does not wait for it: else it might be the first in the
+    /// queue every time.
+    async fn stand_aside(&self) {
         tokio::select! {
-            () = tokio::time::sleep(ack_wait) => {}
+            () = tokio::time::sleep(self.bus.timings().ack_wait) => {}
             () = self.give_back.cancelled() => {}
         }
     }
@@ -131,6 +136,9 @@ impl Attempts {
         };
         measure::on_end(message.work.kind(), &end);
         self.conclude(&reporter, &lease, &delivery, &end).await;
+        if matches!(&end, Err(error) if error.kind == TaskErrorKind::Newer) {
+            self.stand_aside().await;
+        }
         let task = format!("{}/{}", message.job, message.task);
         match end {
             Ok(Done { adopted: true, .. }) => Ended::Nothing,
@@ -165,7 +173,7 @@ impl Attempts {
         if store.document::<TaskRecord>(&record_key).await?.is_some() {
             return Ok(Done { adopted: true, device_ms: 0 });
         }
-        if renew::run_is_closed(store, message).await? {
+        if renew::is_unwanted(store, message).await? {
             return Err(TaskError::cancelled());
         }
         let spec = self.shared.cache.spec(&message.job).await?;
@@ -229,6 +237,7 @@ fn log(end: &Result<Done, TaskError>) {
             TaskErrorKind::LeaseLost => tracing::warn!("lease lost: silent"),
             TaskErrorKind::Cancelled => tracing::info!("stopped: the run was closed"),
             TaskErrorKind::Drain => tracing::info!("given back"),
+            TaskErrorKind::Newer => tracing::warn!(error = %error.chain(), "given back for an upgraded worker"),
         },
     }
 }

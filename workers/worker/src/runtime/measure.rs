@@ -27,7 +27,7 @@ pub(crate) fn on_end(kind: TaskKind, end: &Result<Done, TaskError>) {
             TaskErrorKind::Transient => "failed",
             TaskErrorKind::Invalid => "invalid",
             TaskErrorKind::Cancelled => "cancelled",
-            TaskErrorKind::Drain => "released",
+            TaskErrorKind::Drain | TaskErrorKind::Newer => "released",
             TaskErrorKind::LeaseLost => {
                 metrics().lease_losses.inc();
                 "lease_lost"
@@ -43,7 +43,8 @@ pub(crate) fn on_record(kind: TaskKind, output: &TaskOutput) {
         TaskOutput::Part { rows, skipped, .. }
         | TaskOutput::Shard { rows, skipped, .. }
         | TaskOutput::IndexedShard { rows, skipped, .. } => (*rows, skipped.len() as u64),
-        TaskOutput::Checkpoint(CheckpointOutput { images_per_second: Some(rate), .. }) => {
+        TaskOutput::Checkpoint(CheckpointOutput { images_per_second: Some(rate), .. })
+        | TaskOutput::Slot { checkpoint: CheckpointOutput { images_per_second: Some(rate), .. }, .. } => {
             metrics().training_rate.set(*rate);
             return;
         }

@@ -1,9 +1,9 @@
-//! Keeps the lease of the message at hand, and hears of a run that was closed, on an async task of its own.
+//! Keeps the lease of the message at hand, and hears that nobody waits for its task any more, on an async task of its own.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use likeness_contract::jobs::{Outcome, TaskMessage};
+use likeness_contract::jobs::{Outcome, TaskMessage, TaskRecord, TaskWork, task_ids};
 use likeness_contract::keys;
 use likeness_link::error::chain;
 use likeness_link::{Delivery, Store, Timings};
@@ -39,20 +39,31 @@ pub(crate) async fn keep(lease: Arc<Lease>, delivery: Arc<Delivery>, timings: Ti
     }
 }
 
-/// Stops the attempt when its run is closed. Looks as often as the lease is renewed: one small read.
+/// Stops the attempt when nobody waits for it. Looks as often as the lease is renewed: one or two small reads.
 pub(crate) async fn watch_run(lease: Arc<Lease>, store: Store, message: Arc<TaskMessage>, timings: Timings) {
     loop {
         sleep(timings.renew_every).await;
-        match run_is_closed(&store, &message).await {
+        match is_unwanted(&store, &message).await {
             Ok(true) => return lease.stop(Interrupt::Cancelled),
             Ok(false) => {}
-            Err(error) => tracing::debug!(error = %chain(&error), "the run's outcome could not be read"),
+            Err(error) => tracing::debug!(error = %chain(&error), "whether the task is still wanted could not be read"),
         }
     }
 }
 
+/// Whether nobody waits for the task any more: its run is closed, or its round went on without it.
+pub(crate) async fn is_unwanted(store: &Store, message: &TaskMessage) -> likeness_link::error::Result<bool> {
+    if let TaskWork::TrainSlot { round, .. } = message.work {
+        let outer = keys::task_record(&message.job, &task_ids::outer(round));
+        if store.document::<TaskRecord>(&outer).await?.is_some() {
+            return Ok(true);
+        }
+    }
+    run_is_closed(store, message).await
+}
+
 /// Whether the run that published the message is closed.
-pub(crate) async fn run_is_closed(store: &Store, message: &TaskMessage) -> likeness_link::error::Result<bool> {
+async fn run_is_closed(store: &Store, message: &TaskMessage) -> likeness_link::error::Result<bool> {
     let outcome: Option<Outcome> = store.document(&keys::job_outcome(&message.job, message.run)).await?;
     Ok(outcome.is_some())
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use candle_core::Device;
 use likeness_contract::codec::{self, Encoding};
-use likeness_contract::ids::{JobId, Name, RunNumber, TaskId, WorkerId};
+use likeness_contract::ids::{Digest, JobId, Name, RunNumber, TaskId, WorkerId};
 use likeness_contract::jobs::{
     DeviceClass, IngestSource, JobOptions, JobSpec, JobWork, Outcome, Priority, RunResult, TaskKind, TaskMessage,
     TaskOutput, TaskRecord, TaskWork,
@@ -318,6 +318,18 @@ async fn what_is_no_task_is_removed_and_what_is_newer_is_given_back() {
     jetstream.publish(subject(&message()), newer.into()).await.unwrap().await.unwrap();
     assert!(matches!(bench.attempt(OURS).await, Ended::Nothing));
     assert_eq!(bench.queued().await, 1);
+}
+
+#[tokio::test]
+async fn a_task_of_a_job_that_a_newer_program_wrote_is_given_back_and_no_failure() {
+    let bench = Bench::start().await;
+    let message = message();
+    let newer = r#"{"message":"job-spec","version":99,"body":null}"#.as_bytes();
+    bench.store.create_object(keys::job_spec(&message.job), newer.into(), Digest::of(newer)).await.unwrap();
+    bench.bus.publish_task(subject(&message), &message).await.unwrap();
+    assert!(matches!(bench.attempt(FOR_EVER).await, Ended::Failed { kind: TaskErrorKind::Newer, .. }));
+    assert_eq!(bench.event(&message, "released").await, Some(TaskNews::Released));
+    assert_eq!((bench.event(&message, "failed").await, bench.queued().await), (None, 1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

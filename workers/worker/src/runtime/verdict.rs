@@ -7,6 +7,7 @@
 //! | invalid | failed for good | ended |
 //! | run closed | none | ended |
 //! | worker leaves | released | back at once |
+//! | what it needs is of a newer program | released | back, with a delay |
 //! | lease lost | none | nothing is said |
 
 use std::time::Duration;
@@ -58,6 +59,7 @@ pub(crate) fn verdict(end: &Result<Done, TaskError>, deliveries: u64) -> (Option
         TaskErrorKind::Invalid => (failed(false), Answer::Term),
         TaskErrorKind::Cancelled => (None, Answer::Term),
         TaskErrorKind::Drain => (Some(TaskNews::Released), Answer::Nak(Duration::ZERO)),
+        TaskErrorKind::Newer => (Some(TaskNews::Released), Answer::Nak(FIRST_DELAY)),
         TaskErrorKind::LeaseLost => (None, Answer::Silence),
     }
 }
@@ -71,7 +73,9 @@ fn backoff(deliveries: u64) -> Duration {
 /// Refuses an output that no record may hold: figures that are not finite.
 pub(crate) fn check_output(output: &TaskOutput) -> Result<(), TaskError> {
     let figures: Vec<f64> = match output {
-        TaskOutput::Checkpoint(checkpoint) => {
+        TaskOutput::Checkpoint(checkpoint)
+        | TaskOutput::Slot { checkpoint, .. }
+        | TaskOutput::Round { checkpoint, .. } => {
             let CheckpointOutput { loss, validation_loss, images_per_second, wait_share, validation_map, .. } =
                 checkpoint;
             [loss, validation_loss, images_per_second, wait_share, validation_map]
@@ -127,6 +131,8 @@ mod tests {
         assert_eq!(answer(TaskError::invalid("x"), 1), (Some("failed"), Answer::Term));
         assert_eq!(answer(TaskError::cancelled(), 1), (None, Answer::Term));
         assert_eq!(answer(TaskError::drain(), 1), (Some("released"), Answer::Nak(Duration::ZERO)));
+        let newer = TaskError { kind: TaskErrorKind::Newer, source: "x".into() };
+        assert_eq!(answer(newer, 9), (Some("released"), Answer::Nak(FIRST_DELAY)));
         assert_eq!(answer(TaskError::lease_lost(), 1), (None, Answer::Silence));
     }
 
@@ -152,5 +158,11 @@ mod tests {
         assert!(check_output(&checkpoint(Some(0.1))).is_ok());
         assert!(check_output(&checkpoint(None)).is_ok());
         assert!(check_output(&checkpoint(Some(f64::NAN))).is_err());
+        let of_several = |loss| {
+            let checkpoint = CheckpointOutput { loss, ..CheckpointOutput::of(1, object.clone()) };
+            TaskOutput::Slot { checkpoint, state: object.clone() }
+        };
+        assert!(check_output(&of_several(Some(0.1))).is_ok());
+        assert!(check_output(&of_several(Some(f64::INFINITY))).is_err());
     }
 }

@@ -150,6 +150,7 @@ impl World {
             round: None,
             validation_map: None,
             stopped_early: false,
+            rounds: Vec::new(),
         };
         self.put_document(&keys::model_manifest(&job(id)), &manifest).await;
         let mut shards = Vec::new();

@@ -1,14 +1,13 @@
 //! Writes the weights, the training figures and `model.json`.
 
 use candle_core::Device;
-use likeness_contract::documents::{ModelManifest, ObjectRef};
+use likeness_contract::documents::{ModelManifest, ObjectRef, RoundFigures};
 use likeness_contract::jobs::{CheckpointOutput, TaskOutput, TrainStage, task_ids};
 use likeness_contract::keys;
 use likeness_contract::settings::Keep;
-use likeness_model::Trainer;
 
 use super::figures::{self, FigureRow};
-use super::{ONLY_SLOT, checkpoint, stage, tensorboard};
+use super::{ONLY_SLOT, blocking, checkpoint, rounds, stage, tensorboard, trainer};
 use crate::error::TaskError;
 use crate::runtime::context::TaskContext;
 
@@ -18,11 +17,11 @@ const DISTANCE: &str = "euclidean";
 /// Closes a model: its manifest is created last, when all that it names is there.
 pub async fn run(cx: &TaskContext) -> Result<TaskOutput, TaskError> {
     let stage = stage(cx.spec())?.clone();
-    let Figures { rows, rounds } = all_figures(cx, &stage).await?;
-    let Chosen { round, checkpoint } = choose(cx, &stage, rounds).await?;
+    let Figures { rows, trained, rounds } = all_figures(cx, &stage).await?;
+    let Chosen { round, checkpoint } = choose(cx, &stage, trained).await?;
     let weights = store_weights(cx, &stage, &checkpoint.object).await?;
     let (training, tensorboard) = store_figures(cx, rows).await?;
-    let stopped_early = rounds < stage.rounds();
+    let stopped_early = trained < stage.rounds();
     let manifest = ModelManifest {
         model: cx.job().clone(),
         settings: stage.model,
@@ -39,6 +38,7 @@ pub async fn run(cx: &TaskContext) -> Result<TaskOutput, TaskError> {
         round: Some(round),
         validation_map: checkpoint.validation_map,
         stopped_early,
+        rounds,
     };
     let key = keys::model_manifest(cx.job());
     cx.ensure_leased()?;
@@ -70,35 +70,39 @@ async fn choose(cx: &TaskContext, stage: &TrainStage, rounds: u32) -> Result<Cho
 async fn store_weights(cx: &TaskContext, stage: &TrainStage, object: &ObjectRef) -> Result<ObjectRef, TaskError> {
     let theta = cx.store.read(object).await?;
     let stage = stage.clone();
-    let weights = move |device: &Device| {
-        let (attributes, steps) = (stage.vocabulary.len(), stage.total_steps());
-        let trainer = Trainer::from_checkpoint(&theta, &stage.model, &stage.train, attributes, steps, device)?;
-        Ok(trainer.serving()?.model().weights()?)
-    };
+    let weights = move |device: &Device| Ok(trainer(&stage, &theta, None, device)?.serving()?.model().weights()?);
     let bytes = cx.device.run(weights).await?;
     cx.create_object(|digest| keys::weights(cx.job(), digest), bytes).await
 }
 
 /// The figures of all rounds that trained, in order.
+#[derive(Default)]
 struct Figures {
     rows: Vec<FigureRow>,
-    rounds: u32,
+    /// How many rounds that were.
+    trained: u32,
+    /// Where slots are brought together: how each round went.
+    rounds: Vec<RoundFigures>,
 }
 
 async fn all_figures(cx: &TaskContext, stage: &TrainStage) -> Result<Figures, TaskError> {
-    let mut all = Figures { rows: Vec::new(), rounds: 0 };
+    let together = stage.train.optimizer.rounds().is_some();
+    let mut all = Figures::default();
     for round in 0..stage.rounds() {
-        let slot = task_ids::slot(round, ONLY_SLOT);
-        let record = checkpoint(cx.record(&slot).await?.output)?;
-        if record.stopped {
-            break;
-        }
-        let Some(metrics) = record.metrics else {
-            return Err(TaskError::invalid(format!("the record of `{slot}` names no figures")));
+        let rows = if together {
+            let Some((rows, figures)) = rounds::figures(cx, round).await? else { break };
+            all.rounds.push(figures);
+            rows
+        } else {
+            let slot = task_ids::slot(round, ONLY_SLOT);
+            let record = checkpoint(cx.record(&slot).await?.output)?;
+            if record.stopped {
+                break;
+            }
+            rounds::rows(cx, &slot, &record).await?
         };
-        let bytes = cx.store.read(&metrics).await?;
-        all.rows.extend(blocking(move || figures::decode(bytes)).await?);
-        all.rounds += 1;
+        all.rows.extend(rows);
+        all.trained += 1;
     }
     Ok(all)
 }
@@ -110,11 +114,4 @@ async fn store_figures(cx: &TaskContext, rows: Vec<FigureRow>) -> Result<(Object
     let parquet = cx.create_object(|digest| keys::training_metrics(cx.job(), digest), parquet).await?;
     let events = cx.create_object(|digest| keys::tensorboard_events(cx.job(), digest), events).await?;
     Ok((parquet, events))
-}
-
-/// Runs away from tokio's own threads.
-async fn blocking<T: Send + 'static>(
-    f: impl FnOnce() -> Result<T, TaskError> + Send + 'static,
-) -> Result<T, TaskError> {
-    tokio::task::spawn_blocking(f).await.map_err(TaskError::transient)?
 }

@@ -31,7 +31,7 @@ pub async fn run(cx: &TaskContext) -> Result<TaskOutput, TaskError> {
             Some((bytes, parts)) => Trainer::started(model, train, attributes, steps, (bytes, *parts), device)?,
             None => Trainer::fresh(model, train, attributes, steps, device)?,
         };
-        Ok(trainer.checkpoint()?)
+        Ok(if train.optimizer.rounds().is_some() { trainer.theta()? } else { trainer.checkpoint()? })
     };
     let bytes = cx.device.run(draw).await?;
     let object = cx.create_object(|digest| keys::checkpoint(cx.job(), 0, digest), bytes).await?;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use candle_core::Device;
+use likeness_contract::ids::Digest;
 use likeness_contract::jobs::{CheckpointOutput, TaskOutput, TrainStage, task_ids};
 use likeness_contract::keys;
 use likeness_contract::settings::Loss;
@@ -14,9 +15,9 @@ use likeness_model::{StepFigures, Trainer};
 
 use super::batch::Batch;
 use super::figures::{self, FigureRow, Phase};
-use super::training_set::{self, Rows, TrainingSet};
+use super::training_set::{self, TrainingSet};
 use super::validation::{self, Validation};
-use super::{advice, checkpoint, stage};
+use super::{Before, advice, handed_on, stage, trainer};
 use crate::error::TaskError;
 use crate::runtime::context::TaskContext;
 
@@ -25,8 +26,8 @@ const PREFETCHED: usize = 2;
 /// Share of all steps that counts as early: advice is given then.
 const EARLY: f64 = 0.2;
 
-/// Trains `steps` steps from `first_step` on, measures where the settings say so, and stores θ′ and the figures. Once
-/// the training has stopped it hands the checkpoint on.
+/// Trains `steps` steps from `first_step` on and stores θ′ and the figures. The only slot of a round also measures where the
+/// settings say so; of several, each stores what its optimizer remembers apart. Once the training has stopped it hands the checkpoint on.
 pub async fn run(
     cx: &TaskContext,
     round: u32,
@@ -35,40 +36,51 @@ pub async fn run(
     steps: u32,
 ) -> Result<TaskOutput, TaskError> {
     let stage = stage(cx.spec())?.clone();
-    let before = checkpoint_before(cx, round).await?;
-    if before.stopped {
-        let handed_on = CheckpointOutput { metrics: None, images_per_second: None, wait_share: None, ..before };
-        return Ok(TaskOutput::Checkpoint(handed_on));
+    let before = Before::of(cx, round).await?;
+    if before.checkpoint.stopped {
+        return Ok(handed_on(before.checkpoint));
     }
-    let CheckpointOutput { step, object, .. } = before;
+    let step = before.checkpoint.step;
     if step != first_step {
         return Err(TaskError::invalid(format!("round {round} starts at step {first_step}, its checkpoint at {step}")));
     }
-    let theta = cx.store.read(&object).await?;
+    let theta = cx.store.read(&before.checkpoint.object).await?;
+    let state = match before.state(slot) {
+        Some(state) => Some(cx.store.read(state).await?),
+        None => None,
+    };
     let set = training_set::load(cx, &stage).await?;
-    let inner = Round { cx: cx.clone(), stage, set, round, first_step, steps: u64::from(steps), theta };
-    let Trained { checkpoint, figures, loss, validation, images_per_second, wait_share } =
-        cx.device.run(move |device| inner.train(device)).await?;
-    let object = cx.create_object(|digest| keys::checkpoint(cx.job(), round + 1, digest), checkpoint).await?;
+    let inner = Round { cx: cx.clone(), stage, set, round, slot, first_step, steps: u64::from(steps), theta, state };
+    let trained = cx.device.run(move |device| inner.train(device)).await?;
+    store(cx, round, slot, first_step + u64::from(steps), trained).await
+}
+
+async fn store(cx: &TaskContext, round: u32, slot: u32, step: u64, trained: Trained) -> Result<TaskOutput, TaskError> {
+    let Trained { theta, state, figures, loss, validation, images_per_second, wait_share } = trained;
+    let of_slot = |what: &'static str| move |digest: &Digest| keys::slot(cx.job(), round + 1, slot, what, digest);
+    let object = match state {
+        None => cx.create_object(|digest| keys::checkpoint(cx.job(), round + 1, digest), theta).await?,
+        Some(_) => cx.create_object(of_slot("weights"), theta).await?,
+    };
+    let state = match state {
+        Some(state) => Some(cx.create_object(of_slot("optimizer"), state).await?),
+        None => None,
+    };
     let what = format!("figures-{}", task_ids::slot(round, slot));
     let metrics = cx.create_object(|digest| keys::job_data(cx.job(), &what, digest, "parquet"), figures).await?;
-    Ok(TaskOutput::Checkpoint(CheckpointOutput {
+    let checkpoint = CheckpointOutput {
         metrics: Some(metrics),
         loss: Some(loss),
         validation_loss: validation.as_ref().map(|validation| validation.figures.loss),
         validation_map: validation.and_then(|validation| validation.map),
         images_per_second: Some(images_per_second),
         wait_share: Some(wait_share),
-        ..CheckpointOutput::of(first_step + u64::from(steps), object)
-    }))
-}
-
-async fn checkpoint_before(cx: &TaskContext, round: u32) -> Result<CheckpointOutput, TaskError> {
-    let before = match round.checked_sub(1) {
-        Some(last) => task_ids::outer(last),
-        None => task_ids::train_init(),
+        ..CheckpointOutput::of(step, object)
     };
-    checkpoint(cx.record(&before).await?.output)
+    Ok(match state {
+        None => TaskOutput::Checkpoint(checkpoint),
+        Some(state) => TaskOutput::Slot { checkpoint, state },
+    })
 }
 
 /// One slot's work; all of it runs on the device thread.
@@ -77,14 +89,20 @@ struct Round {
     stage: TrainStage,
     set: Arc<TrainingSet>,
     round: u32,
+    slot: u32,
     first_step: u64,
     steps: u64,
     theta: Bytes,
+    /// What its optimizer remembers, of one of several slots that was taken before.
+    state: Option<Bytes>,
 }
 
 /// What it leaves. All but the last two are a function of spec, round and slot.
 struct Trained {
-    checkpoint: Vec<u8>,
+    /// θ′; of the only slot of a round with what the optimizer remembers.
+    theta: Vec<u8>,
+    /// What it remembers, of one of several slots.
+    state: Option<Vec<u8>>,
     figures: Vec<u8>,
     loss: f64,
     validation: Option<Validation>,
@@ -94,11 +112,9 @@ struct Trained {
 
 impl Round {
     fn train(&self, device: &Device) -> Result<Trained, TaskError> {
-        let TrainStage { vocabulary, model, train, .. } = &self.stage;
-        let total = self.stage.total_steps();
-        let trainer = Trainer::from_checkpoint(&self.theta, model, train, vocabulary.len(), total, device)?;
+        let trainer = trainer(&self.stage, &self.theta, self.state.as_ref(), device)?;
         let mut trainer = trainer.with_compute(self.cx.device.compute());
-        let sampler = self.sampler(&self.set.train)?;
+        let sampler = validation::sampler(&self.stage, &self.set.train)?;
 
         let started = Instant::now();
         let (steps, waited) = std::thread::scope(|scope| {
@@ -109,12 +125,18 @@ impl Round {
         let elapsed = started.elapsed().as_secs_f64().max(1e-9);
         self.advise(&steps);
 
-        let checkpoint = trainer.checkpoint()?;
-        let validation = self.validate(&trainer.serving()?, device)?;
+        let alone = self.stage.train.optimizer.rounds().is_none();
+        let (theta, state) = match alone {
+            true => (trainer.checkpoint()?, None),
+            false => (trainer.theta()?, Some(trainer.optimizer_state()?)),
+        };
+        // Of several slots what they learned together is measured.
+        let validation = if alone { self.validate(&trainer.serving()?, device)? } else { None };
         let rows = figure_rows(self.first_step, &steps, validation.as_ref().map(|validation| &validation.figures));
         let mean = StepFigures::mean_of(&steps).ok_or_else(|| TaskError::invalid("a round without steps"))?;
         Ok(Trained {
-            checkpoint,
+            theta,
+            state,
             figures: figures::encode(&rows)?,
             loss: mean.loss,
             validation,
@@ -123,15 +145,10 @@ impl Round {
         })
     }
 
-    fn sampler(&self, rows: &Rows) -> Result<TripletSampler, TaskError> {
-        let TrainStage { vocabulary, model, train, .. } = &self.stage;
-        Ok(TripletSampler::new(train, model.encoding, rows.labels.clone(), vocabulary.len())?)
-    }
-
     /// Makes batches while the device computes; ends when nobody takes them any more.
     fn prefetch(&self, sampler: &TripletSampler, batches: SyncSender<Result<Batch, TaskError>>) {
         for step in self.first_step..self.first_step + self.steps {
-            let batch = Batch::new(&self.stage, &self.set.train, sampler.batch(step));
+            let batch = Batch::new(&self.stage, &self.set.train, sampler.batch(self.stage.batch_of(step, self.slot)));
             if batches.send(batch).is_err() {
                 return;
             }
@@ -186,18 +203,10 @@ impl Round {
         }
     }
 
-    /// Over the whole validation split, after the rounds that the settings name and after the last.
     fn validate(&self, trainer: &Trainer, device: &Device) -> Result<Option<Validation>, TaskError> {
-        let ended = self.round + 1;
-        let due = ended.is_multiple_of(self.stage.train.validate_every.max(1)) || ended == self.stage.rounds();
-        let rows = &self.set.validation;
-        if !due || rows.images.is_empty() {
-            return Ok(None);
-        }
-        let sampler = self.sampler(rows)?;
-        let validation = validation::validate(trainer, &self.stage, rows, &sampler, device, || self.go_on())?;
-        if let Some(Validation { figures, map: Some(map) }) = &validation {
-            let note = format!("validation: loss {:.4}, mAP {map:.4}", figures.loss);
+        let validation =
+            validation::after(self.round, trainer, &self.stage, &self.set.validation, device, || self.go_on())?;
+        if let Some(note) = validation.as_ref().and_then(Validation::in_words) {
             self.cx.progress(self.steps, self.steps, note);
         }
         Ok(validation)

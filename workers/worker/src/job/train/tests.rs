@@ -1,6 +1,6 @@
 //! A whole training over a store in memory, and what must be the same when it is done again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,16 +9,16 @@ use candle_core::Device;
 use likeness_contract::documents::{DatasetManifest, ModelManifest, ObjectRef, PartEntry};
 use likeness_contract::ids::{Digest, JobId, Name, RunNumber, TaskId, WorkerId};
 use likeness_contract::jobs::{
-    CheckpointOutput, DatasetRef, DeviceClass, JobOptions, JobSpec, JobWork, Priority, TaskMessage, TaskOutput,
-    TaskRecord, TaskWork, TrainStage, task_ids,
+    CheckpointOutput, DatasetRef, DeviceClass, JobOptions, JobSpec, JobWork, Priority, SlotState, TaskMessage,
+    TaskOutput, TaskRecord, TaskWork, TrainStage, task_ids,
 };
 use likeness_contract::keys;
 use likeness_contract::settings::{
     Architecture, ColourJitter, InitWeights, Keep, Loss, ModelSettings, Optimizer, Preprocessing, QueryEncoding,
-    ResizedCrop, SgdSettings, TrainSettings, Vocabulary, log_probability_dim,
+    ResizedCrop, RoundSettings, SgdSettings, TrainSettings, Vocabulary, log_probability_dim,
 };
 use likeness_contract::weights::Header;
-use likeness_data::{PartRow, encode_part};
+use likeness_data::{PartRow, TripletSampler, encode_part};
 use likeness_link::store::Store;
 use likeness_model::Model;
 use tokio::sync::watch;
@@ -138,6 +138,11 @@ impl World {
     /// Does a task and makes its record.
     async fn done(&self, task: TaskId, work: TaskWork) -> TaskOutput {
         let output = self.attempt(task.clone(), work, lease()).await.unwrap();
+        self.put_record(&task, output.clone()).await;
+        output
+    }
+
+    async fn put_record(&self, task: &TaskId, output: TaskOutput) {
         let record = TaskRecord {
             job: job(),
             run: RunNumber(1),
@@ -147,10 +152,14 @@ impl World {
             started_ms: 0,
             finished_ms: 0,
             device_ms: 0,
-            output: output.clone(),
+            output,
         };
-        self.shared.store.create_document(&keys::task_record(&job(), &task), &record).await.unwrap();
-        output
+        self.shared.store.create_document(&keys::task_record(&job(), task), &record).await.unwrap();
+    }
+
+    async fn record(&self, task: &TaskId) -> TaskOutput {
+        let record: TaskRecord = self.shared.store.require(&keys::task_record(&job(), task)).await.unwrap();
+        record.output
     }
 
     async fn slot(&self, round: u32) -> TaskOutput {
@@ -158,9 +167,22 @@ impl World {
         self.done(task, work).await
     }
 
-    async fn round(&self, round: u32) -> TaskOutput {
-        self.slot(round).await;
+    async fn outer(&self, round: u32) -> TaskOutput {
         self.done(task_ids::outer(round), TaskWork::TrainOuter { round }).await
+    }
+
+    /// Some slots of a round, and its outer step.
+    async fn round_of(&self, round: u32, slots: &[u32]) -> TaskOutput {
+        for slot in slots {
+            let (task, work) = self.task_of(round, *slot);
+            self.done(task, work).await;
+        }
+        self.outer(round).await
+    }
+
+    async fn round(&self, round: u32) -> TaskOutput {
+        let slots: Vec<u32> = (0..self.stage.train.optimizer.slots()).collect();
+        self.round_of(round, &slots).await
     }
 
     /// The whole training.
@@ -174,10 +196,14 @@ impl World {
     }
 
     fn slot_task(&self, round: u32) -> (TaskId, TaskWork) {
+        self.task_of(round, 0)
+    }
+
+    fn task_of(&self, round: u32, slot: u32) -> (TaskId, TaskWork) {
         let inner_steps = u64::from(self.stage.train.inner_steps);
         let first_step = u64::from(round) * inner_steps;
         let steps = inner_steps.min(self.stage.total_steps() - first_step) as u32;
-        (task_ids::slot(round, 0), TaskWork::TrainSlot { round, slot: 0, first_step, steps })
+        (task_ids::slot(round, slot), TaskWork::TrainSlot { round, slot, first_step, steps })
     }
 
     async fn manifest(&self) -> ModelManifest {
@@ -405,4 +431,161 @@ async fn a_model_of_log_probabilities_is_trained_and_its_head_is_taken_by_one_th
         assert!(names.iter().any(|name| name == "image.conv1.weight"), "{names:?}");
         assert_eq!(names.iter().any(|name| name.contains(".fc.")), head, "{names:?}");
     }
+}
+
+/// 6 batches an epoch, two epochs, shared by so many slots.
+fn shared_stage(slots: u32, change: impl FnOnce(&mut RoundSettings)) -> TrainStage {
+    let mut rounds = RoundSettings::averaging(slots, stage().train.optimizer.inner());
+    change(&mut rounds);
+    let optimizer = Optimizer::Rounds(rounds);
+    TrainStage { train: TrainSettings { batch_size: 4, inner_steps: 2, optimizer, ..stage().train }, ..stage() }
+}
+
+fn states(output: TaskOutput) -> (CheckpointOutput, Vec<SlotState>) {
+    let TaskOutput::Round { checkpoint, slots, .. } = output else { panic!("no round of several slots: {output:?}") };
+    (checkpoint, slots)
+}
+
+#[tokio::test]
+async fn rounds_of_one_slot_are_plain_training_bit_for_bit() {
+    let mut weights = BTreeSet::new();
+    for inner_steps in [1, 4, 100] {
+        let train = TrainSettings { inner_steps, ..stage().train };
+        weights.insert(World::of("w", TrainStage { train, ..stage() }).await.train().await.weights.digest.to_string());
+    }
+    assert_eq!(weights.len(), 1);
+}
+
+#[test]
+fn no_row_is_seen_twice_in_an_epoch_over_all_slots() {
+    let labels: Vec<i8> = (0..TRAIN_ROWS).flat_map(|row| part_row(row).attributes).collect();
+    for slots in [1, 2, 3, 5] {
+        let stage = shared_stage(slots, |_| ());
+        let sampler = TripletSampler::new(&stage.train, stage.model.encoding, labels.clone(), ATTRIBUTES).unwrap();
+        let steps = stage.total_steps();
+        let of_step = |step| (0..slots).map(move |slot| (step, slot));
+        let batches: Vec<u64> = (0..steps).flat_map(of_step).map(|(step, slot)| stage.batch_of(step, slot)).collect();
+        assert!(batches.iter().copied().eq(0..steps * u64::from(slots)), "every batch once: {batches:?}");
+        assert_eq!(steps, 12 / u64::from(slots));
+        for epoch in 0..2 {
+            let rows = |batch: &u64| sampler.batch(*batch).rows;
+            let seen: Vec<u32> = batches.iter().filter(|batch| **batch / 6 == epoch).flat_map(rows).collect();
+            assert_eq!(seen.iter().collect::<BTreeSet<_>>().len(), seen.len(), "{slots} slots, epoch {epoch}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn slots_that_are_brought_together_leave_a_model_and_how_their_rounds_went() {
+    let world = World::of("w", shared_stage(3, |rounds| (rounds.outer_lr, rounds.outer_momentum) = (0.7, 0.5))).await;
+    assert_eq!((world.stage.total_steps(), world.stage.rounds()), (4, 2));
+    let manifest = world.train().await;
+    assert_eq!((manifest.steps, manifest.round), (4, Some(1)));
+    let weights = world.shared.store.read(&manifest.weights).await.unwrap();
+    Model::load(&manifest.settings, ATTRIBUTES, &weights, &Device::Cpu).unwrap();
+    let [first, second] = &manifest.rounds[..] else { panic!("{:?}", manifest.rounds) };
+    assert_eq!(((first.round, first.step), (second.round, second.step)), ((0, 2), (1, 4)));
+    assert!(first.late.is_empty() && first.loss.is_finite());
+    // Weights go to three slots and come back from them; later each slot also reads what its optimizer remembers.
+    assert!(second.bytes > first.bytes && first.bytes > 9 * manifest.checkpoint.bytes, "{:?}", manifest.rounds);
+
+    let rows = figures::decode(world.shared.store.read(&manifest.training).await.unwrap()).unwrap();
+    let of = |phase| {
+        rows.iter().filter(|row| row.phase == phase).map(|row| (row.step, row.figures.rows)).collect::<Vec<_>>()
+    };
+    assert_eq!(of(Phase::Train), [0, 1, 2, 3].map(|step| (step, 12)));
+    assert_eq!(of(Phase::Validation), [2, 4].map(|step| (step, VALIDATION_ROWS as u64)));
+}
+
+#[tokio::test]
+async fn slots_and_outer_steps_done_again_by_a_worker_that_starts_anew_leave_the_same_objects() {
+    let world = World::of("w", shared_stage(2, |rounds| rounds.outer_momentum = 0.5)).await;
+    world.done(task_ids::train_init(), TaskWork::TrainInit).await;
+    world.round(0).await;
+    let outer = world.round(1).await;
+    world.shared.cache.training_set.clear();
+    let (task, work) = world.task_of(1, 1);
+    let record = world.record(&task).await;
+    let again = world.attempt(task, work, lease()).await.unwrap();
+    let objects = |output: TaskOutput| match output {
+        TaskOutput::Slot { checkpoint, state } => (checkpoint.object, checkpoint.metrics, Some(state)),
+        TaskOutput::Round { checkpoint, momentum, .. } => (checkpoint.object, checkpoint.metrics, momentum),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(objects(again), objects(record));
+    let again = world.attempt(task_ids::outer(1), TaskWork::TrainOuter { round: 1 }, lease()).await.unwrap();
+    assert_eq!(objects(again), objects(outer));
+}
+
+#[tokio::test]
+async fn a_late_slot_is_left_out_and_goes_on_from_what_it_remembers() {
+    let mut stage = shared_stage(3, |rounds| rounds.quorum = 2);
+    stage.train.epochs = 4;
+    let world = World::of("w", stage).await;
+    world.done(task_ids::train_init(), TaskWork::TrainInit).await;
+    let (task, work) = world.task_of(0, 0);
+    world.done(task, work).await;
+    let early = world.attempt(task_ids::outer(0), TaskWork::TrainOuter { round: 0 }, lease()).await.unwrap_err();
+    assert_eq!(early.kind, TaskErrorKind::Transient);
+    assert!(early.to_string().contains("records of 1 slots, of 2 at least"), "{early}");
+
+    let (_, first) = states(world.round_of(0, &[2]).await);
+    assert_eq!((first[0].taken, first[1].taken, first[2].taken), (true, false, true));
+    assert_eq!(first[1].state, None, "it has done nothing yet");
+    // It comes after its round all the same, and nobody takes it any more.
+    let (task, work) = world.task_of(0, 1);
+    world.done(task, work).await;
+    let (_, second) = states(world.round_of(1, &[0, 1, 2]).await);
+    assert!(second.iter().all(|slot| slot.taken && slot.state.is_some()));
+    let (_, third) = states(world.round_of(2, &[0, 1]).await);
+    assert_eq!(third[2], SlotState { taken: false, state: second[2].state.clone() });
+    world.round_of(3, &[1, 2]).await;
+    world.done(task_ids::train_finish(), TaskWork::TrainFinish).await;
+    let late: Vec<_> = world.manifest().await.rounds.into_iter().map(|round| round.late).collect();
+    assert_eq!(late, [vec![1], vec![], vec![2], vec![0]]);
+}
+
+#[tokio::test]
+async fn a_slot_that_is_not_finite_stores_nothing() {
+    let diverging = Optimizer::Sgd(SgdSettings { lr: 1e30, ..SgdSettings::default() }).inner();
+    let world = World::of("w", shared_stage(2, |rounds| rounds.inner = diverging)).await;
+    world.done(task_ids::train_init(), TaskWork::TrainInit).await;
+    let before = world.shared.store.list("").await.unwrap();
+    let (task, work) = world.task_of(0, 1);
+    let error = world.attempt(task, work, lease()).await.unwrap_err();
+    assert!(error.to_string().contains("diverged at step"), "{error}");
+    assert_eq!(world.shared.store.list("").await.unwrap(), before);
+}
+
+#[tokio::test]
+async fn a_slots_object_whose_digest_is_wrong_is_refused_by_the_outer_step_by_name() {
+    let world = World::of("w", shared_stage(2, |_| ())).await;
+    world.done(task_ids::train_init(), TaskWork::TrainInit).await;
+    let (task, work) = world.task_of(0, 0);
+    world.done(task, work).await;
+    let (task, work) = world.task_of(0, 1);
+    let TaskOutput::Slot { mut checkpoint, state } = world.attempt(task.clone(), work, lease()).await.unwrap() else {
+        panic!("no slot of several")
+    };
+    checkpoint.object.digest = Digest::of(b"what it said it wrote");
+    let name = checkpoint.object.key.clone();
+    world.put_record(&task, TaskOutput::Slot { checkpoint, state }).await;
+    let before = world.shared.store.list("").await.unwrap();
+    let refused = world.attempt(task_ids::outer(0), TaskWork::TrainOuter { round: 0 }, lease()).await.unwrap_err();
+    assert_eq!(refused.kind, TaskErrorKind::Invalid, "{refused}");
+    assert!(refused.chain().contains(&name), "{}", refused.chain());
+    assert_eq!(world.shared.store.list("").await.unwrap(), before);
+}
+
+#[tokio::test]
+async fn rounds_of_several_slots_end_when_the_map_no_longer_rises() {
+    let mut stage = shared_stage(2, |rounds| {
+        rounds.inner = Optimizer::Sgd(SgdSettings { lr: 1.0, ..SgdSettings::default() }).inner();
+    });
+    (stage.train.epochs, stage.train.inner_steps) = (8, 1);
+    (stage.train.keep, stage.train.patience) = (Keep::Best, 1);
+    let world = World::of("w", stage).await;
+    let manifest = world.train().await;
+    assert!(manifest.stopped_early && manifest.rounds.len() < world.stage.rounds() as usize);
+    assert_eq!(manifest.round, Some(manifest.rounds.len() as u32 - 2), "the round before the last is the best");
 }

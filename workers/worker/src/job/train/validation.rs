@@ -31,15 +31,33 @@ pub(super) struct Validation {
     pub map: Option<f64>,
 }
 
-/// Measures the weights as they are. `go_on` fails when the attempt was told to stop; no rows, no validation.
-pub(super) fn validate(
+impl Validation {
+    /// For people, where there is an mAP.
+    pub fn in_words(&self) -> Option<String> {
+        self.map.map(|map| format!("validation: loss {:.4}, mAP {map:.4}", self.figures.loss))
+    }
+}
+
+/// What draws from the rows of a split.
+pub(super) fn sampler(stage: &TrainStage, rows: &Rows) -> Result<TripletSampler, TaskError> {
+    let TrainStage { vocabulary, model, train, .. } = stage;
+    Ok(TripletSampler::new(train, model.encoding, rows.labels.clone(), vocabulary.len())?)
+}
+
+/// Measures the weights as they are over the whole validation split, after the rounds that the settings name and after the last.
+/// `go_on` fails when the attempt was told to stop; no rows, no validation.
+pub(super) fn after(
+    round: u32,
     trainer: &Trainer,
     stage: &TrainStage,
     rows: &Rows,
-    sampler: &TripletSampler,
     device: &Device,
     go_on: impl Fn() -> Result<(), TaskError>,
 ) -> Result<Option<Validation>, TaskError> {
+    if !is_due(stage, round) || rows.images.is_empty() {
+        return Ok(None);
+    }
+    let sampler = sampler(stage, rows)?;
     let attributes = stage.vocabulary.len();
     let (mut batches, mut embeddings, mut labels) = (Vec::new(), Vec::new(), Vec::new());
     for triplets in sampler.validation() {
@@ -55,6 +73,12 @@ pub(super) fn validate(
     let Some(figures) = StepFigures::mean_of(&batches) else { return Ok(None) };
     let map = map_of_singles(trainer.model(), stage, embeddings, labels, device)?;
     Ok(Some(Validation { figures, map }))
+}
+
+/// Whether there is a validation after a round.
+pub(super) fn is_due(stage: &TrainStage, round: u32) -> bool {
+    let ended = round + 1;
+    ended.is_multiple_of(stage.train.validate_every.max(1)) || ended == stage.rounds()
 }
 
 /// mAP over the singles among N images: embeddings N × D, labels N × A.
