@@ -80,10 +80,9 @@ impl From<likeness_link::error::Error> for TaskError {
     fn from(error: likeness_link::error::Error) -> Self {
         match error.kind {
             LinkErrorKind::NotFound | LinkErrorKind::Corrupt | LinkErrorKind::Invalid => Self::invalid(error),
-            LinkErrorKind::Unreachable
-            | LinkErrorKind::Transient
-            | LinkErrorKind::Refused
-            | LinkErrorKind::Full => Self::transient(error),
+            LinkErrorKind::Unreachable | LinkErrorKind::Transient | LinkErrorKind::Refused | LinkErrorKind::Full => {
+                Self::transient(error)
+            }
             LinkErrorKind::Newer => Self { kind: TaskErrorKind::Newer, source: error.into() },
         }
     }

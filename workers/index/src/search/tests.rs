@@ -117,6 +117,15 @@ fn near(noise: &mut Noise, centre: &[f32], distance: f32) -> Vec<f32> {
     unit(centre.iter().map(|v| v + scale * noise.value() + f32::MIN_POSITIVE).collect())
 }
 
+/// A row in any direction at just so far from a unit vector.
+fn at_distance(noise: &mut Noise, centre: &[f32], distance: f32) -> Vec<f32> {
+    let aside = noise.vector(centre.len());
+    let along: f32 = aside.iter().zip(centre).map(|(a, c)| a * c).sum();
+    let aside = unit(aside.iter().zip(centre).map(|(a, c)| a - along * c).collect());
+    let angle = 2.0 * (distance / 2.0).asin();
+    unit(aside.iter().zip(centre).map(|(a, c)| c * angle.cos() + a * angle.sin()).collect())
+}
+
 fn rows(kind: Data, n: usize, dim: usize, noise: &mut Noise) -> Vec<Row> {
     let base = noise.vector(dim);
     let few: Vec<Vec<f32>> = (0..5).map(|_| noise.vector(dim)).collect();
@@ -326,7 +335,9 @@ fn few_rows_pass_the_levels() {
 }
 
 /// Shards so large that a sample of the rows says what the sweep notes: rows in no order, where the guess is good; rows sorted by
-/// distance, near rows that only the sample has, and near rows that it has none of, where it is not; and all rows alike.
+/// distance, near rows that only the sample has, and near rows that it has none of, where it is not; a few in the sample so near that
+/// the guess is far too low, while many rows are about as far as their codes can tell, some of which are noted although they
+/// are further than others; and all rows alike.
 #[test]
 fn whatever_a_sample_says_answers_are_exact() {
     let (dim, n) = (6, 70_000);
@@ -342,10 +353,24 @@ fn whatever_a_sample_says_answers_are_exact() {
     };
     let near_in_sample = with_near(&|at| sampled(at) && at.is_multiple_of(97));
     let near_elsewhere = with_near(&|at| !sampled(at) && at.is_multiple_of(97));
+    let mut too_low = |distance: f32| -> Vec<Vec<f32>> {
+        let mut row = |(at, row): (usize, &Vec<f32>)| match (at.is_multiple_of(47), sampled(at)) {
+            (true, true) if at < 200 => self::near(&mut noise, &query, 1e-4),
+            (true, false) => {
+                let further = distance * (1.0 + 0.02 * noise.value());
+                at_distance(&mut noise, &query, further)
+            }
+            // On the other side of the sphere.
+            _ if canonical_d2(&query, row) < 2.0 => row.iter().map(|value| -value).collect(),
+            _ => row.clone(),
+        };
+        far.iter().enumerate().map(&mut row).collect()
+    };
+    let [low_0, low_1, low_2, low_3] = [0.1, 0.15, 0.2, 0.3].map(&mut too_low);
     let alike = vec![far[0].clone(); n];
     let queries = [query.clone(), far[9].clone(), far[0].clone(), query.iter().map(|v| -v).collect()];
     let mut ways = [0; 2];
-    for rows in [&far, &sorted_rows, &near_in_sample, &near_elsewhere, &alike] {
+    for rows in [&far, &sorted_rows, &near_in_sample, &near_elsewhere, &low_0, &low_1, &low_2, &low_3, &alike] {
         let rows: Vec<Row> =
             rows.iter().enumerate().map(|(i, row)| (format!("{:05}", (i * 11) % n), row.clone())).collect();
         let expected: Vec<_> = queries.iter().map(|query| sorted(&rows, query, 100)).collect();
