@@ -330,7 +330,7 @@ options! {
         /// Queries of everything known of one image [default: 300].
         #[arg(long, value_name = "N", help_heading = "Evaluation")]
         full: u32,
-        /// Queries of an image with one attribute changed [default: 300].
+        /// Queries of an image with one attribute changed; where embeddings were imported, of an image as it is [default: 300].
         #[arg(long, value_name = "N", help_heading = "Evaluation")]
         images: u32,
         /// `held-out`: such an image leaves the gallery and gets an attribute that it has not, or loses one; `author`: it stays, and may be asked for what it has [default: held-out].

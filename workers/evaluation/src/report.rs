@@ -29,7 +29,7 @@ pub use html::{Sheet, Thumbnail, report_html};
 const EXTREMES: usize = 12;
 /// Name and version of the layout.
 pub const FORMAT: &str = "likeness-report-1";
-/// The same of embeddings that were made elsewhere: [`Subject::embedder`] is not told.
+/// The same of embeddings that were made elsewhere: there is no [`Subject::embedder`].
 pub const FORMAT_2: &str = "likeness-report-2";
 
 /// What was evaluated.
@@ -82,9 +82,9 @@ pub struct Report {
     pub pooled: PooledFigures,
     /// Per attribute, in the order of the vocabulary.
     pub attributes: Vec<AttributeFigures>,
-    /// Numbers of the pooled queries furthest above chance, best first.
+    /// Numbers of the pooled queries (of all, where none is pooled) furthest above chance, best first.
     pub best: Vec<u32>,
-    /// Numbers of the pooled queries least above chance, worst first.
+    /// Numbers of the same queries least above chance, worst first.
     pub worst: Vec<u32>,
     /// Why some of the user's own queries were not asked, by line; the first of them.
     #[serde(default)]
